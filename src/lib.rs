@@ -1,1 +1,6 @@
-//! Pocketenv.
+//! Pocketenv makes sandboxes declarative: `pocketenv.yaml` says what should exist, a reconcile loop makes it so.
+//!
+//! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
+
+pub mod model;
+pub mod provider;

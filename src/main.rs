@@ -1,1 +1,3 @@
-fn main(){}
+//! The `pocketenv` program.
+
+fn main() {}

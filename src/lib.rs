@@ -3,4 +3,5 @@
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
 pub mod model;
+pub mod plan;
 pub mod provider;

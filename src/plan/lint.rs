@@ -66,7 +66,7 @@ fn structure(plan: &Plan) -> Vec<Finding> {
             let message = format!("acts on `{}`, which does not change", step.address);
             findings.push(Finding { step: Some(id), message });
         }
-        let loses_data = matches!(step.action, Action::Delete | Action::DeleteVolume { .. });
+        let loses_data = matches!(step.action, Action::Delete { .. } | Action::DeleteVolume { .. });
         if loses_data && changes.get(&step.address).is_none_or(|c| c.data_at_risk.is_empty()) {
             let message = format!("deletes `{}` and no data is said to be at risk", step.address);
             findings.push(Finding { step: Some(id), message });
@@ -103,7 +103,7 @@ fn check_ownership(step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(Strin
 /// What is protected is neither deleted nor stopped for good.
 fn check_protection(plan: &Plan, step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
     match &step.action {
-        Action::Delete => {
+        Action::Delete { .. } => {
             let name = step.address.sandbox().unwrap_or_default();
             let desired = input.desired.sandboxes.get(name);
             if desired.is_some_and(|d| d.protect) {
@@ -178,7 +178,7 @@ fn deletes_before_creates(plan: &Plan) -> Vec<Finding> {
                     findings.push(Finding { step: Some(id), message });
                 }
             }
-            Action::Delete if creates.contains_key(&step.address) => {
+            Action::Delete { .. } if creates.contains_key(&step.address) => {
                 let message = format!("deletes `{}` after creating it", step.address);
                 findings.push(Finding { step: Some(id), message });
             }
@@ -197,7 +197,7 @@ fn volumes(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
             let mounts = recorded.spec.mounts.iter().any(|mount| mount.volume == *name);
             let lets_go = step.after.iter().filter(|a| **a < id).any(|a| {
                 plan.steps[*a].address.sandbox() == Some(sandbox)
-                    && matches!(plan.steps[*a].action, Action::Delete | Action::Update { .. })
+                    && matches!(plan.steps[*a].action, Action::Delete { .. } | Action::Update { .. })
             });
             let exists = input
                 .observed

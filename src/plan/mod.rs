@@ -295,7 +295,10 @@ pub enum Action {
     /// Stop a running sandbox.
     Stop,
     /// Delete a sandbox.
-    Delete,
+    Delete {
+        /// Nothing about it is kept; `false` if it is made again.
+        forget: bool,
+    },
     /// Take a sandbox out of the record.
     Forget,
     /// Close an interrupted intent that left nothing to do.
@@ -364,7 +367,7 @@ impl Action {
     pub fn verb(&self) -> &'static str {
         match self {
             Self::CreateVolume { .. } | Self::Create { .. } => "create",
-            Self::DeleteVolume { .. } | Self::Delete => "delete",
+            Self::DeleteVolume { .. } | Self::Delete { .. } => "delete",
             Self::ForgetVolume { .. } | Self::Forget => "forget",
             Self::AdoptVolume { .. } | Self::Adopt { .. } => "adopt",
             Self::Update { .. } => "update",

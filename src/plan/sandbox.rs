@@ -143,7 +143,10 @@ impl<'a> One<'a, '_> {
             b.wait(self.address.clone(), WaitingOn::Protected);
             return None;
         }
-        let step = Step { provider: old.provider.clone(), ..self.step(Some(&old.id), Action::Delete, []) };
+        let step = Step {
+            provider: old.provider.clone(),
+            ..self.step(Some(&old.id), Action::Delete { forget: false }, [])
+        };
         let id = b.step(step);
         let reason = Reason::Moved { from: old.provider.clone(), to: self.sandbox.provider.clone() };
         b.change(self.address.clone(), Verdict::Recreate, vec![reason])
@@ -400,7 +403,7 @@ impl<'a> One<'a, '_> {
             b.wait(self.address.clone(), WaitingOn::Protected);
             return Gate::Closed;
         }
-        let deleted = b.step(self.step(Some(&existing.id), Action::Delete, []));
+        let deleted = b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, []));
         b.change(self.address.clone(), Verdict::Recreate, reasons).data_at_risk.push(disk_at_risk(self.name));
         self.create(b, gates, generation + 1, None, BTreeSet::from([deleted]))
     }
@@ -541,7 +544,7 @@ fn plan_one_removed(
         after: after.clone(),
     };
     for (provider, sandbox) in &existing {
-        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete)));
+        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true })));
     }
     if !existing.is_empty() {
         let reason = Reason::Removed { at: absent.and_then(|_| b.origin(&address, "state")) };

@@ -55,7 +55,7 @@ pub(super) fn plan_removed_volumes(b: &mut Builder<'_>) {
         .steps
         .iter()
         .enumerate()
-        .filter(|(_, s)| matches!(s.action, Action::Delete | Action::Stop | Action::Update { .. }))
+        .filter(|(_, s)| matches!(s.action, Action::Delete { .. } | Action::Stop | Action::Update { .. }))
         .map(|(id, _)| id)
         .collect();
     for (name, provider) in seen {

@@ -4,6 +4,8 @@
 //! It is the same loop for `apply`, `destroy`, `watch` and the controller.
 
 mod event;
+pub mod execute;
+mod inside;
 pub mod observe;
 mod retry;
 pub mod status;

@@ -1,0 +1,103 @@
+//! Carries out the steps that act inside a running sandbox: each is one call of the guest room.
+
+use std::collections::BTreeMap;
+
+use super::execute::StepError;
+use crate::guest;
+use crate::model::{FileContent, GuestSpec, SecretUse, ServiceSpec};
+use crate::plan::{Action, Setup, SetupContent};
+use crate::provider::Guest;
+use crate::secret::{SecretValue, Secrets};
+
+/// The inside of one running sandbox.
+pub(super) struct Inside<'a> {
+    pub guest: &'a dyn Guest,
+    pub spec: &'a GuestSpec,
+    pub secrets: &'a Secrets,
+    pub say: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+impl Inside<'_> {
+    pub(super) async fn carry_out(&self, action: &Action) -> Result<(), StepError> {
+        match action {
+            Action::Setup(setup) => self.setup(setup).await,
+            Action::BringRepository { path, spec, digest } => {
+                let token = match &spec.credentials {
+                    Some(name) => Some(self.secret(name)?),
+                    None => None,
+                };
+                let env = self.env(None)?;
+                Ok(guest::bring_repository(self.guest, path, spec, digest, token, &env).await?)
+            }
+            Action::ForgetRepository { path } => Ok(guest::forget_repository(self.guest, path).await?),
+            Action::RunPresetStep { preset, step } => {
+                let env = self.env(None)?;
+                let mut say = |text: &str| (self.say)(text);
+                guest::run_step(self.guest, preset, step, &env, &mut say).await?;
+                Ok(())
+            }
+            Action::ForgetPresetSteps { ids } => Ok(guest::forget_steps(self.guest, ids).await?),
+            Action::StartService { name, spec, digest } => {
+                let env = self.env(Some(spec))?;
+                Ok(guest::start_service(self.guest, name, spec, digest, &env, self.spec).await?)
+            }
+            Action::StopService { name } => Ok(guest::stop_service(self.guest, name).await?),
+            Action::RemoveService { name } => Ok(guest::remove_service(self.guest, name).await?),
+            Action::WaitService { name, check: Some(check) } => {
+                Ok(guest::wait_healthy(self.guest, name, check).await?)
+            }
+            Action::WaitService { name, check: None } => Ok(guest::wait_started(self.guest, name).await?),
+            other => Err(StepError::Plan(format!("`{}` is not done inside a sandbox", other.verb()))),
+        }
+    }
+
+    fn secret(&self, name: &str) -> Result<&SecretValue, StepError> {
+        let missing = || StepError::Plan(format!("the value of secret `{name}` is not known"));
+        self.secrets.get(name).ok_or_else(missing)
+    }
+
+    /// The environment that a process sees: the sandbox's, then its secrets, then the service's own.
+    fn env(&self, service: Option<&ServiceSpec>) -> Result<BTreeMap<String, SecretValue>, StepError> {
+        let mut env: BTreeMap<String, SecretValue> =
+            self.spec.env.iter().map(|(k, v)| (k.clone(), SecretValue::new(v.clone()))).collect();
+        if let Some(service) = service {
+            env.extend(service.env.iter().map(|(k, v)| (k.clone(), SecretValue::new(v.clone()))));
+        }
+        for (name, usage) in &self.spec.secrets {
+            if let SecretUse::Env(variable) = usage {
+                env.insert(variable.clone(), self.secret(name)?.clone());
+            }
+        }
+        Ok(env)
+    }
+
+    async fn setup(&self, setup: &Setup) -> Result<(), StepError> {
+        let env = match &setup.env {
+            None => None,
+            Some(digest) => {
+                Some(guest::EnvBundle { digest: digest.clone(), values: self.env(None)? })
+            }
+        };
+        let mut files = Vec::with_capacity(setup.files.len());
+        for (path, file) in &setup.files {
+            let (content, mode) = match &file.what {
+                SetupContent::Secret(name) => (guest::Content::Secret(self.secret(name)?.clone()), Some(0o400)),
+                SetupContent::File(desired) => {
+                    let content = match &desired.content {
+                        FileContent::Inline(text) => guest::Content::Inline(text.clone().into_bytes()),
+                        FileContent::Source { path, sha256, mode } => {
+                            guest::Content::HostFile { path: path.clone(), sha256: sha256.clone(), mode: *mode }
+                        }
+                        FileContent::Tree { path, sha256 } => {
+                            guest::Content::HostTree { path: path.clone(), sha256: sha256.clone() }
+                        }
+                    };
+                    (content, desired.mode)
+                }
+            };
+            files.push(guest::FileToWrite { path: path.clone(), digest: file.digest.clone(), mode, content });
+        }
+        let bundle = guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect() };
+        Ok(guest::write_bundle(self.guest, &bundle).await?)
+    }
+}

@@ -1,1 +1,4 @@
 //! Pocketenv.
+
+#[cfg(target_os = "linux")]
+pub mod engine;

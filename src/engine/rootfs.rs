@@ -236,12 +236,17 @@ fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Option<(u32, u
     })
 }
 
-/// Removes a tree, also directories that their owner made unreadable (overlay work directories are). Absent is fine.
+/// Removes a file or a tree, also directories that their owner made unreadable (overlay work directories are). Absent is fine.
 ///
 /// # Errors
 /// What the file system reports, with the path.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => fs::remove_file(path),
+        Ok(_) => fs::remove_dir_all(path),
+        Err(error) => Err(error),
+    };
+    match removed {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(at(path, &error)),

@@ -2,6 +2,8 @@
 //!
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
+#[cfg(target_os = "linux")]
+pub mod engine;
 pub mod model;
 pub mod plan;
 pub mod provider;

@@ -1,1 +1,4 @@
+//! The integration tests, as one binary.
 
+#[path = "it/store.rs"]
+mod store;

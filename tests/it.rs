@@ -1,4 +1,7 @@
-//! Integration tests.
+//! The integration tests, as one binary.
+
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
+#[path = "it/store.rs"]
+mod store;

@@ -32,5 +32,6 @@ pub use client::{ExecHandle, Stdio, resize};
 pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource, Network, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
+    Network, VolumeInfo,
 };

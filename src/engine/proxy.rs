@@ -24,7 +24,8 @@ impl Upstream {
             Some(value).filter(|value| !value.is_empty())
         };
         let list = get("no_proxy", "NO_PROXY").unwrap_or_default();
-        let no_proxy = list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+        let no_proxy =
+            list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
         Upstream { http: get("http_proxy", "HTTP_PROXY"), https: get("https_proxy", "HTTPS_PROXY"), no_proxy }
     }
 }
@@ -32,7 +33,10 @@ impl Upstream {
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // the URLs may hold a password
-        f.debug_struct("Upstream").field("http", &self.http.is_some()).field("https", &self.https.is_some()).finish()
+        f.debug_struct("Upstream")
+            .field("http", &self.http.is_some())
+            .field("https", &self.https.is_some())
+            .finish()
     }
 }
 

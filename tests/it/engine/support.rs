@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pocketenv::engine::{BoxInfo, BoxSpec, Engine, EngineConfig, EngineError, ExecHandle, ExecRequest, Exit, Stdio};
+use pocketenv::engine::{
+    BoxInfo, BoxSpec, Engine, EngineConfig, EngineError, ExecHandle, ExecRequest, Exit, Stdio,
+};
 
 /// An engine whose sandboxes are deleted with it.
 pub struct Fixture {
@@ -65,7 +67,9 @@ impl Fixture {
 
     pub async fn run(&self, id: &str, request: ExecRequest) -> Result<Output, EngineError> {
         let (mut out, mut err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        let mut handle = self.start(id, request, null(), out.try_clone().unwrap().into(), err.try_clone().unwrap().into()).await?;
+        let mut handle = self
+            .start(id, request, null(), out.try_clone().unwrap().into(), err.try_clone().unwrap().into())
+            .await?;
         let exit = handle.wait().await?;
         Ok(Output { exit, stdout: rest(&mut out), stderr: rest(&mut err) })
     }

@@ -10,6 +10,7 @@
 
 mod client;
 mod command;
+mod destination;
 mod error;
 mod init;
 mod launch;
@@ -32,6 +33,5 @@ pub use client::{ExecHandle, Stdio, resize};
 pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
-    Network, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource, Network, VolumeInfo,
 };

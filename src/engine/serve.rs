@@ -1,11 +1,11 @@
 //! What the shim does while its sandbox runs: hands requests to init, keeps forwards and links, runs the egress proxy.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -82,13 +82,7 @@ struct Open {
 ///
 /// # Errors
 /// What the runtime's reactor reports; the sandbox then ends with the shim.
-pub async fn serve(
-    order: Order,
-    mut caller: File,
-    init: OwnedFd,
-    pidfd: OwnedFd,
-    listener: OwnedFd,
-) -> io::Result<bool> {
+pub async fn serve(order: Order, mut caller: File, init: OwnedFd, pidfd: OwnedFd, listener: OwnedFd) -> io::Result<bool> {
     let shim = Arc::new(Shim {
         sandbox: Arc::new(Sandbox(Seq::new(init)?)),
         asked: AtomicBool::new(false),
@@ -165,18 +159,15 @@ impl Shim {
         let Some((bytes, fds)) = message? else { return Ok(()) };
         let request: Request = match seq::decode(&bytes) {
             Ok(request) if is_for_clients(&request) => request,
-            _ => {
-                return client
-                    .try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS });
-            }
+            _ => return client.try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS }),
         };
         match request {
             Request::Exec(_) | Request::Dial(_) | Request::Stop(_) | Request::Listen(_) => {
                 if matches!(request, Request::Stop(_)) {
                     self.asked.store(true, Ordering::Relaxed);
                 }
-                let fds: Vec<_> =
-                    std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
+                fds.iter().for_each(open_to_inside);
+                let fds: Vec<_> = std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
                 self.sandbox.0.send(&request, &fds).await
             }
             Request::Status => client.try_send(&Reply::Status(self.status().await)),
@@ -186,9 +177,7 @@ impl Shim {
             },
             Request::SetLinks(links) => match self.set_links(&links).await {
                 Ok(()) => client.try_send(&Reply::Done),
-                Err((link, error)) => {
-                    client.try_send(&failed(format!("port {} inside", link.listen_port), &error))
-                }
+                Err((link, error)) => client.try_send(&failed(format!("port {} inside", link.listen_port), &error)),
             },
         }
     }
@@ -208,10 +197,7 @@ impl Shim {
         let mut opened = Vec::new();
         for forward in wanted {
             if forwards.get(&forward.listen).is_none_or(|open| open.task.is_none()) {
-                opened.push((
-                    *forward,
-                    listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?,
-                ));
+                opened.push((*forward, listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?));
             }
         }
         for (forward, listener) in opened {
@@ -222,9 +208,7 @@ impl Shim {
                 open.port.store(forward.port, Ordering::Relaxed);
             }
         }
-        let gone: Vec<_> = forwards
-            .extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen))
-            .collect();
+        let gone: Vec<_> = forwards.extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen)).collect();
         for (_, open) in gone {
             if let Some(task) = open.task {
                 close(task).await;
@@ -257,6 +241,15 @@ impl Shim {
             }
         }
         Ok(())
+    }
+}
+
+/// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let
+/// in; whoever can name it there holds it already.
+fn open_to_inside(fd: &OwnedFd) {
+    const PIPEFS: i64 = 0x5049_5045;
+    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| statfs.f_type as i64 == PIPEFS) {
+        let _ = rustix::fs::fchmod(fd, rustix::fs::Mode::from_raw_mode(0o666)); // not ours: then it stays as it is
     }
 }
 

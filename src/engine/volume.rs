@@ -17,11 +17,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Invalid`], [`EngineError::Broken`], [`EngineError::File`].
-    pub async fn create_volume(
-        &self,
-        name: &str,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<VolumeInfo, EngineError> {
+    pub async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<VolumeInfo, EngineError> {
         check_name(name)?;
         let _lock = self.volume_lock(name).await?;
         if let Some(info) = self.volume(name)? {

@@ -16,10 +16,7 @@ async fn create_exec_stop_start_delete() {
     let info = fixture.create("one").await;
     let BoxState::Running { pid, .. } = info.state else { panic!("{info:?}") };
     assert!(alive(pid));
-    assert_eq!(
-        fixture.sh("one", "id -u; echo hi > /root/kept; echo new > /usr/new; echo x > /etc/new").await.ok(),
-        "0"
-    );
+    assert_eq!(fixture.sh("one", "id -u; echo hi > /root/kept; echo new > /usr/new; echo x > /etc/new").await.ok(), "0");
 
     fixture.engine.stop("one", Duration::from_secs(5)).await.unwrap();
     assert!(!alive(pid));
@@ -37,11 +34,7 @@ async fn create_exec_stop_start_delete() {
     assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
     assert_eq!(std::fs::read_dir(fixture.dir.path().join("run/engine")).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(fixture.dir.path().join("data/engine/locks")).unwrap().count(), 0);
-    assert!(
-        !std::fs::read_to_string("/proc/self/mounts")
-            .unwrap()
-            .contains(&*fixture.dir.path().to_string_lossy())
-    );
+    assert!(!std::fs::read_to_string("/proc/self/mounts").unwrap().contains(&*fixture.dir.path().to_string_lossy()));
 }
 
 #[tokio::test]

@@ -4,4 +4,5 @@
 
 pub mod model;
 pub mod provider;
+pub mod secret;
 pub mod store;

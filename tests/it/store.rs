@@ -147,6 +147,36 @@ async fn what_is_no_store_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_damaged_page_is_an_error_and_never_another_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = open(&path).await;
+    fill(&store).await;
+    store.record("shop", (0..100).map(|n| put(&format!("s{n}"), "1")).collect()).await.unwrap();
+    let good = store.recorded("shop").await.unwrap();
+    drop(store);
+    let whole = fs::read(&path).unwrap();
+    let mut errors = 0;
+    for page in 0..whole.len() / 4096 {
+        let mut bytes = whole.clone();
+        bytes[page * 4096..(page + 1) * 4096].fill(0xaa);
+        fs::write(&path, &bytes).unwrap();
+        let found = match try_open(&path).await {
+            Ok(store) => store.recorded("shop").await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(found) => assert_eq!(found, good, "page {page}"),
+            Err(error) => {
+                assert!(matches!(error, StoreError::Damaged { .. }), "page {page}: {error:?}");
+                errors += 1;
+            }
+        }
+    }
+    assert!(errors >= 5, "{errors}");
+}
+
+#[tokio::test]
 async fn a_newer_version_and_a_foreign_database_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.db");
@@ -614,6 +644,23 @@ async fn a_lease_is_stolen_from_a_dead_process_and_not_from_a_live_one() {
     assert_eq!(store.leases().await.unwrap()[0].holder.pid, std::process::id());
     drop(guard);
     assert!(store.leases().await.unwrap().is_empty(), "given back on drop");
+}
+
+#[tokio::test]
+async fn a_holder_that_cannot_be_seen_keeps_its_lease_until_it_expires() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = open(&path).await;
+    let me = || Holder::current("test");
+    let elsewhere = Holder { pid_namespace: Some("pid:[1]".to_owned()), ..me() };
+    let guard = store.acquire("shop", elsewhere, TTL, Duration::ZERO).await.unwrap();
+    let locked = store.acquire("shop", me(), TTL, Duration::ZERO).await.err();
+    assert!(matches!(locked, Some(StoreError::Locked { .. })), "{locked:?}");
+    rusqlite::Connection::open(&path).unwrap().execute("UPDATE leases SET expires_at = 1", []).unwrap();
+    let taken = store.acquire("shop", me(), TTL, Duration::ZERO).await.unwrap();
+    drop(guard);
+    taken.release().await.unwrap();
+    assert!(store.leases().await.unwrap().is_empty());
 }
 
 #[tokio::test]

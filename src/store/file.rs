@@ -60,9 +60,9 @@ pub(super) fn open(path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(Conn
     let sql = |error| StoreError::database(path, Arc::new(error));
     let mut connection = connect(path).map_err(sql)?;
     check_identity(&connection, path)?;
+    migrate(&mut connection, path)?;
     // Stores are made so; one that was copied by other tools may not be.
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
-    migrate(&mut connection, path)?;
     let meta = connection
         .query_row("SELECT owner, digest_key, created_at FROM meta", [], |row| {
             Ok(Meta {

@@ -61,6 +61,8 @@ pub(super) fn open(path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(Conn
     let mut connection = connect(path).map_err(sql)?;
     check_identity(&connection, path)?;
     migrate(&mut connection, path)?;
+    // Stores are made so; one that was copied by other tools may not be.
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
     let meta = connection
         .query_row("SELECT owner, digest_key, created_at FROM meta", [], |row| {
             Ok(Meta {

@@ -2,5 +2,6 @@
 //!
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
+pub mod guest;
 pub mod model;
 pub mod provider;

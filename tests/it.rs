@@ -1,1 +1,2 @@
-
+#[path = "it/guest/mod.rs"]
+mod guest;

@@ -4,6 +4,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod engine;
+pub mod guest;
 pub mod model;
 pub mod plan;
 pub mod provider;

@@ -18,7 +18,7 @@ use super::proto::{Reply, Request};
 use super::proxy::Upstream;
 use super::rootfs;
 use super::seq::Seq;
-use super::shim::{self, Answer, Order};
+use super::shim::{self, Answer, Order, Task};
 use super::spec::{BoxInfo, BoxSpec, BoxState, ExecRequest, Forward, ForwardInfo, Link, MountSource};
 use super::state::{self, Ended, Lock, Record, Run};
 
@@ -372,7 +372,7 @@ impl Engine {
             upstream: Upstream::from_environment(),
         };
         let failed = |step: &str, reason: String| EngineError::Launch { id: id.to_owned(), step: step.to_owned(), reason };
-        let answer = tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&order)).await;
+        let answer = tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)))).await;
         match answer {
             Ok(Ok(Answer::Ready)) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
@@ -381,7 +381,7 @@ impl Engine {
         }
     }
 
-    async fn spawn_shim(&self, order: &Order) -> io::Result<Answer> {
+    async fn spawn_shim(&self, task: &Task) -> io::Result<Answer> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = tokio::process::Command::new(&self.exe)
@@ -392,7 +392,7 @@ impl Engine {
             .stderr(ProcessStdio::null())
             .spawn()?;
         let mut stream = tokio::net::UnixStream::from_std(ours)?;
-        stream.write_all(&serde_json::to_vec(order)?).await?;
+        stream.write_all(&serde_json::to_vec(task)?).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
@@ -472,17 +472,32 @@ impl Engine {
         if !dir.exists() {
             return Ok(());
         }
-        let removing = dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            for name in names(&removing)? {
-                if name != "state.json" {
-                    let path = removing.join(name);
-                    rootfs::remove_tree(&path).map_err(EngineError::file("remove", &path))?;
-                }
+        for name in names(&dir)? {
+            if name != "state.json" {
+                self.remove_tree(&dir.join(name)).await?;
             }
-            rootfs::remove_tree(&removing).map_err(EngineError::file("remove", &removing))
-        });
-        removed.await.map_err(io::Error::other).map_err(EngineError::file("remove", &dir))?
+        }
+        self.remove_tree(&dir).await
+    }
+
+    /// Removes a tree that may hold files of the sandboxes' own ids.
+    pub(super) async fn remove_tree(&self, path: &Path) -> Result<(), EngineError> {
+        let removing = path.to_owned();
+        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
+        match removed.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => return other.map_err(EngineError::file("remove", path)),
+        }
+        let failed = EngineError::file("remove", path);
+        let task = match rootfs::choose_ids() {
+            Ok(id_map) => Task::Remove { id_map, path: absolute(path)? },
+            Err(error) => return Err(failed(error)),
+        };
+        match self.spawn_shim(&task).await {
+            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 

@@ -247,8 +247,8 @@ impl Shim {
 /// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let
 /// in; whoever can name it there holds it already.
 fn open_to_inside(fd: &OwnedFd) {
-    const PIPEFS: i64 = 0x5049_5045;
-    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| statfs.f_type as i64 == PIPEFS) {
+    const PIPEFS: u32 = 0x5049_5045;
+    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| u32::try_from(statfs.f_type) == Ok(PIPEFS)) {
         let _ = rustix::fs::fchmod(fd, rustix::fs::Mode::from_raw_mode(0o666)); // not ours: then it stays as it is
     }
 }

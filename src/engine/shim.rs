@@ -73,6 +73,23 @@ pub enum Answer {
     },
 }
 
+/// Who asked for the shim, until it is answered.
+#[derive(Debug)]
+pub struct Caller {
+    socket: File,
+    /// The caller's lock on the sandbox, on standard output. Held here too: if the caller dies, nobody else begins a second
+    /// launch while this one is under way.
+    lock: OwnedFd,
+}
+
+impl Caller {
+    /// Answers, and lets go of the lock. A caller that is gone reads the outcome from the state.
+    pub fn answer(mut self, answer: &Answer) {
+        let _ = serde_json::to_vec(answer).map(|bytes| self.socket.write_all(&bytes));
+        drop(self.lock);
+    }
+}
+
 type Failure = (String, io::Error);
 
 fn step(name: &str) -> impl FnOnce(io::Error) -> Failure + '_ {
@@ -82,8 +99,8 @@ fn step(name: &str) -> impl FnOnce(io::Error) -> Failure + '_ {
 /// The program of the shim. Call it before anything starts a thread.
 pub fn main() -> ExitCode {
     sys::close_inherited();
-    let Ok(caller) = sys::above_stdio(sys::take_stdin()) else { return ExitCode::FAILURE };
-    let mut caller = File::from(caller);
+    let (Ok(caller), Ok(lock)) = (sys::copy_of(0), sys::copy_of(1)) else { return ExitCode::FAILURE };
+    let mut caller = Caller { socket: File::from(caller), lock };
     // The caller waits for the first process only; the shim proper is nobody's child.
     match sys::clone_into_namespaces(0) {
         Ok(sys::Fork::Parent { .. }) => return ExitCode::SUCCESS,
@@ -91,7 +108,7 @@ pub fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     sys::set_process_name(c"pocketenv-shim");
-    let result = read_task(&mut caller).and_then(|task| match task {
+    let result = read_task(&mut caller.socket).and_then(|task| match task {
         Task::Remove { id_map, path } => remove(&id_map, &path).map(|()| None).map_err(step("remove files")),
         Task::Launch(order) => {
             detach(&order).map_err(step("detach from the caller"))?;
@@ -104,7 +121,7 @@ pub fn main() -> ExitCode {
         Ok(None) => Answer::Ready,
         Err((step, error)) => Answer::Failed { step, reason: error.to_string() },
     };
-    let _ = serde_json::to_vec(&answer).map(|bytes| caller.write_all(&bytes)); // a caller that is gone cannot be told
+    caller.answer(&answer);
     ExitCode::SUCCESS
 }
 
@@ -287,7 +304,7 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
     (slots, mounts, choices)
 }
 
-fn run(order: Order, caller: File, live: Live) -> io::Result<()> {
+fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let Live { init, pidfd, listener, mut run } = live;
     let control = order.control.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -2,5 +2,7 @@
 //!
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
+pub mod guest;
+pub mod manifest;
 pub mod model;
 pub mod provider;

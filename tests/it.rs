@@ -1,1 +1,4 @@
+//! All integration tests, one binary.
 
+#[path = "it/manifest.rs"]
+mod manifest;

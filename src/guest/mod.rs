@@ -1,0 +1,3 @@
+//! What happens inside a sandbox, once, for every provider.
+
+pub mod tree;

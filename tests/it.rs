@@ -7,3 +7,7 @@ mod engine;
 mod guest;
 #[path = "it/store.rs"]
 mod store;
+//! All integration tests, one binary.
+
+#[path = "it/manifest.rs"]
+mod manifest;

@@ -18,3 +18,6 @@ pub use crate::provider::GuestError;
 pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
 pub use observe::observe;
 pub use service::{ServiceDefaults, remove_service, start_service, stop_service};
+//! What happens inside a sandbox, once, for every provider.
+
+pub mod tree;

@@ -1,2 +1,4 @@
+//! Integration tests, as one binary.
+
 #[path = "it/guest/mod.rs"]
 mod guest;

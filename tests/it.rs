@@ -3,6 +3,8 @@
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
+//! Integration tests, as one binary.
+
 #[path = "it/guest/mod.rs"]
 mod guest;
 #[path = "it/store.rs"]

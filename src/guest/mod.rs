@@ -24,6 +24,3 @@ pub use logs::{LogLine, LogOptions, logs};
 pub use observe::observe;
 pub use preset::{StepOutcome, forget_steps, run_step};
 pub use service::{ServiceDefaults, remove_service, start_service, stop_service};
-//! What happens inside a sandbox, once, for every provider.
-
-pub mod tree;

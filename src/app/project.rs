@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Environment, Error, ports};
 use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
-use crate::model::{Address, Desired, Observation, Observed, Recorded};
+use crate::model::{Address, Desired, Observation, Observed, PortRef, Recorded};
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
 use crate::reconcile::observe::{self, Listings};
@@ -145,7 +145,7 @@ fn standard_input() -> Result<Vec<u8>, Error> {
 
 pub(super) fn resolve(
     manifest: &Manifest,
-    endpoints: &BTreeMap<crate::model::PortRef, (String, u16)>,
+    endpoints: &BTreeMap<PortRef, (String, u16)>,
 ) -> Result<Resolved, Error> {
     let context = manifest::ResolveContext { endpoints, capabilities: builtin_capabilities() };
     manifest.resolve(&context).map_err(Error::Manifest)
@@ -231,7 +231,8 @@ impl Project<'_> {
             Some(manifest) => {
                 let endpoints =
                     ports::endpoints(&self.store, manifest, &self.registry, &listings, keep).await?;
-                let resolved = resolve(manifest, &endpoints)?;
+                let mut resolved = resolve(manifest, &endpoints)?;
+                self.place_ports(&mut resolved.desired, &endpoints);
                 (resolved.desired, Some(resolved.origins))
             }
         };
@@ -239,6 +240,21 @@ impl Project<'_> {
         let guests = observe::guests(&self.registry, &desired, &listings).await;
         let observed = Observed { providers: listings, guests };
         Ok(View { desired, origins, recorded, observed, secrets, warnings })
+    }
+
+    /// Writes the chosen host port of each declared port into the desired state, where the provider forwards ports from this host.
+    fn place_ports(&self, desired: &mut Desired, endpoints: &BTreeMap<PortRef, (String, u16)>) {
+        for (name, sandbox) in &mut desired.sandboxes {
+            let forwards =
+                self.registry.get(&sandbox.provider).is_some_and(|p| p.capabilities().forwards_from_host);
+            if !forwards {
+                continue;
+            }
+            for (port, spec) in &mut sandbox.spec.ports {
+                let chosen = endpoints.get(&PortRef { sandbox: name.clone(), port: *port });
+                spec.host_port = chosen.map(|(_, host_port)| *host_port);
+            }
+        }
     }
 
     /// The values of the secrets that sandboxes use.

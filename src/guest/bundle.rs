@@ -148,7 +148,7 @@ pub async fn environment(guest: &dyn Guest) -> Result<BTreeMap<String, String>, 
 }
 
 /// The name of a path's record.
-fn key(path: &str) -> String {
+pub(super) fn key(path: &str) -> String {
     let mut key = sha256(path.as_bytes());
     key.truncate(32);
     key
@@ -211,7 +211,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
     Ok(Prepared { bundle, trees })
 }
 
-fn check_path(path: &str) -> Result<(), GuestError> {
+pub(super) fn check_path(path: &str) -> Result<(), GuestError> {
     one_line("the path", path)?;
     if !path.starts_with('/')
         || path.ends_with('/')

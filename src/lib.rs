@@ -5,6 +5,8 @@
 #[cfg(target_os = "linux")]
 pub mod engine;
 pub mod guest;
+pub mod guest;
+pub mod manifest;
 pub mod model;
 pub mod plan;
 pub mod provider;

@@ -329,6 +329,13 @@ impl World {
         self.run(&["exec", sandbox, "--", "sh", "-c", script]).ends(0).stdout.trim_end().to_owned()
     }
 
+    /// Nothing can be run inside a sandbox, and the program says so.
+    #[track_caller]
+    pub fn sh_is_refused(&self, sandbox: &str) {
+        let run = self.run(&["exec", sandbox, "--", "true"]);
+        assert!(run.code != 0 && run.stderr.contains(sandbox), "{run:?}");
+    }
+
     /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener.
     #[track_caller]
     pub fn destroy_and_see_nothing_left(&self, listeners: &[SocketAddr]) {

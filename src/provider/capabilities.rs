@@ -1,0 +1,152 @@
+//! The capability sheet: what a provider can do, as data. The validator, the planner and the docs all read this one sheet.
+
+use serde::Serialize;
+
+/// What one provider can do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Capabilities {
+    /// The provider's name, as in `provider: NAME`.
+    pub provider: &'static str,
+    /// One sentence for people.
+    pub summary: &'static str,
+    /// What stopping a sandbox means.
+    pub stop: StopMeaning,
+    /// Whether objects carry labels; `false` means that identities are encoded in names.
+    pub labels: bool,
+    /// Whether creating twice with one token makes one sandbox.
+    pub idempotent_create: bool,
+    /// How long a listing may lag behind a create or delete, in milliseconds. Absence is believed only after this.
+    pub settle_ms: u64,
+    /// Whether declared ports are forwarded from loopback ports of the host that we choose.
+    pub forwards_from_host: bool,
+    /// How many calls may be under way at once.
+    pub max_concurrency: usize,
+    /// What it does with each field of a sandbox or volume. The longest matching path decides; a field that matches nothing is supported and,
+    /// for a provider-level field, needs a recreate when it changes.
+    pub fields: &'static [FieldSupport],
+}
+
+/// What stopping means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopMeaning {
+    /// The disk is kept.
+    Suspend,
+    /// The disk is lost.
+    Destroy,
+}
+
+/// What a provider does with one field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldSupport {
+    /// The field's path as in the manifest, below `sandboxes.NAME` (`network.egress`) or, with the prefix `volumes.`, below `volumes.NAME`
+    /// (`volumes.s3`). `*` stands for any one name or index; `=value` at the end restricts the row to that value (`network.mode=none`).
+    pub path: &'static str,
+    /// What it does.
+    pub support: Support,
+}
+
+/// What a provider does with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Support {
+    /// It honours it; a change needs this.
+    Honoured(ChangeClass),
+    /// It cannot; using the field is an error at its line.
+    Refused {
+        /// Why, as a clause after "provider `local` …".
+        because: &'static str,
+        /// What to do instead.
+        instead: &'static str,
+    },
+}
+
+/// What changing a provider-level field needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeClass {
+    /// Nothing: it is changed while the sandbox runs.
+    Live,
+    /// A stop and a start; the disk is kept.
+    Restart,
+    /// A new sandbox; what is on the disk is lost.
+    Recreate,
+}
+
+impl Capabilities {
+    /// What happens with the field at `path` (segments below the sandbox or volume), if the sheet says anything about it. `value` is the scalar there, as text.
+    pub fn field(&self, path: &[&str], value: Option<&str>) -> Option<&Support> {
+        self.fields
+            .iter()
+            .filter_map(|row| row.matches(path, value).map(|weight| (weight, &row.support)))
+            .max_by_key(|(weight, _)| *weight)
+            .map(|(_, support)| support)
+    }
+
+    /// What changing the provider-level field at `path` needs.
+    pub fn change_class(&self, path: &[&str]) -> ChangeClass {
+        match self.field(path, None) {
+            Some(Support::Honoured(class)) => *class,
+            Some(Support::Refused { .. }) | None => ChangeClass::Recreate,
+        }
+    }
+}
+
+impl FieldSupport {
+    /// How specifically this row speaks of the field: the number of matching segments, a value counting as one more. `None` if it does not.
+    fn matches(&self, path: &[&str], value: Option<&str>) -> Option<usize> {
+        let (pattern, wanted) = match self.path.split_once('=') {
+            Some((pattern, wanted)) => (pattern, Some(wanted)),
+            None => (self.path, None),
+        };
+        let mut segments = 0;
+        let mut rest = path.iter();
+        for expected in pattern.split('.') {
+            let found = rest.next()?;
+            if expected != "*" && expected != *found {
+                return None;
+            }
+            segments += 1;
+        }
+        match wanted {
+            None => Some(segments * 2),
+            Some(wanted) if rest.next().is_none() && value == Some(wanted) => Some(segments * 2 + 1),
+            Some(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sheet(fields: &'static [FieldSupport]) -> Capabilities {
+        Capabilities {
+            provider: "test",
+            summary: "",
+            stop: StopMeaning::Suspend,
+            labels: true,
+            idempotent_create: true,
+            settle_ms: 0,
+            forwards_from_host: true,
+            max_concurrency: 1,
+            fields,
+        }
+    }
+
+    #[test]
+    fn the_most_specific_row_decides() {
+        const NO: Support = Support::Refused { because: "cannot", instead: "" };
+        const FIELDS: &[FieldSupport] = &[
+            FieldSupport { path: "network", support: Support::Honoured(ChangeClass::Restart) },
+            FieldSupport { path: "network.egress=deny", support: NO },
+            FieldSupport { path: "ports.*.public", support: NO },
+        ];
+        let sheet = sheet(FIELDS);
+        assert_eq!(sheet.change_class(&["network", "mode"]), ChangeClass::Restart);
+        assert_eq!(sheet.field(&["network", "egress"], Some("deny")), Some(&NO));
+        assert_ne!(sheet.field(&["network", "egress"], Some("allow")), Some(&NO));
+        assert_eq!(sheet.field(&["ports", "3000", "public"], Some("true")), Some(&NO));
+        assert_eq!(sheet.change_class(&["image"]), ChangeClass::Recreate);
+    }
+}

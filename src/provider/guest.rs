@@ -1,0 +1,243 @@
+//! The inside of one running sandbox, reached through its provider.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::GuestError;
+
+/// One running sandbox from the inside.
+///
+/// Everything `guest/` does is built on this trait, with POSIX `sh` as the only assumption about what is installed inside.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// Runs a command to its end. A status other than 0 is an [`ExitStatus`], not an error. Dropping the future kills the command.
+    async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError>;
+
+    /// Runs a command on a new terminal.
+    async fn pty(&self, command: &Command, request: PtyRequest) -> Result<Box<dyn Pty>, GuestError>;
+
+    /// Connects to a TCP port inside, on the sandbox's own loopback.
+    async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError>;
+}
+
+/// A connection into a sandbox.
+pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
+
+/// What to run. `Debug` shows names of environment variables, never values: they may be secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments; never empty.
+    pub argv: Vec<String>,
+    /// Environment over the sandbox's base environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory; `None` for the user's home.
+    pub cwd: Option<String>,
+    /// A user name or `uid[:gid]` of the sandbox; `None` for its default.
+    pub user: Option<String>,
+    /// The command is killed after this long.
+    pub timeout: Option<Duration>,
+}
+
+impl Command {
+    /// A command with nothing but its argv.
+    pub fn new<I, S>(argv: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// argv\[0\], for messages.
+    pub fn program(&self) -> &str {
+        self.argv.first().map_or("", String::as_str)
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Command")
+            .field("argv", &self.argv)
+            .field("env", &self.env.keys().collect::<Vec<_>>())
+            .field("cwd", &self.cwd)
+            .field("user", &self.user)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+/// Where a command's streams lead.
+#[derive(Default)]
+pub struct ExecIo<'a> {
+    /// Standard input.
+    pub stdin: Input<'a>,
+    /// Standard output.
+    pub stdout: Output<'a>,
+    /// Standard error.
+    pub stderr: Output<'a>,
+}
+
+/// Where standard input comes from.
+#[derive(Default)]
+pub enum Input<'a> {
+    /// Nothing.
+    #[default]
+    Null,
+    /// This process's own standard input.
+    Inherit,
+    /// A stream.
+    Reader(&'a mut (dyn AsyncRead + Send + Unpin)),
+}
+
+/// Where an output stream goes.
+#[derive(Default)]
+pub enum Output<'a> {
+    /// Nowhere.
+    #[default]
+    Null,
+    /// This process's own stream of the same kind.
+    Inherit,
+    /// A stream.
+    Writer(&'a mut (dyn AsyncWrite + Send + Unpin)),
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+}
+
+impl ExitStatus {
+    /// True for exit code 0.
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+
+    /// The code a shell would report: the exit code, or 128 + the signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// The size of a new terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PtyRequest {
+    /// Lines.
+    pub rows: u16,
+    /// Characters a line.
+    pub cols: u16,
+}
+
+/// A command on a terminal.
+#[async_trait]
+pub trait Pty: Send + Sync {
+    /// What the terminal shows. May be taken once.
+    fn reader(&mut self) -> Option<Box<dyn AsyncRead + Send + Unpin>>;
+
+    /// The keys. May be taken once.
+    fn writer(&mut self) -> Option<Box<dyn AsyncWrite + Send + Unpin>>;
+
+    /// Changes the size.
+    async fn resize(&self, request: PtyRequest) -> Result<(), GuestError>;
+
+    /// Waits for the command to end.
+    async fn wait(&mut self) -> Result<ExitStatus, GuestError>;
+}
+
+/// What a captured command wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturedOutput {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output, cut at the limit.
+    pub stdout: Vec<u8>,
+    /// Standard error, cut at the limit.
+    pub stderr: Vec<u8>,
+    /// Whether either stream was longer than the limit.
+    pub truncated: bool,
+}
+
+/// Runs a command with `stdin` as its input and keeps up to `limit` bytes of each of its output streams; the rest is read and dropped.
+pub async fn capture(
+    guest: &dyn Guest,
+    command: &Command,
+    mut stdin: &[u8],
+    limit: usize,
+) -> Result<CapturedOutput, GuestError> {
+    let mut stdout = Bounded::new(limit);
+    let mut stderr = Bounded::new(limit);
+    let io = ExecIo {
+        stdin: if stdin.is_empty() { Input::Null } else { Input::Reader(&mut stdin) },
+        stdout: Output::Writer(&mut stdout),
+        stderr: Output::Writer(&mut stderr),
+    };
+    let status = guest.exec(command, io).await?;
+    Ok(CapturedOutput {
+        status,
+        truncated: stdout.truncated || stderr.truncated,
+        stdout: stdout.bytes,
+        stderr: stderr.bytes,
+    })
+}
+
+/// A writer that keeps the first `limit` bytes.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+    truncated: bool,
+}
+
+impl Bounded {
+    fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, truncated: false }
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        data: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        let room = self.limit - self.bytes.len();
+        let kept = data.len().min(room);
+        self.truncated |= kept < data.len();
+        self.bytes.extend_from_slice(&data[..kept]);
+        std::task::Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,86 @@
+//! Providers: where sandboxes live. The traits, the capability sheet, the errors and the registry.
+//!
+//! A provider translates [`Provider`] to one vendor's interface and nothing else; behaviour that two providers would share
+//! belongs in `guest/` or `reconcile/`.
+
+mod capabilities;
+mod error;
+mod guest;
+#[cfg(target_os = "linux")]
+mod local;
+mod registry;
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+pub use capabilities::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+pub use error::{GuestError, ProviderError};
+pub use guest::{
+    CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, Input, Output, Pty, PtyRequest, capture,
+};
+pub use registry::{ProviderContext, Registry, builtin_capabilities};
+
+use crate::model::{Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec};
+
+/// Which objects a listing is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The project; `None` for those of every project.
+    pub project: Option<String>,
+    /// The store; `None` for those of every store.
+    pub owner: Option<OwnerId>,
+}
+
+/// The control plane: the reconciler's whole view of an engine or a cloud.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// What it can do, as data.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Everything that carries matching labels, sandboxes and volumes, in as few calls as the vendor allows (invariant 4).
+    async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError>;
+
+    /// One sandbox by id, past any lag of the listing; `None` only if the provider says that it does not exist.
+    async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError>;
+
+    /// Creates and starts a sandbox. Repeating the call with the same `identity.intent` returns the same sandbox.
+    async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError>;
+
+    /// Brings an existing sandbox to `spec`: while it runs, the fields that the sheet calls live; while it is stopped, those that it calls restart
+    /// too. Writes the identity's labels. Repeating it is harmless.
+    async fn update(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        identity: &Identity,
+    ) -> Result<(), ProviderError>;
+
+    /// Starts a stopped sandbox; already running is fine.
+    async fn start(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// Stops a running sandbox; already stopped is fine.
+    async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// Deletes a sandbox and waits until the provider confirms; absent already is fine.
+    async fn delete(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// The inside of a running sandbox.
+    async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError>;
+
+    /// Managed volumes, where the vendor has them.
+    fn volumes(&self) -> Option<&dyn Volumes> {
+        None
+    }
+}
+
+/// Managed volumes: an optional power of a provider.
+#[async_trait]
+pub trait Volumes: Send + Sync {
+    /// Creates a volume for the identity's project; one that exists with the same project and name is fine.
+    async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>)
+    -> Result<(), ProviderError>;
+
+    /// Deletes a volume of a project with its data; absent already is fine.
+    async fn delete_volume(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+}

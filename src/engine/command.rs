@@ -20,7 +20,7 @@ const DEFAULT_DIR: &std::ffi::CStr = c"/workspace";
 pub struct Prepared {
     argv: Vec<CString>,
     env: Vec<CString>,
-    cwd: CString,
+    cwd: Option<CString>,
     identity: Identity,
     candidates: Vec<CString>,
     /// Standard input, output, error; or the terminal's inner side alone.
@@ -61,7 +61,7 @@ pub fn prepare(
     Ok(Prepared {
         argv: command.argv,
         env,
-        cwd: command.cwd.unwrap_or_else(|| DEFAULT_DIR.to_owned()),
+        cwd: command.cwd,
         identity,
         candidates,
         stdio,
@@ -132,13 +132,20 @@ pub fn become_command(context: &Context, prepared: &Prepared, report: &OwnedFd) 
         rustix::process::setsid().map_err(|error| ("start a session for", error.into()))?;
         streams(&prepared.stdio).map_err(|error| ("connect the streams of", error))?;
         identify(context, &prepared.identity, report).map_err(|error| ("change the user for", error))?;
-        rustix::process::chdir(&*prepared.cwd)
-            .map_err(|error| ("enter the working directory for", error.into()))?;
+        enter(prepared.cwd.as_deref()).map_err(|error| ("enter the working directory for", error))?;
         sys::install_filter(&context.filter).map_err(|error| ("restrict", error))
     };
     match attempt() {
         Err(failure) => failure,
         Ok(()) => ("execute", execute(prepared)),
+    }
+}
+
+/// The directory asked for; else the default one, unless it was removed or is closed to this user.
+fn enter(dir: Option<&std::ffi::CStr>) -> io::Result<()> {
+    match dir {
+        Some(dir) => Ok(rustix::process::chdir(dir)?),
+        None => Ok(rustix::process::chdir(DEFAULT_DIR).or_else(|_| rustix::process::chdir("/"))?),
     }
 }
 

@@ -54,20 +54,15 @@ impl std::fmt::Debug for Upstream {
 
 /// The variables that make programs use it.
 pub fn environment() -> Vec<(&'static str, String)> {
-    let http = format!("http://127.0.0.1:{PORT}");
-    let socks = format!("socks5h://127.0.0.1:{PORT}");
-    let none = "localhost,127.0.0.1,::1".to_owned();
-    vec![
-        ("http_proxy", http.clone()),
-        ("https_proxy", http.clone()),
-        ("HTTP_PROXY", http.clone()),
-        ("HTTPS_PROXY", http),
-        ("all_proxy", socks.clone()),
-        ("ALL_PROXY", socks),
-        ("no_proxy", none.clone()),
-        ("NO_PROXY", none),
-        ("NODE_USE_ENV_PROXY", "1".to_owned()),
-    ]
+    // SOCKS is served on the same port, but named in no variable: HTTP libraries without it fail at the mere sight.
+    let proxy = format!("http://127.0.0.1:{PORT}");
+    let mut variables: Vec<_> =
+        ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]
+            .map(|name| (name, proxy.clone()))
+            .into();
+    variables.extend(["no_proxy", "NO_PROXY"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned())));
+    variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
+    variables
 }
 
 /// The most bytes of a request's head.

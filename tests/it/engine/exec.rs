@@ -96,6 +96,8 @@ async fn environment_directory_and_user() {
         fixture.sh("one", "pwd; hostname 2>/dev/null || cat /etc/hostname").await.ok(),
         "/workspace\none"
     );
+    assert_eq!(fixture.sh("one", "rmdir /workspace").await.exit, Exit::Code(0));
+    assert_eq!(fixture.sh("one", "pwd").await.ok(), "/");
     let cwd = ExecRequest { cwd: Some("/usr/bin".into()), ..request(["pwd"]) };
     assert_eq!(fixture.run("one", cwd).await.unwrap().ok(), "/usr/bin");
     for (user, expected) in [("nobody", "65534"), ("1234", "1234"), ("0", "0")] {

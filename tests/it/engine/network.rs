@@ -255,7 +255,11 @@ async fn an_isolated_sandbox_reaches_the_outside_through_the_proxy() {
     let url = "http://10.231.77.2:8080/path?query";
     assert_eq!(curl(&fixture, "one", url).await.ok(), "outside", "by the default environment");
     assert_eq!(curl(&fixture, "one", &format!("-p {url}")).await.ok(), "outside", "by CONNECT");
-    assert_eq!(curl(&fixture, "one", &format!("-x $all_proxy {url}")).await.ok(), "outside", "by SOCKS");
+    assert_eq!(
+        curl(&fixture, "one", &format!("-x socks5h://127.0.0.1:61080 {url}")).await.ok(),
+        "outside",
+        "by SOCKS"
+    );
     assert_ne!(
         curl(&fixture, "one", &format!("--noproxy '*' {url}")).await.exit,
         Exit::Code(0),

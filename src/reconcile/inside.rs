@@ -26,10 +26,15 @@ impl Inside<'_> {
         match action {
             Action::Setup(setup) => self.setup(setup).await,
             Action::BringRepository { path, spec, digest } => {
-                let _ = (spec, digest);
-                Err(StepError::Plan(format!("repository {path}: not yet")))
+                let token = match &spec.credentials {
+                    Some(name) => Some(self.secret(name)?.expose().into()),
+                    None => None,
+                };
+                let (env, user) = (self.env(None)?, self.spec.user.as_deref());
+                let access = guest::RepositoryAccess { token: token.as_ref(), env: &env, user };
+                Ok(guest::bring_repository(self.guest, path, spec, digest, access).await?)
             }
-            Action::ForgetRepository { path } => Err(StepError::Plan(format!("repository {path}: not yet"))),
+            Action::ForgetRepository { path } => Ok(guest::forget_repository(self.guest, path).await?),
             Action::RunPresetStep { preset, step } => {
                 let env = self.env(None)?;
                 let mut say = |text: &str| (self.say)(text);

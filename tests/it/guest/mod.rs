@@ -1,6 +1,7 @@
 //! The guest room against real processes and files.
 
 mod bundle;
+mod copy;
 mod health;
 mod logs;
 mod preset;

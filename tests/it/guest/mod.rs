@@ -1,5 +1,6 @@
 //! The guest room against real processes and files.
 
+mod builtin_presets;
 mod bundle;
 mod copy;
 mod health;

@@ -2,3 +2,5 @@
 
 #[path = "it/manifest.rs"]
 mod manifest;
+#[path = "it/manifest_hostile.rs"]
+mod manifest_hostile;

@@ -2,6 +2,7 @@
 //!
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
+pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;
 pub mod model;

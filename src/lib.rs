@@ -5,7 +5,9 @@
 pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;
+pub mod guest;
 pub mod model;
 pub mod plan;
 pub mod provider;
+pub mod secret;
 pub mod store;

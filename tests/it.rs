@@ -3,5 +3,7 @@
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
+#[path = "it/guest/mod.rs"]
+mod guest;
 #[path = "it/store.rs"]
 mod store;

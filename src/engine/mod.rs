@@ -10,6 +10,7 @@
 
 mod client;
 mod command;
+mod destination;
 mod error;
 mod init;
 mod launch;

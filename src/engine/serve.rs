@@ -166,6 +166,7 @@ impl Shim {
                 if matches!(request, Request::Stop(_)) {
                     self.asked.store(true, Ordering::Relaxed);
                 }
+                fds.iter().for_each(open_to_inside);
                 let fds: Vec<_> = std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
                 self.sandbox.0.send(&request, &fds).await
             }
@@ -240,6 +241,15 @@ impl Shim {
             }
         }
         Ok(())
+    }
+}
+
+/// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let
+/// in; whoever can name it there holds it already.
+fn open_to_inside(fd: &OwnedFd) {
+    const PIPEFS: i64 = 0x5049_5045;
+    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| statfs.f_type as i64 == PIPEFS) {
+        let _ = rustix::fs::fchmod(fd, rustix::fs::Mode::from_raw_mode(0o666)); // not ours: then it stays as it is
     }
 }
 

@@ -18,7 +18,7 @@ const APPLICATION_ID: i32 = 0x706b_7465;
 /// The step from each version to the next; the first makes version 1 of an empty file. Never edit one that was released.
 ///
 /// Run by hand in one transaction that also looks at the version: two processes that open an old file at once must not both migrate it.
-const MIGRATIONS: [&str; 1] = [include_str!("schema-1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 /// How long a transaction waits for one of another process. Transactions take milliseconds; this is for a machine on its knees.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -61,6 +61,8 @@ pub(super) fn open(path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(Conn
     let mut connection = connect(path).map_err(sql)?;
     check_identity(&connection, path)?;
     migrate(&mut connection, path)?;
+    // Stores are made so; one that was copied by other tools may not be.
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
     let meta = connection
         .query_row("SELECT owner, digest_key, created_at FROM meta", [], |row| {
             Ok(Meta {

@@ -45,9 +45,7 @@ impl Holder {
                 Process::Running { start } => start,
                 Process::None => None,
             },
-            pid_namespace: std::fs::read_link("/proc/self/ns/pid")
-                .ok()
-                .map(|link| link.to_string_lossy().into_owned()),
+            pid_namespace: pid_namespace(pid),
             boot_id: first_line("/proc/sys/kernel/random/boot_id"),
             machine_id: first_line("/etc/machine-id"),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -113,6 +111,14 @@ fn process(pid: u32) -> Process {
             None => Process::None,
         },
     }
+}
+
+/// The namespace that process ids of /proc belong to, if it is the one that `pid`, our own, belongs to: a /proc of another
+/// namespace counts processes differently.
+fn pid_namespace(pid: u32) -> Option<String> {
+    let me = std::fs::read_link("/proc/self").ok()?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    (me.to_str() == Some(&pid.to_string())).then(|| namespace.to_string_lossy().into_owned())
 }
 
 /// The first line of a small file of the system; `None` if there is none or it is empty.

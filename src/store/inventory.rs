@@ -155,16 +155,22 @@ fn recorded(connection: &Connection, project: &str) -> Result<Recorded, Fault> {
 
     let mut sandboxes = BTreeMap::new();
     let mut statement = connection.prepare_cached(
-        "SELECT name, provider, id, spec, generation, created_at FROM sandboxes WHERE project = ?1",
+        "SELECT name, provider, id, spec, generation, created_at, guest, depends_on FROM sandboxes WHERE project = ?1",
     )?;
     let mut rows = statement.query([project])?;
     while let Some(row) = rows.next()? {
         let name: String = row.get(0)?;
         let spec = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+        let guest = row.get_ref(6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let depends_on = row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?;
+        let what = |part: &str| format!("the {part} of sandbox `{name}` in project `{project}`");
         let sandbox = RecordedSandbox {
+            // It only explains: one that a later version wrote is as good as none.
+            guest: guest.and_then(|json| serde_json::from_str(json).ok()),
+            depends_on: from_json(depends_on, || what("dependencies"))?,
             provider: row.get(1)?,
             id: SandboxId(row.get(2)?),
-            spec: from_json(spec, || format!("the spec of sandbox `{name}` in project `{project}`"))?,
+            spec: from_json(spec, || what("spec"))?,
             generation: count(row.get(4)?),
             created_at: Timestamp(row.get(5)?),
         };
@@ -211,12 +217,15 @@ pub(super) fn apply(connection: &Connection, project: &str, changes: &[Change]) 
 fn apply_one(connection: &Connection, project: &str, change: &Change) -> Result<(), Fault> {
     match change {
         Change::PutSandbox { name, sandbox } => {
-            let spec =
-                to_json(&sandbox.spec, || format!("the spec of sandbox `{name}` in project `{project}`"))?;
+            let what = |part: &str| format!("the {part} of sandbox `{name}` in project `{project}`");
+            let spec = to_json(&sandbox.spec, || what("spec"))?;
+            let guest = sandbox.guest.as_ref().map(|g| to_json(g, || what("inside"))).transpose()?;
+            let depends_on = to_json(&sandbox.depends_on, || what("dependencies"))?;
             connection
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO sandboxes (project, name, provider, id, spec, generation, created_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    "INSERT OR REPLACE INTO sandboxes
+                         (project, name, provider, id, spec, generation, created_at, guest, depends_on)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 )?
                 .execute(params![
                     project,
@@ -225,7 +234,9 @@ fn apply_one(connection: &Connection, project: &str, change: &Change) -> Result<
                     sandbox.id.0,
                     spec,
                     int(sandbox.generation),
-                    sandbox.created_at.0
+                    sandbox.created_at.0,
+                    guest,
+                    depends_on
                 ])?;
         }
         Change::PutVolume { name, volume } => {

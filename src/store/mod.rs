@@ -4,7 +4,7 @@
 //! intents (invariant 2), leases (invariant 10), allocated host ports, events, the history of runs and condition times. It is
 //! a memory, not the truth: providers' labels are, and a lost store is rebuilt from them. No secret value is ever in it.
 //!
-//! One thread owns the connection and commits what waits in its queue together, see [`writer`]. Several processes may use one
+//! One thread owns the connection and commits what waits in its queue together, see `writer.rs`. Several processes may use one
 //! file at once. Every method returns when what it did is durable; giving up on a call does not take it back.
 
 mod condition;

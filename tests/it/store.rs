@@ -1,7 +1,7 @@
 //! The store against real files, processes and a full disk.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -10,11 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use futures::future::join_all;
 use pocketenv::model::{
     Address, Clock, Condition, ConditionStatus, IdSource, IntentId, IntentOperation, PendingIntent, PortRef,
     RecordedSandbox, RecordedVolume, SandboxId, SandboxSpec, SpecHash, Timestamp,
 };
+use pocketenv::secret::{Redactor, SecretValue, digest};
 use pocketenv::store::{
     Change, Event, EventKind, EventQuery, Holder, Outcome, Run, RunEnd, Store, StoreError,
 };
@@ -145,6 +147,36 @@ async fn what_is_no_store_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_damaged_page_is_an_error_and_never_another_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = open(&path).await;
+    fill(&store).await;
+    store.record("shop", (0..100).map(|n| put(&format!("s{n}"), "1")).collect()).await.unwrap();
+    let good = store.recorded("shop").await.unwrap();
+    drop(store);
+    let whole = fs::read(&path).unwrap();
+    let mut errors = 0;
+    for page in 0..whole.len() / 4096 {
+        let mut bytes = whole.clone();
+        bytes[page * 4096..(page + 1) * 4096].fill(0xaa);
+        fs::write(&path, &bytes).unwrap();
+        let found = match try_open(&path).await {
+            Ok(store) => store.recorded("shop").await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(found) => assert_eq!(found, good, "page {page}"),
+            Err(error) => {
+                assert!(matches!(error, StoreError::Damaged { .. }), "page {page}: {error:?}");
+                errors += 1;
+            }
+        }
+    }
+    assert!(errors >= 5, "{errors}");
+}
+
+#[tokio::test]
 async fn a_newer_version_and_a_foreign_database_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.db");
@@ -156,6 +188,127 @@ async fn a_newer_version_and_a_foreign_database_are_refused() {
     assert!(error.to_string().contains("store.db has version 99"), "{error}");
     edit("PRAGMA user_version = 1; PRAGMA application_id = 7");
     assert!(matches!(try_open(&path).await.unwrap_err(), StoreError::NotOurs { found: 7, .. }));
+}
+
+/// What stands in every checked-in store of an older version.
+async fn fill(store: &Store) {
+    store.begin("shop", create("i1", "sandbox/api")).await.unwrap();
+    store.begin("shop", create("i2", "sandbox/db")).await.unwrap();
+    let volume = RecordedVolume { provider: "local".to_owned(), created_at: Timestamp(7) };
+    let changes = vec![put("api", "1"), Change::PutVolume { name: "data".to_owned(), volume }];
+    store.finish("shop", &IntentId("i1".to_owned()), Outcome::Done, changes).await.unwrap();
+    let port = PortRef { sandbox: "api".to_owned(), port: 3000 };
+    store.allocate_port("shop", &port, vec![4000]).await.unwrap();
+    store.append("shop", vec![event(1, "sandbox/api", "Created")]).await.unwrap();
+}
+
+/// Each `tests/it/store/v<n>.db` was written by the version n. The file of a new version is made by running this with `UPDATE=1`.
+#[tokio::test]
+async fn a_store_of_every_version_so_far_opens_and_keeps_what_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    fill(&open(&path).await).await;
+    let newest: u32 = rusqlite::Connection::open(&path)
+        .unwrap()
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap();
+    let versions = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/store");
+    let file = |version| versions.join(format!("v{version}.db"));
+    if std::env::var_os("UPDATE").is_some() && !file(newest).exists() {
+        fs::copy(&path, file(newest)).unwrap();
+    }
+    for version in 1..=newest {
+        let path = dir.path().join(format!("v{version}.db"));
+        fs::copy(file(version), &path).unwrap();
+        let store = open(&path).await;
+        assert_eq!(store.owner().0.len(), 36);
+        let recorded = store.recorded("shop").await.unwrap();
+        assert_eq!(recorded.sandboxes, BTreeMap::from([("api".to_owned(), sandbox("1"))]));
+        assert_eq!(recorded.intents, [create("i2", "sandbox/db")]);
+        assert_eq!(recorded.volumes.len(), 1);
+        assert_eq!(store.ports("shop").await.unwrap().into_values().collect::<Vec<_>>(), [4000]);
+        assert_eq!(store.events("shop", EventQuery::default(), 9).await.unwrap().len(), 1);
+        store.record("shop", vec![put("db", "2")]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_an_error_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let Ok(disk) = SmallDisk::mount(dir.path()) else {
+        println!("SKIPPED: mounting a small tmpfs needs root");
+        return;
+    };
+    let path = dir.path().join("store.db");
+    let store = open(&path).await;
+    store.begin("shop", create("i1", "sandbox/api")).await.unwrap();
+    let mut kept = 0;
+    let error = loop {
+        let batch =
+            join_all((0..20).map(|_| store.append("shop", vec![event(1, "sandbox/api", "Again")]))).await;
+        kept += batch.iter().filter(|result| result.is_ok()).count();
+        if let Some(error) = batch.into_iter().find_map(Result::err) {
+            break error;
+        }
+        assert!(kept < 100_000, "the disk never fills");
+    };
+    assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+    assert!(error.to_string().contains("no space left"), "{error}");
+    let count =
+        async |store: &Store| store.events("shop", EventQuery::default(), 100_000).await.unwrap().len();
+    assert!(kept > 0);
+    assert_eq!(count(&store).await, kept, "what was acknowledged is there, and nothing else");
+    drop(store);
+    let store = open(&path).await;
+    assert_eq!(count(&store).await, kept);
+    disk.grow();
+    store.finish("shop", &IntentId("i1".to_owned()), Outcome::Done, vec![put("api", "1")]).await.unwrap();
+    assert_eq!(store.recorded("shop").await.unwrap().sandboxes.len(), 1);
+}
+
+/// A filesystem of one megabyte.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(at: &'a Path) -> rustix::io::Result<Self> {
+        rustix::mount::mount("tmpfs", at, "tmpfs", rustix::mount::MountFlags::empty(), c"size=1m")
+            .map(|()| Self(at))
+    }
+
+    fn grow(&self) {
+        rustix::mount::mount_remount(self.0, rustix::mount::MountFlags::empty(), c"size=8m").unwrap();
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn no_secret_stands_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = open(&path).await;
+    let value = SecretValue::new("correct-horse-battery");
+    let redactor = Redactor::new([("PW", &value)]);
+    let message = redactor.redact(&format!("login failed with {}", value.expose()));
+    let digest = digest(store.digest_key(), "PW", &value);
+    let run = Run {
+        actor: "ann@laptop".to_owned(),
+        verb: "apply".to_owned(),
+        manifest_digest: Some(digest.clone()),
+        git_revision: None,
+    };
+    store.begin_run("shop", run).await.unwrap();
+    store.append("shop", vec![Event { message, ..event(1, "sandbox/api", "Failed") }]).await.unwrap();
+    fill(&store).await;
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend(fs::read(path.with_extension("db-wal")).unwrap());
+    let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds("[secret PW]") && holds(&digest), "the search works");
+    assert!(!holds(value.expose()));
 }
 
 // ---- inventory, ports, journal ----
@@ -386,6 +539,17 @@ async fn helper_process() {
             println!("begun");
             std::future::pending().await
         }
+        "storm" => {
+            let begin = |n: u64| {
+                let store = &store;
+                async move {
+                    let id = format!("i{n}");
+                    store.begin("shop", create(&id, "sandbox/api")).await.unwrap();
+                    println!("\n{id} is begun");
+                }
+            };
+            futures::stream::iter(0..).map(begin).buffer_unordered(32).for_each(|()| async {}).await;
+        }
         "hold" => {
             let _guard = store.acquire("shop", Holder::current("helper"), TTL, Duration::ZERO).await.unwrap();
             println!("held");
@@ -414,6 +578,27 @@ async fn an_intent_survives_kill_9_between_begin_and_finish() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(open(&path).await.pending("shop").await.unwrap(), [create("i1", "sandbox/api")]);
+}
+
+#[tokio::test]
+async fn no_acknowledged_intent_is_lost_by_kill_9_in_the_middle_of_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let mut child = helper("storm", &path);
+    let mut acknowledged = Vec::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        if let Some(id) = line.unwrap().strip_suffix(" is begun") {
+            acknowledged.push(id.to_owned());
+        }
+        if acknowledged.len() == 500 {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(acknowledged.len() >= 500);
+    let pending = open(&path).await.pending("shop").await.unwrap();
+    let pending: BTreeSet<_> = pending.into_iter().map(|intent| intent.id.0).collect();
+    assert!(acknowledged.iter().all(|id| pending.contains(id)));
 }
 
 #[tokio::test]
@@ -459,6 +644,23 @@ async fn a_lease_is_stolen_from_a_dead_process_and_not_from_a_live_one() {
     assert_eq!(store.leases().await.unwrap()[0].holder.pid, std::process::id());
     drop(guard);
     assert!(store.leases().await.unwrap().is_empty(), "given back on drop");
+}
+
+#[tokio::test]
+async fn a_holder_that_cannot_be_seen_keeps_its_lease_until_it_expires() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = open(&path).await;
+    let me = || Holder::current("test");
+    let elsewhere = Holder { pid_namespace: Some("pid:[1]".to_owned()), ..me() };
+    let guard = store.acquire("shop", elsewhere, TTL, Duration::ZERO).await.unwrap();
+    let locked = store.acquire("shop", me(), TTL, Duration::ZERO).await.err();
+    assert!(matches!(locked, Some(StoreError::Locked { .. })), "{locked:?}");
+    rusqlite::Connection::open(&path).unwrap().execute("UPDATE leases SET expires_at = 1", []).unwrap();
+    let taken = store.acquire("shop", me(), TTL, Duration::ZERO).await.unwrap();
+    drop(guard);
+    taken.release().await.unwrap();
+    assert!(store.leases().await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -1,4 +1,10 @@
-//! The local engine, for real: processes, mounts, sockets. Most run as whoever runs the tests; what needs root says so.
+//! The local engine, for real: processes, mounts, sockets. `ordinary_user` runs the rest again without privileges.
 
+mod exec;
+mod hardening;
 mod lifecycle;
+mod network;
+mod ordinary_user;
+mod recovery;
 mod support;
+mod volumes;

@@ -42,7 +42,7 @@ impl Fixture {
         let engine = Engine::new(EngineConfig {
             data_dir: dir.path().join("data"),
             runtime_dir: dir.path().join("run"),
-            exe: env!("CARGO_BIN_EXE_pocketenv").into(),
+            exe: std::env::var_os("POCKETENV_TEST_EXE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into()).into(),
         });
         Fixture { engine, dir }
     }
@@ -122,15 +122,20 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Processes of this machine whose command line or working directory mention `needle`.
+/// Processes of this machine that work in `needle` (a shim) or have mounts from there (everything inside).
 pub fn processes_in(needle: &Path) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-        if cwd.starts_with(needle) {
+        let mounts = std::fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        if cwd.starts_with(needle) || mounts.contains(&*needle.to_string_lossy()) {
             found.push(pid);
         }
     }
     found
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }

@@ -1,0 +1,20 @@
+//! What happens inside a sandbox, once, for every provider: files, environment, repositories, presets, services, logs, copies.
+//!
+//! Built on the [`Guest`](crate::provider::Guest) trait alone; inside, POSIX `sh` and the usual small tools are all there is. Each operation
+//! is one constant script (`sh/*.sh`) that gets its data as arguments, environment or standard input, and as few round trips as possible:
+//! at a cloud each one costs a fifth of a second.
+//!
+//! State inside: `/var/lib/pocketenv` (records of files, repositories, preset steps; survives a stop), `/run/pocketenv` (environment, secrets,
+//! services; in memory), `/var/log/pocketenv/SERVICE/log`. Without root: `~/.pocketenv` and a private directory in `/dev/shm` or `/tmp`. A record
+//! is written after what it records, so that an interrupted operation is repeated and never believed.
+
+mod bundle;
+mod observe;
+mod script;
+mod service;
+pub mod tree;
+
+pub use crate::provider::GuestError;
+pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
+pub use observe::observe;
+pub use service::{ServiceDefaults, remove_service, start_service, stop_service};

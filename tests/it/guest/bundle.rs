@@ -1,0 +1,268 @@
+//! Files, directories, secrets and environment.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use pocketenv::guest::tree::{scan, tree_sha256};
+use pocketenv::guest::{Bundle, Content, EnvBundle, FileToWrite, environment, observe, write_bundle};
+use pocketenv::model::{FileState, ObservedGuest, sha256_hex};
+
+use super::room::Room;
+
+fn inline(path: &str, bytes: &[u8]) -> FileToWrite {
+    FileToWrite {
+        path: path.to_owned(),
+        digest: sha256_hex(bytes),
+        mode: None,
+        content: Content::Inline(bytes.to_vec()),
+    }
+}
+
+fn host_tree(path: &str, root: &Path) -> FileToWrite {
+    let sha256 = tree_sha256(&scan(root).unwrap());
+    FileToWrite {
+        path: path.to_owned(),
+        digest: sha256.clone(),
+        mode: None,
+        content: Content::HostTree { path: root.to_owned(), sha256 },
+    }
+}
+
+fn files(files: Vec<FileToWrite>) -> Bundle {
+    Bundle { files, ..Bundle::default() }
+}
+
+fn remove(path: &str) -> Bundle {
+    Bundle { remove: vec![path.to_owned()], ..Bundle::default() }
+}
+
+async fn look(room: &Room) -> ObservedGuest {
+    observe(room, &BTreeMap::new()).await.unwrap()
+}
+
+async fn state(room: &Room, path: &str) -> Option<FileState> {
+    look(room).await.files.get(path).map(|file| file.state)
+}
+
+fn mode(path: &str) -> u32 {
+    std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn a_fresh_sandbox_is_an_empty_answer_and_stays_untouched() {
+    for room in [Room::new(), Room::busybox()].into_iter().flatten() {
+        assert_eq!(look(&room).await, ObservedGuest::default());
+        assert_eq!(room.sh("ls -A /var/lib /run").await, "/run:\n\n/var/lib:");
+        assert!(environment(&room).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn files_are_written_seen_repaired_and_removed() {
+    for room in [Room::new(), Room::busybox()].into_iter().flatten() {
+        let (text, odd) = (room.at("new/folder/a file"), room.at("b\\ück"));
+        let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+        let bundle = files(vec![
+            inline(&text, b"hello\n"),
+            FileToWrite { mode: Some(0o4750), ..inline(&odd, &bytes) },
+        ]);
+        write_bundle(&room, &bundle).await.unwrap();
+        assert_eq!(std::fs::read(&odd).unwrap(), bytes);
+        assert_eq!((mode(&text), mode(&odd)), (0o644, 0o4750));
+        let seen = look(&room).await;
+        assert_eq!(seen.files[&text].digest, sha256_hex(b"hello\n"));
+        assert!(seen.files.values().all(|file| file.state == FileState::InPlace), "{seen:?}");
+
+        std::fs::write(&text, "changed").unwrap();
+        assert_eq!(state(&room, &text).await, Some(FileState::Modified));
+        write_bundle(&room, &bundle).await.unwrap();
+        assert_eq!(state(&room, &text).await, Some(FileState::InPlace));
+        std::fs::set_permissions(&text, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(state(&room, &text).await, Some(FileState::Modified));
+        std::fs::remove_file(&odd).unwrap();
+        assert_eq!(state(&room, &odd).await, Some(FileState::Missing));
+
+        write_bundle(&room, &remove(&text)).await.unwrap();
+        assert!(!Path::new(&text).exists());
+        assert_eq!(state(&room, &text).await, None);
+        assert_eq!(room.sh("ls -A /run/pocketenv").await, "secrets", "nothing staged is left");
+        assert_eq!(room.sh(&format!("ls -A {}", room.at("new/folder"))).await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_place_of_a_directory_is_refused_and_not_recorded() {
+    let Some(room) = Room::new() else { return };
+    let path = room.at("taken");
+    std::fs::create_dir(&path).unwrap();
+    let error = write_bundle(&room, &files(vec![inline(&path, b"x")])).await.unwrap_err();
+    assert!(error.to_string().contains("is a directory"), "{error}");
+    let seen = look(&room).await;
+    assert!(seen.files.get(&path).is_none_or(|file| file.state != FileState::InPlace), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_directory_keeps_modes_links_empty_directories_and_what_others_put_there() {
+    for room in [Room::new(), Room::busybox()].into_iter().flatten() {
+        let host = tempfile::tempdir().unwrap();
+        let at = |name: &str| host.path().join(name);
+        std::fs::create_dir_all(at("sub/deep")).unwrap();
+        std::fs::create_dir(at("empty")).unwrap();
+        std::fs::write(at("run.sh"), "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(at("run.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(at("sub/deep/ünï\\code"), [0, 1, 2, 255]).unwrap();
+        std::os::unix::fs::symlink("../run.sh", at("sub/link")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", at("dangling")).unwrap();
+        std::fs::write(at(".pocketenvignore"), "*.log\n").unwrap();
+        std::fs::write(at("x.log"), "not wanted").unwrap();
+        for number in 0..500 {
+            std::fs::write(at(&format!("sub/file-{number}")), number.to_string()).unwrap();
+        }
+        let path = room.at("data");
+        write_bundle(&room, &files(vec![host_tree(&path, host.path())])).await.unwrap();
+        assert_eq!(state(&room, &path).await, Some(FileState::InPlace));
+        assert_eq!(scan(host.path()).unwrap(), scan(Path::new(&path)).unwrap());
+        assert!(!Path::new(&format!("{path}/x.log")).exists());
+
+        // Drift of every kind is seen, and repaired.
+        for drift in [
+            "echo x >> sub/file-7",
+            "chmod 600 run.sh",
+            "rm sub/file-9",
+            "rmdir empty",
+            "ln -sfn elsewhere sub/link",
+            "rm run.sh; mkdir run.sh; rmdir run.sh; ln -s /etc/passwd run.sh",
+        ] {
+            room.sh(&format!("cd {path} && {drift}")).await;
+            assert_eq!(state(&room, &path).await, Some(FileState::Modified), "{drift}");
+            write_bundle(&room, &files(vec![host_tree(&path, host.path())])).await.unwrap();
+            assert_eq!(state(&room, &path).await, Some(FileState::InPlace), "{drift}");
+        }
+
+        // What the new tree does not have goes; what others put there stays; a directory may become a file.
+        std::fs::write(format!("{path}/theirs"), "kept").unwrap();
+        std::fs::remove_dir_all(at("sub")).unwrap();
+        std::fs::write(at("sub"), "a file now").unwrap();
+        write_bundle(&room, &files(vec![host_tree(&path, host.path())])).await.unwrap();
+        assert_eq!(std::fs::read_to_string(format!("{path}/sub")).unwrap(), "a file now");
+        assert_eq!(state(&room, &path).await, Some(FileState::InPlace));
+        write_bundle(&room, &remove(&path)).await.unwrap();
+        let left: Vec<_> =
+            std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["theirs"]);
+    }
+}
+
+#[tokio::test]
+async fn a_host_file_that_changed_since_the_plan_is_refused_and_nothing_is_written() {
+    let Some(room) = Room::new() else { return };
+    let host = tempfile::tempdir().unwrap();
+    let source = host.path().join("f");
+    std::fs::write(&source, "one").unwrap();
+    let file = |sha256: String| FileToWrite {
+        path: room.at("f"),
+        digest: "d".to_owned(),
+        mode: None,
+        content: Content::HostFile { path: source.clone(), sha256, mode: 0o640 },
+    };
+    let bundle = files(vec![inline(&room.at("first"), b"1"), file(sha256_hex(b"other"))]);
+    let error = write_bundle(&room, &bundle).await.unwrap_err();
+    assert!(error.to_string().contains("changed since"), "{error}");
+    assert!(!Path::new(&room.at("first")).exists());
+    write_bundle(&room, &files(vec![file(sha256_hex(b"one"))])).await.unwrap();
+    assert_eq!((mode(&room.at("f")), std::fs::read(room.at("f")).unwrap()), (0o640, b"one".to_vec()));
+}
+
+#[tokio::test]
+async fn the_environment_is_whole_and_its_change_is_seen() {
+    for room in [Room::new(), Room::busybox()].into_iter().flatten() {
+        let values: BTreeMap<String, String> = [
+            ("PLAIN", "a b"),
+            ("LINES", "one\ntwo\n"),
+            ("QUOTES", "'\"$(rm -rf /)`\\"),
+            ("EMPTY", ""),
+            ("EQUALS", "a=b=c"),
+            ("UNICODE", "grüße \u{1}\u{7f}"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let env = |digest: &str| {
+            let values = values.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+            Bundle { env: Some(EnvBundle { digest: digest.to_owned(), values }), ..Bundle::default() }
+        };
+        write_bundle(&room, &env("e1")).await.unwrap();
+        assert_eq!(environment(&room).await.unwrap(), values);
+        assert_eq!(look(&room).await.env.as_deref(), Some("e1"));
+        room.sh("printf x >> /run/pocketenv/env").await;
+        assert_eq!(look(&room).await.env, None);
+        write_bundle(&room, &env("e2")).await.unwrap();
+        assert_eq!(look(&room).await.env.as_deref(), Some("e2"));
+        assert_eq!(room.sh("stat -c %a /run/pocketenv/env").await, "600");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_never_lies_on_disk() {
+    for room in [Room::new(), Room::busybox()].into_iter().flatten() {
+        let secret = |path: &str| FileToWrite {
+            path: path.to_owned(),
+            digest: "s".to_owned(),
+            mode: None,
+            content: Content::Secret("hunter2-hunter2".to_owned().into()),
+        };
+        let on_disk = room.at("etc/token");
+        let bundle = files(vec![secret("/run/secrets/db"), secret(&on_disk)]);
+        write_bundle(&room, &bundle).await.unwrap();
+        assert_eq!(room.sh("cat /run/secrets/db; stat -c %a /run/secrets/db").await, "hunter2-hunter2400");
+        assert_eq!(room.sh(&format!("cat {on_disk}")).await, "hunter2-hunter2");
+        assert!(std::fs::read_link(&on_disk).unwrap().starts_with("/run/pocketenv"));
+        let found = std::process::Command::new("grep").arg("-rl").arg("hunter2").arg(room.root()).output();
+        assert_eq!(String::from_utf8(found.unwrap().stdout).unwrap(), "", "on disk");
+        assert_eq!(state(&room, "/run/secrets/db").await, Some(FileState::InPlace));
+        assert_eq!(state(&room, &on_disk).await, Some(FileState::InPlace));
+
+        // A stop takes the memory away: the record does not claim what is gone.
+        room.sh("rm -rf /run/pocketenv /run/secrets").await;
+        assert_eq!(state(&room, "/run/secrets/db").await, Some(FileState::Missing));
+        assert_eq!(state(&room, &on_disk).await, Some(FileState::Missing));
+        write_bundle(&room, &bundle).await.unwrap();
+        assert_eq!(state(&room, &on_disk).await, Some(FileState::InPlace));
+        room.sh(&format!("chmod 600 {on_disk}; echo > {on_disk}")).await;
+        assert_eq!(state(&room, &on_disk).await, Some(FileState::Modified));
+        write_bundle(&room, &remove(&on_disk)).await.unwrap();
+        assert!(std::fs::symlink_metadata(&on_disk).is_err());
+    }
+}
+
+#[tokio::test]
+async fn without_tar_the_same_is_written_one_by_one() {
+    let Some(room) = Room::busybox() else { return };
+    std::fs::remove_file(room.root().join("bb/tar")).unwrap();
+    let host = tempfile::tempdir().unwrap();
+    std::fs::create_dir(host.path().join("sub")).unwrap();
+    std::fs::write(host.path().join("sub/f"), "x").unwrap();
+    std::os::unix::fs::symlink("sub/f", host.path().join("link")).unwrap();
+    let path = room.at("data");
+    let bundle = files(vec![inline(&room.at("one"), b""), host_tree(&path, host.path())]);
+    write_bundle(&room, &bundle).await.unwrap();
+    assert_eq!(state(&room, &path).await, Some(FileState::InPlace));
+    assert_eq!(state(&room, &room.at("one")).await, Some(FileState::InPlace));
+}
+
+#[tokio::test]
+async fn what_is_written_belongs_to_the_owner() {
+    let Some(room) = Room::new() else { return };
+    let bundle =
+        Bundle { owner: Some("12345:54321".to_owned()), ..files(vec![inline(&room.at("mine"), b"1")]) };
+    write_bundle(&room, &bundle).await.unwrap();
+    assert_eq!(room.sh(&format!("stat -c %u:%g {}", room.at("mine"))).await, "12345:54321");
+}
+
+#[tokio::test]
+async fn paths_that_cannot_be_managed_are_refused() {
+    let Some(room) = Room::new() else { return };
+    for path in ["relative", "/a/../b", "/a//b", "/a/", "/", "/a\tb", "/a\nb", ""] {
+        assert!(write_bundle(&room, &files(vec![inline(path, b"")])).await.is_err(), "{path:?}");
+    }
+}

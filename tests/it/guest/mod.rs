@@ -1,0 +1,5 @@
+//! The guest room against real processes and files.
+
+mod bundle;
+mod room;
+mod service;

@@ -34,7 +34,8 @@ impl Context {
             ci: set("CI"),
             dumb: process.vars.get("TERM").is_some_and(|term| term == "dumb"),
         };
-        if let (None, Some(how)) = (global.progress, process.vars.get("POCKETENV_PROGRESS").filter(|v| !v.is_empty()))
+        if let (None, Some(how)) =
+            (global.progress, process.vars.get("POCKETENV_PROGRESS").filter(|v| !v.is_empty()))
         {
             match <ProgressHow as clap::ValueEnum>::from_str(how, true) {
                 Ok(how) => options.progress = how,

@@ -60,7 +60,12 @@ impl CliError {
                     ui.hint(&hint);
                 }
                 if exit == Exit::Usage {
-                    ui.say(&ui.err.paint(Role::Dim, "Run `pocketenv --help`, or `pocketenv VERB --help`, for usage."));
+                    ui.say(
+                        &ui.err.paint(
+                            Role::Dim,
+                            "Run `pocketenv --help`, or `pocketenv VERB --help`, for usage.",
+                        ),
+                    );
                 }
                 exit
             }

@@ -78,8 +78,8 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
 /// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Nothing is logged without it.
 fn install_log(context: &Context) -> Result<(), CliError> {
     let Some(filter) = context.var("POCKETENV_LOG") else { return Ok(()) };
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
+    let filter =
+        EnvFilter::try_new(filter).map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -112,6 +112,9 @@ mod tests {
         };
         assert_eq!(convert(&["p", "plan", "-out", "f"]), ["p", "plan", "--out", "f"]);
         assert_eq!(convert(&["p", "plan", "-out=f"]), ["p", "plan", "--out=f"]);
-        assert_eq!(convert(&["p", "exec", "a", "--", "plan", "-out"]), ["p", "exec", "a", "--", "plan", "-out"]);
+        assert_eq!(
+            convert(&["p", "exec", "a", "--", "plan", "-out"]),
+            ["p", "exec", "a", "--", "plan", "-out"]
+        );
     }
 }

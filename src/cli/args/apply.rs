@@ -9,7 +9,7 @@ use crate::model::{Address, Duration};
 
 /// `plan`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv plan                                what apply would do
   pocketenv plan --detailed-exitcode            exit 2 if there are changes
@@ -31,8 +31,8 @@ pub struct PlanArgs {
     /// Delete volumes that are no longer declared, with their data
     #[arg(long)]
     pub volumes: bool,
-    /// The form of the plan
-    #[arg(long, value_enum, value_name = "FORM", default_value_t)]
+    /// The form of the plan: human, json, markdown or dot
+    #[arg(long, value_enum, value_name = "FORM", default_value_t, hide_possible_values = true)]
     pub format: PlanFormat,
 }
 
@@ -52,7 +52,7 @@ pub enum PlanFormat {
 
 /// `apply`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv apply                          show the plan, ask, do it, wait for health
   pocketenv apply --yes --timeout 5m       in a script
@@ -99,7 +99,7 @@ pub struct ApplyArgs {
 
 /// `destroy`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv destroy                  delete the sandboxes; keep volumes
   pocketenv destroy --volumes --yes  everything, data too, without asking

@@ -36,14 +36,14 @@ pub struct DoctorArgs {}
 
 /// `completion`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv completion bash > ~/.local/share/bash-completion/completions/pocketenv
   pocketenv completion zsh  > ~/.zfunc/_pocketenv
   pocketenv completion fish > ~/.config/fish/completions/pocketenv.fish")]
 pub struct CompletionArgs {
-    /// The shell
-    #[arg(value_enum, value_name = "SHELL")]
+    /// bash, zsh, fish, powershell or elvish
+    #[arg(value_enum, value_name = "SHELL", hide_possible_values = true)]
     pub shell: clap_complete::Shell,
 }
 

@@ -9,7 +9,7 @@ use crate::model::Duration;
 
 /// `logs`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv logs                      of every service
   pocketenv logs -f api/web           follow one service
@@ -37,7 +37,7 @@ pub struct LogsArgs {
 
 /// `exec`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 The command is run as it is, without a shell. Its standard input is ours, and so is its exit code (128 + n after signal n).
 
 Examples:
@@ -46,7 +46,7 @@ Examples:
   pocketenv exec --workdir /work/shop --env CI=1 api -- make check
   pocketenv exec db -- sh -c 'pg_dump shop | gzip' > shop.sql.gz")]
 pub struct ExecArgs {
-    /// Pass standard input, which is done in any case
+    /// For habit: standard input is passed in any case
     #[arg(short, long)]
     pub interactive: bool,
     /// Run it on a terminal
@@ -91,7 +91,7 @@ pub struct ShellArgs {
 
 /// `cp`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Directories are copied whole, with modes and links. Into a directory that exists, the source is put under its own name.
 
 Examples:
@@ -99,7 +99,7 @@ Examples:
   pocketenv cp api:/work/report.html .
   pocketenv cp api:/work/cache worker:/work/cache")]
 pub struct CpArgs {
-    /// Directories too, which is done in any case
+    /// For habit: directories are copied whole in any case
     #[arg(short, long)]
     pub recursive: bool,
     /// NAME:PATH, or a path here

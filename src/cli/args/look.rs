@@ -10,7 +10,7 @@ use crate::model::{Address, Duration};
 
 /// `status`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv status            every resource, why it is not ready
   pocketenv status api        one sandbox and what is inside it
@@ -43,7 +43,7 @@ pub struct DescribeArgs {
 
 /// `events`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv events                    the newest of the project
   pocketenv events api --since 10m    of one sandbox, in the last ten minutes
@@ -76,7 +76,7 @@ pub struct HistoryArgs {
 
 /// `wait`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv wait api                           until it is ready
   pocketenv wait api/web --timeout 30s         until the service is; exit 5 if it is not by then

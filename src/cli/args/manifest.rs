@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 /// `init`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Looks at what is in the directory (compose.yaml, devcontainer.json, package.json, Cargo.toml, pyproject.toml) and says
 what it chose. An existing file is never overwritten.")]
 pub struct InitArgs {
@@ -17,14 +17,14 @@ pub struct InitArgs {
 
 /// `validate`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   pocketenv validate                        the manifest of this directory
   pocketenv validate -f a.yaml -f b.yaml    two files, merged left to right
   pocketenv validate --format github        annotations in a workflow")]
 pub struct ValidateArgs {
-    /// The form of problems
-    #[arg(long, value_enum, default_value_t)]
+    /// The form of problems: human, json or github
+    #[arg(long, value_enum, value_name = "FORM", default_value_t, hide_possible_values = true)]
     pub format: ValidateFormat,
 }
 
@@ -58,8 +58,8 @@ pub struct ConfigArgs {}
 /// `schema`.
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
-    /// Of what
-    #[arg(value_enum, default_value_t)]
+    /// Of what: manifest or preset
+    #[arg(value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
     pub of: SchemaOf,
 }
 

@@ -24,7 +24,7 @@ pub use look::{
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use value::{CopyEnd, KeyValue, LogSource};
 
-/// The exit codes, for the end of every `--help`.
+/// The exit codes, for the end of every help.
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done                    4  partly done       8    refused by policy
@@ -52,8 +52,9 @@ Examples:
     arg_required_else_help = true,
     subcommand_required = true,
     max_term_width = 110,
-    after_help = "Run `pocketenv VERB --help` for the flags, examples and exit codes of a verb.",
-    after_long_help = EXAMPLES
+    subcommand_value_name = "VERB",
+    subcommand_help_heading = "Verbs",
+    after_help = EXAMPLES
 )]
 pub struct Cli {
     /// Flags that every verb takes.
@@ -68,7 +69,7 @@ pub struct Cli {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// A manifest, a directory of manifests, or `-` for stdin; repeat to merge [env: POCKETENV_FILE, split at `:`]
+    /// A manifest, a directory of them, or - for stdin; repeat to merge [env: POCKETENV_FILE]
     #[arg(short, long, value_name = "PATH", global = true)]
     pub file: Vec<PathBuf>,
     /// The project's name, over the one in the manifest [env: POCKETENV_PROJECT]
@@ -80,20 +81,28 @@ pub struct GlobalArgs {
     /// Set a variable of the manifest [env: POCKETENV_VAR_name]
     #[arg(long, value_name = "NAME=VALUE", global = true)]
     pub var: Vec<KeyValue>,
-    /// Read environment for templates and secrets from a file of NAME=VALUE lines
+    /// Read environment for templates and secrets from a file
     #[arg(long, value_name = "PATH", global = true)]
     pub env_file: Vec<PathBuf>,
     /// The provider of sandboxes that name none
     #[arg(long, value_name = "NAME", global = true)]
     pub provider: Option<String>,
-    /// The form of what is printed
-    #[arg(short, long, value_enum, value_name = "FORM", global = true)]
+    /// The form of what is printed: table, wide, json, yaml or name
+    #[arg(short, long, value_enum, value_name = "FORM", hide_possible_values = true, global = true)]
     pub output: Option<OutputForm>,
-    /// When to colour; NO_COLOR is honoured
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t, global = true)]
+    /// When to colour: auto, always or never [env: NO_COLOR]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        hide_possible_values = true,
+        hide_default_value = true,
+        global = true
+    )]
     pub color: ColorWhen,
-    /// How progress is shown [env: POCKETENV_PROGRESS]
-    #[arg(long, value_enum, value_name = "HOW", global = true)]
+    /// How progress is shown: auto, tty, plain, json or quiet [env: POCKETENV_PROGRESS]
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true, global = true)]
     pub progress: Option<ProgressHow>,
     /// Say nothing but results and errors
     #[arg(short, long, global = true)]
@@ -218,14 +227,15 @@ pub enum Verb {
     Man(ManArgs),
 }
 
-/// The whole command line, with the exit codes at the end of every long help.
+/// The whole command line, with the exit codes at the end of every help.
 pub fn command() -> clap::Command {
+    // There is one help, compact: what would make a long one (help of possible values) is hidden.
     fn finish(command: clap::Command) -> clap::Command {
-        let help = match command.get_after_long_help() {
+        let help = match command.get_after_help() {
             Some(examples) => format!("{examples}\n\n{EXIT_CODES}"),
             None => EXIT_CODES.to_owned(),
         };
-        command.after_long_help(help).mut_subcommands(finish)
+        command.after_help(help).mut_subcommands(finish)
     }
     finish(Cli::command())
 }

@@ -60,7 +60,9 @@ impl FromStr for CopyEnd {
         match text.split_once(':') {
             // `./a:b` and `/a:b` are files of this machine.
             Some((name, _)) if name.starts_with(['.', '/']) => Ok(Self::Host(text.into())),
-            Some(("", _)) => Err("expected NAME:PATH or a path; write ./ before a path that begins with `:`".into()),
+            Some(("", _)) => {
+                Err("expected NAME:PATH or a path; write ./ before a path that begins with `:`".into())
+            }
             Some((_, "")) => Err("expected a path after `:`".into()),
             Some((name, path)) => Ok(Self::Sandbox { name: name.to_owned(), path: path.to_owned() }),
             None if text.is_empty() => Err("expected a path".into()),
@@ -106,7 +108,9 @@ pub fn address(text: &str) -> Result<Address, String> {
         Err(error) => match text.split_once('/') {
             None if !text.is_empty() => Ok(Address::Sandbox(text.to_owned())),
             Some((sandbox, service))
-                if !matches!(sandbox, "" | "sandbox" | "volume") && !service.is_empty() && !service.contains('/') =>
+                if !matches!(sandbox, "" | "sandbox" | "volume")
+                    && !service.is_empty()
+                    && !service.contains('/') =>
             {
                 Ok(Address::Service(sandbox.to_owned(), service.to_owned()))
             }

@@ -2,12 +2,13 @@
 
 /// The known word that is most like what was typed, if one is like it at all.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    const ENOUGH: f64 = 0.8; // Jaro-Winkler; below it suggestions are guesses.
+    // One slip in a short word, one in three characters of a long one; beyond it suggestions are guesses.
+    let enough = (typed.chars().count() / 3).max(1);
     known
         .into_iter()
-        .map(|word| (strsim::jaro_winkler(typed, word), word))
-        .filter(|(score, _)| *score >= ENOUGH)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|word| (strsim::damerau_levenshtein(typed, word), word))
+        .filter(|(distance, _)| *distance <= enough)
+        .min()
         .map(|(_, word)| word)
 }
 

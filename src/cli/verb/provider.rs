@@ -60,7 +60,8 @@ fn text(cx: &Context, sheet: &Capabilities) -> String {
         match row.support {
             Support::Honoured(class) => fields.row([row.path.into(), class_word(class).into(), "".into()]),
             Support::Refused { because, instead } => {
-                let note = if instead.is_empty() { because.to_owned() } else { format!("{because}; {instead}") };
+                let note =
+                    if instead.is_empty() { because.to_owned() } else { format!("{because}; {instead}") };
                 fields.row([row.path.into(), "refused".into(), note.into()]);
             }
         }

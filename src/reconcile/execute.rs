@@ -511,7 +511,7 @@ impl Run<'_> {
             depends_on: self.depends_on(name),
             created_at: self.cx.clock.now(),
         };
-        let change = Change::PutSandbox { name: name.to_owned(), sandbox: record.clone() };
+        let change = Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record.clone()) };
         self.finish(&intent, vec![change]).await?;
         let mut learned = self.learned.lock().await;
         learned.ids.insert(name.to_owned(), id);
@@ -564,7 +564,7 @@ impl Run<'_> {
         learned.ids.insert(name.to_owned(), id);
         learned.records.insert(name.to_owned(), record.clone());
         drop(learned);
-        self.record(vec![Change::PutSandbox { name: name.to_owned(), sandbox: record }]).await
+        self.record(vec![Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record) }]).await
     }
 
     async fn delete(&self, step: &Step, provider: &dyn Provider, forget: bool) -> Result<(), StepError> {
@@ -627,7 +627,7 @@ impl Run<'_> {
             if let (Some(declared), Some(record)) = (declared, learned.records.get_mut(name)) {
                 record.guest = Some(declared.guest.clone());
                 record.depends_on = declared.depends_on.keys().cloned().collect();
-                changes.push(Change::PutSandbox { name: name.to_owned(), sandbox: record.clone() });
+                changes.push(Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record.clone()) });
             }
         }
         if !changes.is_empty() {

@@ -39,7 +39,7 @@ impl Inside<'_> {
             Action::ForgetPresetSteps { ids } => Ok(guest::forget_steps(self.guest, ids).await?),
             Action::StartService { name, spec, digest } => {
                 let env = self.env(Some(spec))?;
-                Ok(guest::start_service(self.guest, name, spec, digest, &env, self.spec).await?)
+                Ok(guest::start_service(self.guest, name, spec, digest, &env, self.defaults()).await?)
             }
             Action::StopService { name } => Ok(guest::stop_service(self.guest, name).await?),
             Action::RemoveService { name } => Ok(guest::remove_service(self.guest, name).await?),
@@ -51,21 +51,27 @@ impl Inside<'_> {
         }
     }
 
+    fn defaults(&self) -> guest::ServiceDefaults<'_> {
+        guest::ServiceDefaults {
+            user: self.spec.user.as_deref(),
+            working_dir: self.spec.working_dir.as_deref(),
+        }
+    }
+
     fn secret(&self, name: &str) -> Result<&SecretValue, StepError> {
         let missing = || StepError::Plan(format!("the value of secret `{name}` is not known"));
         self.secrets.get(name).ok_or_else(missing)
     }
 
     /// The environment that a process sees: the sandbox's, then its secrets, then the service's own.
-    fn env(&self, service: Option<&ServiceSpec>) -> Result<BTreeMap<String, SecretValue>, StepError> {
-        let mut env: BTreeMap<String, SecretValue> =
-            self.spec.env.iter().map(|(k, v)| (k.clone(), SecretValue::new(v.clone()))).collect();
+    fn env(&self, service: Option<&ServiceSpec>) -> Result<BTreeMap<String, String>, StepError> {
+        let mut env = self.spec.env.clone();
         if let Some(service) = service {
-            env.extend(service.env.iter().map(|(k, v)| (k.clone(), SecretValue::new(v.clone()))));
+            env.extend(service.env.clone());
         }
         for (name, usage) in &self.spec.secrets {
             if let SecretUse::Env(variable) = usage {
-                env.insert(variable.clone(), self.secret(name)?.clone());
+                env.insert(variable.clone(), self.secret(name)?.expose().to_owned());
             }
         }
         Ok(env)
@@ -75,13 +81,14 @@ impl Inside<'_> {
         let env = match &setup.env {
             None => None,
             Some(digest) => {
-                Some(guest::EnvBundle { digest: digest.clone(), values: self.env(None)? })
+                let values = self.env(None)?.into_iter().map(|(name, value)| (name, value.into()));
+                Some(guest::EnvBundle { digest: digest.clone(), values: values.collect() })
             }
         };
         let mut files = Vec::with_capacity(setup.files.len());
         for (path, file) in &setup.files {
             let (content, mode) = match &file.what {
-                SetupContent::Secret(name) => (guest::Content::Secret(self.secret(name)?.clone()), Some(0o400)),
+                SetupContent::Secret(name) => (guest::Content::Secret(self.secret(name)?.expose().into()), Some(0o400)),
                 SetupContent::File(desired) => {
                     let content = match &desired.content {
                         FileContent::Inline(text) => guest::Content::Inline(text.clone().into_bytes()),
@@ -97,7 +104,7 @@ impl Inside<'_> {
             };
             files.push(guest::FileToWrite { path: path.clone(), digest: file.digest.clone(), mode, content });
         }
-        let bundle = guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect() };
+        let bundle = guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect(), owner: None };
         Ok(guest::write_bundle(self.guest, &bundle).await?)
     }
 }

@@ -5,6 +5,7 @@
 
 mod redact;
 mod resolve;
+mod secrets;
 mod source;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use sha2::Sha256;
 
 pub use redact::{RedactStream, Redactor};
 pub use resolve::{Resolved, ResolvedAll, SecretError, SecretErrors, SecretWarning, resolve, resolve_all};
+pub use secrets::Secrets;
 pub use source::SecretSource;
 
 /// The value of a secret. It is wiped from memory when dropped; it cannot be printed or serialised.

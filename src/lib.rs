@@ -9,5 +9,6 @@ pub mod guest;
 pub mod model;
 pub mod plan;
 pub mod provider;
+pub mod reconcile;
 pub mod secret;
 pub mod store;

@@ -5,6 +5,8 @@ use std::io;
 use super::ui::Ui;
 use super::ui::exit::Exit;
 use super::ui::style::Role;
+use crate::provider::GuestError;
+use crate::reconcile::observe::with_causes;
 
 /// Why a verb did not succeed.
 #[derive(Debug)]
@@ -81,5 +83,11 @@ impl From<io::Error> for CliError {
         } else {
             Self::system("writing to standard output", &error)
         }
+    }
+}
+
+impl From<GuestError> for CliError {
+    fn from(error: GuestError) -> Self {
+        Self::new(Exit::Failed, with_causes(&error))
     }
 }

@@ -5,6 +5,7 @@
 pub mod args;
 mod context;
 mod error;
+mod session;
 pub mod ui;
 mod verb;
 

@@ -2,6 +2,7 @@
 
 pub mod exit;
 pub mod hint;
+pub mod progress;
 pub mod prompt;
 pub mod style;
 pub mod table;
@@ -68,6 +69,7 @@ impl Ui {
             _ if options.quiet => ProgressHow::Quiet,
             ProgressHow::Auto if err && !options.ci && !options.dumb => ProgressHow::Tty,
             ProgressHow::Auto => ProgressHow::Plain,
+            ProgressHow::Tty if !err => ProgressHow::Plain,
             asked => asked,
         };
         Self {

@@ -6,6 +6,8 @@ pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;
 pub mod guest;
+pub mod guest;
+pub mod manifest;
 pub mod model;
 pub mod plan;
 pub mod provider;

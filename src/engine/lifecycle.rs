@@ -18,7 +18,7 @@ use super::proto::{Reply, Request};
 use super::proxy::Upstream;
 use super::rootfs;
 use super::seq::Seq;
-use super::shim::{self, Answer, Order};
+use super::shim::{self, Answer, Order, Task};
 use super::spec::{BoxInfo, BoxSpec, BoxState, ExecRequest, Forward, ForwardInfo, Link, MountSource};
 use super::state::{self, Ended, Lock, Record, Run};
 
@@ -98,7 +98,7 @@ impl Engine {
             Some(record) => record,
             None => self.new_record(id, spec, labels)?,
         };
-        if let Err(error) = self.launch(&record).await {
+        if let Err(error) = self.launch(&record, &lock).await {
             if let Err(cleanup) = self.remove(id).await {
                 tracing::warn!(id, %cleanup, "a sandbox that could not start could not be removed either");
             } else {
@@ -114,11 +114,11 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::File`].
     pub async fn start(&self, id: &str) -> Result<(), EngineError> {
-        let (_lock, record) = self.existing(id).await?;
+        let (lock, record) = self.existing(id).await?;
         if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
             return Ok(());
         }
-        self.launch(&record).await
+        self.launch(&record, &lock).await
     }
 
     /// Stops a sandbox: SIGTERM to everything inside, SIGKILL after `grace`. Its files stay. One that is stopped is left alone.
@@ -354,7 +354,7 @@ impl Engine {
         Ok((state, Some(run)))
     }
 
-    async fn launch(&self, record: &Record) -> Result<(), EngineError> {
+    async fn launch(&self, record: &Record, lock: &Lock) -> Result<(), EngineError> {
         let id = record.id.as_str();
         self.end(id, None).await?; // whatever is left of a run that ended badly
         let mut mount_paths = Vec::new();
@@ -372,7 +372,7 @@ impl Engine {
             upstream: Upstream::from_environment(),
         };
         let failed = |step: &str, reason: String| EngineError::Launch { id: id.to_owned(), step: step.to_owned(), reason };
-        let answer = tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&order)).await;
+        let answer = tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock))).await;
         match answer {
             Ok(Ok(Answer::Ready)) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
@@ -381,18 +381,18 @@ impl Engine {
         }
     }
 
-    async fn spawn_shim(&self, order: &Order) -> io::Result<Answer> {
+    async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = tokio::process::Command::new(&self.exe)
             .arg(shim::ARGUMENT)
             .env_clear() // nothing of the caller's environment stays readable in a process that lives on
             .stdin(ProcessStdio::from(OwnedFd::from(theirs)))
-            .stdout(ProcessStdio::null())
+            .stdout(lock.map(Lock::share).transpose()?.map_or_else(ProcessStdio::null, ProcessStdio::from))
             .stderr(ProcessStdio::null())
             .spawn()?;
         let mut stream = tokio::net::UnixStream::from_std(ours)?;
-        stream.write_all(&serde_json::to_vec(order)?).await?;
+        stream.write_all(&serde_json::to_vec(task)?).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
@@ -428,11 +428,17 @@ impl Engine {
     /// Ends the processes of the recorded run, gently with a grace, and waits until they are gone.
     async fn end(&self, id: &str, grace: Option<Duration>) -> Result<(), EngineError> {
         let control = |source| EngineError::Control { id: id.to_owned(), source };
-        // An unreadable record of the run must not keep a sandbox from being deleted; its socket still leads to its processes.
         let run = match self.run(id) {
             Err(EngineError::Broken { .. }) => None,
             other => other?,
         };
+        if run.is_none()
+            && let Ok(Some(connection)) = client::connect(&self.runtime.join(id)).await
+        {
+            // Its record is lost, but its socket still leads to its processes; init holds this connection until it dies.
+            connection.send(&Request::Stop(0), &[]).await.map_err(control)?;
+            let _ = tokio::time::timeout(END_TIMEOUT, connection.recv()).await;
+        }
         if let Some(run) = run
             && run.boot == state::boot_id().map_err(control)?
         {
@@ -472,17 +478,32 @@ impl Engine {
         if !dir.exists() {
             return Ok(());
         }
-        let removing = dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            for name in names(&removing)? {
-                if name != "state.json" {
-                    let path = removing.join(name);
-                    rootfs::remove_tree(&path).map_err(EngineError::file("remove", &path))?;
-                }
+        for name in names(&dir)? {
+            if name != "state.json" {
+                self.remove_tree(&dir.join(name)).await?;
             }
-            rootfs::remove_tree(&removing).map_err(EngineError::file("remove", &removing))
-        });
-        removed.await.map_err(io::Error::other).map_err(EngineError::file("remove", &dir))?
+        }
+        self.remove_tree(&dir).await
+    }
+
+    /// Removes a tree that may hold files of the sandboxes' own ids.
+    pub(super) async fn remove_tree(&self, path: &Path) -> Result<(), EngineError> {
+        let removing = path.to_owned();
+        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
+        match removed.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => return other.map_err(EngineError::file("remove", path)),
+        }
+        let failed = EngineError::file("remove", path);
+        let task = match rootfs::choose_ids() {
+            Ok(id_map) => Task::Remove { id_map, path: absolute(path)? },
+            Err(error) => return Err(failed(error)),
+        };
+        match self.spawn_shim(&task, None).await {
+            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 

@@ -25,6 +25,11 @@ const DIRS: &[(&str, u32)] = &[
 /// Directories in which root inside may create, though the host's stay untouched below.
 const LOCAL_DIRS: &[&str] = &["local", "local/bin", "local/sbin", "local/lib", "local/share", "local/etc", "local/include", "local/man"];
 
+/// Whether a path of the host is one of the secrets that are never shown.
+pub fn is_secret(path: &Path) -> bool {
+    path.strip_prefix("/etc").is_ok_and(|name| SECRET_FILES.iter().chain(SECRET_DIRS).any(|secret| Path::new(secret) == name))
+}
+
 /// Looks at the machine.
 pub fn host_facts() -> HostFacts {
     let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
@@ -176,10 +181,11 @@ fn at(path: &Path, error: &io::Error) -> io::Error {
 /// What the file system reports.
 pub fn forget_network_files(dir: &Path) -> io::Result<()> {
     for name in ["hostname", "hosts", "resolv.conf"] {
-        let path: PathBuf = dir.join("upper/etc").join(name);
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for etc in ["upper/etc", "rootfs/etc"] {
+            match fs::remove_file(dir.join(etc).join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(())

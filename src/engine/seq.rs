@@ -158,7 +158,7 @@ impl Seq {
     pub async fn recv(&self) -> io::Result<Option<Message>> {
         loop {
             let mut ready = self.0.readable().await?;
-            if let Ok(result) = ready.try_io(|socket| recv(socket)) {
+            if let Ok(result) = ready.try_io(recv) {
                 return result;
             }
         }

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -18,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::proto::{Reply, Request};
 use super::proxy::{self, Proxy};
 use super::seq::{self, Seq};
-use super::shim::{Answer, Order, is_for_clients};
+use super::shim::{Answer, Caller, Order, is_for_clients};
 use super::spec::{Forward, ForwardInfo, Link, Network};
 use super::sys;
 
@@ -82,7 +80,7 @@ struct Open {
 ///
 /// # Errors
 /// What the runtime's reactor reports; the sandbox then ends with the shim.
-pub async fn serve(order: Order, mut caller: File, init: OwnedFd, pidfd: OwnedFd, listener: OwnedFd) -> io::Result<bool> {
+pub async fn serve(order: Order, caller: Caller, init: OwnedFd, pidfd: OwnedFd, listener: OwnedFd) -> io::Result<bool> {
     let shim = Arc::new(Shim {
         sandbox: Arc::new(Sandbox(Seq::new(init)?)),
         asked: AtomicBool::new(false),
@@ -92,9 +90,7 @@ pub async fn serve(order: Order, mut caller: File, init: OwnedFd, pidfd: OwnedFd
     let gone = sys::watch(pidfd, tokio::io::Interest::READABLE)?;
     let listener = sys::watch(listener, tokio::io::Interest::READABLE)?;
     shim.restore(order).await;
-    // A caller that is gone reads the outcome from the state.
-    let _ = serde_json::to_vec(&Answer::Ready).map(|answer| caller.write_all(&answer));
-    drop(caller);
+    caller.answer(&Answer::Ready);
     loop {
         tokio::select! {
             result = gone.readable() => {
@@ -247,8 +243,8 @@ impl Shim {
 /// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let
 /// in; whoever can name it there holds it already.
 fn open_to_inside(fd: &OwnedFd) {
-    const PIPEFS: i64 = 0x5049_5045;
-    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| statfs.f_type as i64 == PIPEFS) {
+    const PIPEFS: u32 = 0x5049_5045;
+    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| u32::try_from(statfs.f_type) == Ok(PIPEFS)) {
         let _ = rustix::fs::fchmod(fd, rustix::fs::Mode::from_raw_mode(0o666)); // not ours: then it stays as it is
     }
 }

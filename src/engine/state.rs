@@ -225,6 +225,14 @@ impl Lock {
         }
     }
 
+    /// A second hold on the same lock: it is let go when both are.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
     /// Lets go and leaves no file behind.
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path); // an empty file left over is harmless and found again by its name

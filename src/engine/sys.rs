@@ -135,10 +135,13 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
-/// Takes ownership of the standard input, which a parent set to a socket.
-pub fn take_stdin() -> OwnedFd {
-    // SAFETY: the shim's main calls this once; std does not close descriptor 0.
-    unsafe { OwnedFd::from_raw_fd(0) }
+/// A copy of a standard descriptor that the parent set to something of its own, above the standard ones.
+///
+/// # Errors
+/// What `fcntl(2)` reports.
+pub fn copy_of(standard: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC returns a new descriptor that nothing else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(standard, libc::F_DUPFD_CLOEXEC, 3))?)) }
 }
 
 /// Sets user, group and supplementary groups of this process. `groups` of `None` leaves them (a map of a single id cannot set them).
@@ -318,4 +321,15 @@ fn raw_mount_setattr(fd: impl AsFd, set: u64, userns: u64, recursive: bool) -> i
 pub fn watch(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` gives the same open descriptor for as long as the registration owns it.
     unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// The version of Landlock the kernel speaks.
+///
+/// # Errors
+/// `ENOSYS` or `EOPNOTSUPP` where there is none.
+pub fn landlock_abi() -> io::Result<i32> {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the kernel reads no memory.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0usize, VERSION) };
+    if abi < 0 { Err(io::Error::last_os_error()) } else { Ok(abi as i32) }
 }

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::launch::{ROOT, Step, Syscalls};
+use super::rootfs;
 use super::sys::{self, MountAttributes};
 
 /// The capabilities that commands run by root inside have: docker's set without making devices, raw sockets and audit.
@@ -179,7 +180,16 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
     let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let open = |path: &Path| rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let open = |path: &Path| {
+        // The kernel asks to try again while anything on the machine is renamed or mounted during a path with `..`.
+        for _ in 0..1000 {
+            match rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        Err(rustix::io::Errno::AGAIN)
+    };
     let names: Vec<_> = target.components().filter(|component| matches!(component, Component::Normal(_))).collect();
     let (mut at, mut reached) = (PathBuf::from("."), open(Path::new("."))?);
     for (index, name) in names.iter().enumerate() {
@@ -218,6 +228,9 @@ fn copy_tree(from: &Path, to: &Path, budget: &mut u64) -> io::Result<()> {
     for entry in entries {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if rootfs::is_secret(&source) {
+            continue;
+        }
         let kind = entry.file_type()?;
         let result = if kind.is_dir() {
             match fs::create_dir(&target) {

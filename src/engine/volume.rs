@@ -66,9 +66,7 @@ impl Engine {
                 return Err(EngineError::VolumeInUse { name: name.to_owned(), user: info.id });
             }
         }
-        let removing = dir.clone();
-        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
-        removed.map_err(io::Error::other).flatten().map_err(EngineError::file("remove", &dir))?;
+        self.remove_tree(&dir).await?;
         lock.remove();
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Files, directories, secrets and the environment, put in place as one bundle: one round trip, each file replaced at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -256,10 +256,10 @@ impl Control {
         self.0.push('\n');
     }
 
-    fn paths<'a>(&mut self, paths: impl IntoIterator<Item = &'a String>, verb: &[&str]) {
+    fn paths(&mut self, paths: impl IntoIterator<Item = impl AsRef<str>>, verb: &[&str]) {
         let mut gathered = 0;
         for path in paths {
-            self.line(&["arg", path]);
+            self.line(&["arg", path.as_ref()]);
             gathered += 1;
             if gathered == 200 {
                 self.line(verb);
@@ -343,11 +343,12 @@ fn single(
     members.push(Member::bytes(format!("var/.new.{key}.rec"), 0o600, record("F", file, sha256, mode)));
     // Staged beside its place: on the same filesystem, so that the last move is at once.
     let folder = parent(&file.path).trim_end_matches('/');
-    let staged = format!("{folder}/.pocketenv-{token}/{}", name(&file.path));
-    members.push(Member { name: format!("root{staged}"), mode, data });
+    let stage = format!("{folder}/.pocketenv-{token}");
+    let name = name(&file.path);
+    members.push(Member { name: format!("root{stage}/{name}"), mode, data });
     control.line(&["pending", &key]);
-    control.paths([&staged], &["own"]);
-    control.paths([&staged], &["move", if folder.is_empty() { "/" } else { folder }]);
+    control.line(&["own_staged", &stage]);
+    control.paths([name], &["move", &stage, if folder.is_empty() { "/" } else { folder }]);
     control.line(&["sweep", if folder.is_empty() { "/" } else { folder }]);
     control.line(&["record", &key]);
 }
@@ -374,6 +375,7 @@ fn tree(
     let key = key(&file.path);
     let stage = format!("{}/.pocketenv-{token}", file.path);
     let mut sums = String::new();
+    let mut odd = String::new();
     let mut links = String::new();
     // Directories carry a slash in the list, so that a file that takes a directory's name counts as another entry.
     let mut listed: BTreeMap<String, u32> = BTreeMap::new();
@@ -390,9 +392,9 @@ fn tree(
                 continue;
             }
             TreeKind::File { sha256, mode, .. } => {
-                // `sha256sum -c` reads paths with a backslash in an escaped form.
+                // How `sha256sum -c` reads a path with a backslash differs between implementations.
                 if entry.path.contains('\\') {
-                    sums.push_str(&format!("\\{sha256}  ./{}\n", entry.path.replace('\\', "\\\\")));
+                    odd.push_str(&format!("{}\n{sha256}\n", entry.path));
                 } else {
                     sums.push_str(&format!("{sha256}  ./{}\n", entry.path));
                 }
@@ -409,9 +411,9 @@ fn tree(
             TreeKind::File { mode, .. } => *mode,
             _ => 0o777,
         };
-        let staged = format!("{stage}/{}", entry.path);
-        moves.entry(parent(&full).to_owned()).or_default().push(staged.clone());
-        members.push(Member { name: format!("root{staged}"), mode, data });
+        let folder = entry.path.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("/{folder}"));
+        moves.entry(folder).or_default().push(name(&entry.path).to_owned());
+        members.push(Member { name: format!("root{stage}/{}", entry.path), mode, data });
     }
     let mut push = |part: &str, text: String| {
         members.push(Member::bytes(format!("var/.new.{key}.{part}"), 0o600, text));
@@ -419,6 +421,7 @@ fn tree(
     push("names", listed.keys().map(|name| format!("{name}\n")).collect());
     push("modes", listed.values().map(|mode| format!("{mode:x}\n")).collect());
     push("sums", sums);
+    push("odd", odd);
     push("links", links);
     push("rec", record("T", file, "-", 0));
 
@@ -428,10 +431,9 @@ fn tree(
         control.paths(paths, &["chmod", &format!("{mode:o}")]);
     }
     control.paths(&folders, &["own"]);
-    let staged: BTreeSet<&String> = moves.values().flatten().collect();
-    control.paths(staged, &["own"]);
-    for (folder, paths) in &moves {
-        control.paths(paths, &["move", folder]);
+    control.line(&["own_staged", &stage]);
+    for (folder, names) in &moves {
+        control.paths(names, &["move", &format!("{stage}{folder}"), &format!("{}{folder}", file.path)]);
     }
     control.line(&["sweep", &file.path]);
     control.line(&["record", &key]);
@@ -455,7 +457,8 @@ enum PackError {
 
 /// Writes the archive. It is cut, without its last member, if any file is not what was planned.
 fn pack(members: &[Member], out: impl Write) -> Result<(), PackError> {
-    let mut builder = tar::Builder::new(out);
+    // A header is 512 bytes, and each write wakes the other side.
+    let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
     for member in members {
         let mut header = tar::Header::new_gnu();
         header.set_mode(member.mode);

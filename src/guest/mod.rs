@@ -9,12 +9,21 @@
 //! is written after what it records, so that an interrupted operation is repeated and never believed.
 
 mod bundle;
+mod health;
+mod logs;
 mod observe;
+mod preset;
 mod script;
 mod service;
 pub mod tree;
 
 pub use crate::provider::GuestError;
 pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
+pub use health::{probe, wait_healthy, wait_started};
+pub use logs::{LogLine, LogOptions, logs};
 pub use observe::observe;
+pub use preset::{StepOutcome, forget_steps, run_step};
 pub use service::{ServiceDefaults, remove_service, start_service, stop_service};
+//! What happens inside a sandbox, once, for every provider.
+
+pub mod tree;

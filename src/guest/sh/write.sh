@@ -30,7 +30,8 @@ pe_do() { # WHAT COMMAND…
 # Removes from directory ROOT what list OLD names and list KEEP does not. A directory's name ends with a slash.
 pe_remove() { # OLD KEEP ROOT
   cd -- "$3" 2>/dev/null || return 0
-  LC_ALL=C comm -23 "$1" "$2" | LC_ALL=C sort -r | while IFS= read -r pe_name; do
+  # What is in KEEP comes at least twice.
+  LC_ALL=C sort "$1" "$2" "$2" | uniq -u | LC_ALL=C sort -r | while IFS= read -r pe_name; do
     case $pe_name in
     */) rmdir -- "$pe_name" 2>/dev/null ;;
     *) if [ ! -d "$pe_name" ] || [ -h "$pe_name" ]; then rm -f -- "$pe_name" || exit 1; fi ;;
@@ -54,7 +55,7 @@ pe_forget() { # KEY
     rm -f "$pe_run/secrets/$1" "$pe_run/secrets/$1.sum"
     ;;
   esac
-  rm -f "$pe_record.names" "$pe_record.sums" "$pe_record.modes" "$pe_record.links" "$pe_record.rec"
+  rm -f "$pe_record.names" "$pe_record.sums" "$pe_record.odd" "$pe_record.modes" "$pe_record.links" "$pe_record.rec"
 }
 
 # Before anything of key $1 is touched: a record that claims nothing and still lists whatever may be there.
@@ -77,7 +78,7 @@ pe_pending() { # KEY
 }
 
 pe_record() { # KEY
-  for pe_part in names sums modes links rec; do
+  for pe_part in names sums odd modes links rec; do
     [ ! -e "$pe_var/files/.new.$1.$pe_part" ] ||
       pe_do "writing a record" mv -f "$pe_var/files/.new.$1.$pe_part" "$pe_var/files/$1.$pe_part"
   done
@@ -111,12 +112,15 @@ while IFS=$pe_tab read -r pe_op pe_a pe_b pe_c; do
   mkdir) pe_do "mkdir" mkdir -p -- "$@"; set -- ;;
   chmod) pe_do "chmod" chmod "$pe_a" -- "$@"; set -- ;;
   own) [ -z "$pe_owner" ] || pe_do "chown $pe_owner" chown -h -- "$pe_owner" "$@"; set -- ;;
+  own_staged) [ -z "$pe_owner" ] || [ ! -d "$pe_a" ] || pe_do "chown $pe_owner" chown -hR -- "$pe_owner" "$pe_a" ;;
   move)
-    for pe_path do
-      pe_path=$pe_a/${pe_path##*/}
-      if [ -d "$pe_path" ] && [ ! -h "$pe_path" ]; then pe_fail 70 "$pe_path is a directory"; fi
+    # Names in the staging directory A, to directory B. Short lines: a shell reads them byte by byte.
+    cd -- "$pe_a" || pe_fail 70 "cannot enter $pe_a"
+    for pe_name do
+      if [ -d "$pe_b/$pe_name" ] && [ ! -h "$pe_b/$pe_name" ]; then pe_fail 70 "$pe_b/$pe_name is a directory"; fi
     done
-    pe_do "writing into $pe_a" mv -f -- "$@" "$pe_a/"
+    pe_do "writing into $pe_b" mv -f -- "$@" "$pe_b/"
+    cd /
     set --
     ;;
   sweep) rm -rf -- "${pe_a%/}"/.pocketenv-* ;;

@@ -16,6 +16,8 @@ async fn create_exec_stop_start_delete() {
     let info = fixture.create("one").await;
     let BoxState::Running { pid, .. } = info.state else { panic!("{info:?}") };
     assert!(alive(pid));
+    let ids = std::env::var("POCKETENV_TEST_IDS").unwrap_or("65536".to_owned());
+    assert!(info.choices[0].contains(&ids), "{:?}", info.choices);
     assert_eq!(fixture.sh("one", "id -u; echo hi > /root/kept; echo new > /usr/new; echo x > /etc/new").await.ok(), "0");
 
     fixture.engine.stop("one", Duration::from_secs(5)).await.unwrap();

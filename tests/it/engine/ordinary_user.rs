@@ -8,7 +8,31 @@ use super::support::is_root;
 const USER: u32 = 61_234;
 
 #[test]
-fn everything_works_without_privileges() {
+fn everything_works_with_a_single_id() {
+    run_all(None);
+}
+
+/// In a mount namespace where the user has subordinate ids. What is mounted for that lies under /etc, which then cannot be
+/// overlaid: the copy in its place is tested along.
+#[test]
+fn everything_works_with_subordinate_ids_and_a_copied_etc() {
+    let files = tempfile::tempdir().unwrap();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    fs::write(files.path().join("passwd"), format!("{passwd}pocketenv-test:x:{USER}:{USER}::/:/bin/sh\n")).unwrap();
+    for name in ["subuid", "subgid"] {
+        fs::write(files.path().join(name), "pocketenv-test:3000000:65536\n").unwrap();
+    }
+    fs::set_permissions(files.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for needed in ["/usr/bin/newuidmap", "/usr/bin/newgidmap", "/etc/subuid", "/etc/subgid"] {
+        if !std::path::Path::new(needed).exists() {
+            eprintln!("SKIPPED: {needed} is missing");
+            return;
+        }
+    }
+    run_all(Some(files.path()));
+}
+
+fn run_all(files: Option<&std::path::Path>) {
     if !is_root() {
         eprintln!("SKIPPED: already an ordinary user");
         return;
@@ -25,11 +49,21 @@ fn everything_works_without_privileges() {
     fs::copy(env!("CARGO_BIN_EXE_pocketenv"), &program).unwrap();
     fs::create_dir(&home).unwrap();
     chown(&home, Some(USER), Some(USER)).unwrap();
-    let output = Command::new("setpriv")
+    let mut command = match files {
+        None => Command::new("setpriv"),
+        Some(files) => {
+            let script = "for f in passwd subuid subgid; do mount --bind \"$1/$f\" /etc/$f || exit 1; done; shift; exec setpriv \"$@\"";
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", script, "sh"]).arg(files);
+            command
+        }
+    };
+    let output = command
         .args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups", "--inh-caps=-all"])
         .arg(&tests)
         .args(["engine::", "--skip", "ordinary_user", "--test-threads", "2"])
         .env("POCKETENV_TEST_EXE", &program)
+        .env("POCKETENV_TEST_IDS", if files.is_some() { "subordinate" } else { "a single one" })
         .env("TMPDIR", &home)
         .env("HOME", &home)
         .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")

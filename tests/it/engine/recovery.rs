@@ -133,3 +133,35 @@ async fn labels_and_spec_change_and_a_failed_start_leaves_nothing() {
     assert!(failed.to_string().contains("/nowhere/at/all"), "{failed}");
     assert!(!fixture.box_dir("two").exists());
 }
+
+#[tokio::test]
+async fn a_creation_cut_short_at_any_moment_is_finished_by_the_next() {
+    let fixture = Fixture::new();
+    let (labels, spec) = (BTreeMap::new(), BoxSpec::default());
+    for step in 0..30 {
+        let cut = Duration::from_micros(700 * step);
+        let _ = tokio::time::timeout(cut, fixture.engine.create("one", &spec, &labels)).await;
+        let info = fixture.engine.create("one", &spec, &labels).await.unwrap();
+        assert!(matches!(info.state, BoxState::Running { .. }), "{info:?}");
+        assert_eq!(fixture.sh("one", "echo hi").await.ok(), "hi");
+        assert_eq!(processes_in(fixture.dir.path()).len(), 2, "cut after {cut:?}");
+        fixture.engine.delete("one").await.unwrap();
+        assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_lost_record_of_a_run_does_not_lose_its_processes() {
+    let fixture = Fixture::new();
+    for damage in [None, Some("not json")] {
+        fixture.create("one").await;
+        let run = fixture.box_dir("one").join("run.json");
+        match damage {
+            None => fs::remove_file(run).unwrap(),
+            Some(text) => fs::write(run, text).unwrap(),
+        }
+        fixture.engine.delete("one").await.unwrap();
+        eventually("its processes are gone", async || processes_in(fixture.dir.path()).is_empty()).await;
+        assert!(!fixture.box_dir("one").exists());
+    }
+}

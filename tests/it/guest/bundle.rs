@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use pocketenv::guest::tree::{scan, tree_sha256};
-use pocketenv::guest::{Bundle, Content, EnvBundle, FileToWrite, environment, observe, write_bundle};
+use pocketenv::guest::{
+    Bundle, Content, EnvBundle, FileToWrite, ServiceDefaults, environment, observe, write_bundle,
+};
 use pocketenv::model::{FileState, ObservedGuest, sha256_hex};
 
 use super::room::Room;
@@ -38,7 +40,7 @@ fn remove(path: &str) -> Bundle {
 }
 
 async fn look(room: &Room) -> ObservedGuest {
-    observe(room, &BTreeMap::new()).await.unwrap()
+    observe(room, &BTreeMap::new(), ServiceDefaults::default()).await.unwrap()
 }
 
 async fn state(room: &Room, path: &str) -> Option<FileState> {

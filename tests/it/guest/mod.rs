@@ -1,5 +1,8 @@
 //! The guest room against real processes and files.
 
 mod bundle;
+mod health;
+mod logs;
+mod preset;
 mod room;
 mod service;

@@ -1,21 +1,25 @@
-//! What every verb has at hand: the flags with their defaults, and how to print.
+//! What every verb has at hand: the flags with their defaults, the program as a library, and how to print.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Process;
 use super::args::{GlobalArgs, ProgressHow};
 use super::error::CliError;
 use super::ui::exit::Exit;
 use super::ui::{Ui, UiOptions};
+use crate::app::{App, Directories, Environment, Error, Project, Selection, SystemClock, UuidIds};
+use crate::model::{Clock as _, Timestamp};
 
 /// What every verb has at hand.
 pub struct Context {
-    /// What the process was started with.
-    pub process: Process,
-    /// Flags that every verb takes.
-    pub global: GlobalArgs,
+    /// The program as a library.
+    pub app: App,
     /// How to print.
     pub ui: Ui,
+    selection: Selection,
 }
 
 impl Context {
@@ -24,20 +28,18 @@ impl Context {
     /// # Errors
     /// A default that makes no sense, with what is needed to say so.
     pub fn new(process: Process, global: GlobalArgs) -> Result<Self, (Ui, CliError)> {
-        let set = |name: &str| process.vars.get(name).is_some_and(|value| !value.is_empty());
+        let set = |name: &str| process.vars.get(name).filter(|value| !value.is_empty()).cloned();
         let mut options = UiOptions {
             form: global.output.unwrap_or_default(),
             color: global.color,
             progress: global.progress.unwrap_or_default(),
             quiet: global.quiet,
-            no_color: set("NO_COLOR"),
-            ci: set("CI"),
-            dumb: process.vars.get("TERM").is_some_and(|term| term == "dumb"),
+            no_color: set("NO_COLOR").is_some(),
+            ci: set("CI").is_some(),
+            dumb: set("TERM").is_some_and(|term| term == "dumb"),
         };
-        if let (None, Some(how)) =
-            (global.progress, process.vars.get("POCKETENV_PROGRESS").filter(|v| !v.is_empty()))
-        {
-            match <ProgressHow as clap::ValueEnum>::from_str(how, true) {
+        if let (None, Some(how)) = (global.progress, set("POCKETENV_PROGRESS")) {
+            match <ProgressHow as clap::ValueEnum>::from_str(&how, true) {
                 Ok(how) => options.progress = how,
                 Err(_) => {
                     let message =
@@ -46,12 +48,38 @@ impl Context {
                 }
             }
         }
-        Ok(Self { ui: Ui::new(options), process, global })
+        let selection = Selection {
+            files: global.file,
+            project: global.project.or_else(|| set("POCKETENV_PROJECT")),
+            profile: global.profile.or_else(|| set("POCKETENV_PROFILE")),
+            vars: global.var.into_iter().map(|pair| (pair.key, pair.value)).collect(),
+            env_files: global.env_file,
+            provider: global.provider,
+        };
+        Ok(Self { app: App::new(environment(process)), ui: Ui::new(options), selection })
+    }
+
+    /// Which project, as the flags say.
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Opens the project that the flags say.
+    ///
+    /// # Errors
+    /// What is wrong with its manifest, its store or its providers.
+    pub async fn open(&self) -> Result<Project<'_>, Error> {
+        self.app.open(&self.selection).await
     }
 
     /// A variable of the environment that is set to something.
     pub fn var(&self, name: &str) -> Option<&str> {
-        self.process.vars.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.app.environment().vars.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.app.environment().clock.now()
     }
 
     /// Runs a use case to its end.
@@ -68,4 +96,28 @@ impl Context {
         runtime.shutdown_background();
         result
     }
+}
+
+fn environment(process: Process) -> Environment {
+    let Process { vars, cwd, executable, .. } = process;
+    let set = |name: &str| vars.get(name).filter(|value| !value.is_empty());
+    let home = set("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    let uid = rustix::process::getuid().as_raw();
+    let user = set("USER").or_else(|| set("LOGNAME")).cloned().unwrap_or_else(|| format!("uid {uid}"));
+    let host = rustix::system::uname();
+    Environment {
+        directories: Directories::resolve(&vars, home.as_deref(), uid),
+        actor: format!("{user}@{}", host.nodename().to_string_lossy()),
+        clock: Arc::new(SystemClock),
+        ids: Arc::new(UuidIds),
+        home,
+        cwd,
+        executable,
+        vars,
+    }
+}
+
+/// The names of a map, for suggestions.
+pub fn names<V>(map: &BTreeMap<String, V>) -> impl Iterator<Item = &str> {
+    map.keys().map(String::as_str)
 }

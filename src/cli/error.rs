@@ -4,17 +4,19 @@ use std::io;
 
 use super::ui::Ui;
 use super::ui::exit::Exit;
-use super::ui::style::Role;
-use crate::provider::GuestError;
+use crate::app;
+use crate::manifest::Diagnostics;
+use crate::provider::{GuestError, ProviderError};
 use crate::reconcile::observe::with_causes;
+use crate::store::StoreError;
 
 /// Why a verb did not succeed.
 #[derive(Debug)]
 pub enum CliError {
     /// Nobody reads our output any more; there is nothing to say and nobody to say it to.
     ClosedPipe,
-    /// Everything there is to say was said; only the code is left.
-    Said(Exit),
+    /// The manifest has problems.
+    Manifest(Diagnostics),
     /// Something to say.
     Failed {
         /// How the program ends.
@@ -34,7 +36,7 @@ impl CliError {
 
     /// A command line that makes no sense.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self::new(Exit::Usage, message)
+        Self::new(Exit::Usage, message).hint("`pocketenv VERB --help` shows the usage of a verb".to_owned())
     }
 
     /// A failure of the system on this side.
@@ -55,19 +57,14 @@ impl CliError {
     pub fn report(self, ui: &Ui) -> Exit {
         match self {
             Self::ClosedPipe => Exit::Done,
-            Self::Said(exit) => exit,
+            Self::Manifest(diagnostics) => {
+                ui.diagnostics(&diagnostics);
+                Exit::InvalidConfiguration
+            }
             Self::Failed { exit, message, hints } => {
                 ui.error(&message);
                 for hint in hints {
                     ui.hint(&hint);
-                }
-                if exit == Exit::Usage {
-                    ui.say(
-                        &ui.err.paint(
-                            Role::Dim,
-                            "Run `pocketenv --help`, or `pocketenv VERB --help`, for usage.",
-                        ),
-                    );
                 }
                 exit
             }
@@ -86,8 +83,46 @@ impl From<io::Error> for CliError {
     }
 }
 
+impl From<app::Error> for CliError {
+    fn from(error: app::Error) -> Self {
+        match error {
+            app::Error::Manifest(diagnostics) => Self::Manifest(diagnostics),
+            error => Self::new(exit_of(&error), with_causes(&error)),
+        }
+    }
+}
+
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        app::Error::from(error).into()
+    }
+}
+
 impl From<GuestError> for CliError {
     fn from(error: GuestError) -> Self {
-        Self::new(Exit::Failed, with_causes(&error))
+        app::Error::from(error).into()
+    }
+}
+
+/// The one place where failures become exit codes.
+fn exit_of(error: &app::Error) -> Exit {
+    use app::Error;
+    match error {
+        Error::Manifest(_) | Error::NoManifest | Error::Secrets(_) => Exit::InvalidConfiguration,
+        Error::Store(StoreError::Locked { .. }) => Exit::Locked,
+        Error::Provider { source: ProviderError::Unauthorised { .. }, .. } => Exit::NotAuthorised,
+        // What a shell says of a program that is not there.
+        Error::Guest(GuestError::NotExecutable { .. }) => Exit::Code(127),
+        Error::Guest(GuestError::TimedOut { .. }) | Error::TimedOut(_) => Exit::TimedOut,
+        Error::Refused { .. } => Exit::Refused,
+        Error::Interrupted => Exit::Interrupted,
+        Error::Store(_)
+        | Error::Provider { .. }
+        | Error::Guest(_)
+        | Error::Unknown { .. }
+        | Error::NotRunning { .. }
+        | Error::Unsound(_)
+        | Error::NoProgress(_)
+        | Error::Io { .. } => Exit::Failed,
     }
 }

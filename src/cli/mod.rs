@@ -20,6 +20,7 @@ use args::{Cli, Verb};
 use context::Context;
 use error::CliError;
 use ui::exit::Exit;
+use verb::control::Control;
 
 /// What the process was started with. It is read once, in `main`.
 #[derive(Clone, Debug)]
@@ -93,11 +94,37 @@ fn install_log(context: &Context) -> Result<(), CliError> {
 
 fn dispatch(cx: &Context, verb: Verb) -> Result<Exit, CliError> {
     match verb {
+        // These open no store and start no runtime.
+        Verb::Validate(args) => verb::validate::validate(cx, &args),
+        Verb::Config(_) => verb::validate::config(cx),
+        Verb::Schema(args) => verb::schema::run(cx, &args),
+        Verb::Preset(command) => verb::preset::run(cx, &command),
+        Verb::Provider(command) => verb::provider::run(cx, &command),
         Verb::Completion(args) => verb::completion::run(cx, &args),
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, &args),
-        Verb::Provider(command) => verb::provider::run(cx, &command),
-        _ => Err(CliError::new(Exit::Failed, "not wired yet")),
+
+        Verb::Plan(args) => cx.block_on(verb::plan::run(cx, args)),
+        Verb::Apply(args) => cx.block_on(verb::apply::run(cx, args)),
+        Verb::Destroy(args) => cx.block_on(verb::destroy::run(cx, args)),
+        Verb::Start(args) => cx.block_on(verb::control::run(cx, Control::Start, &args.control)),
+        Verb::Stop(args) => cx.block_on(verb::control::run(cx, Control::Stop, &args.control)),
+        Verb::Restart(args) => cx.block_on(verb::control::run(cx, Control::Restart, &args.control)),
+        Verb::Status(args) => cx.block_on(verb::status::run(cx, &args)),
+        Verb::Ls(args) => cx.block_on(verb::ls::run(cx, &args)),
+        Verb::Ps(args) => cx.block_on(verb::ps::run(cx, &args)),
+        Verb::Ports(args) => cx.block_on(verb::ports::run(cx, &args)),
+        Verb::Describe(args) => cx.block_on(verb::describe::run(cx, &args)),
+        Verb::Events(args) => cx.block_on(verb::events::run(cx, &args)),
+        Verb::History(args) => cx.block_on(verb::history::run(cx, &args)),
+        Verb::State(command) => cx.block_on(verb::state::run(cx, &command)),
+        Verb::Wait(args) => cx.block_on(verb::wait::run(cx, &args)),
+        Verb::Exec(args) => cx.block_on(verb::exec::exec(cx, args)),
+        Verb::Shell(args) => cx.block_on(verb::exec::shell(cx, args)),
+        Verb::Logs(args) => cx.block_on(verb::logs::run(cx, &args)),
+        Verb::Init(_) | Verb::Fmt(_) | Verb::Cp(_) | Verb::Doctor(_) => {
+            Err(CliError::new(Exit::Failed, "this verb is not there yet"))
+        }
     }
 }
 

@@ -8,10 +8,9 @@ use rustix::termios::{self, OptionalActions, Termios};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::error::CliError;
 use super::ui::exit::Exit;
 use super::ui::terminal_size;
-use crate::provider::{Command, ExecIo, Guest, Input, Output, Pty, PtyRequest};
+use crate::provider::{Command, ExecIo, Guest, GuestError, Input, Output, Pty, PtyRequest};
 
 /// The size where ours cannot be known.
 const DEFAULT_SIZE: PtyRequest = PtyRequest { rows: 24, cols: 80 };
@@ -22,13 +21,13 @@ const DRAIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// If it cannot be run.
-pub async fn run(guest: &dyn Guest, command: &Command) -> Result<Exit, CliError> {
+pub async fn run(guest: &dyn Guest, command: &Command) -> Result<Exit, GuestError> {
     let mut signals = Signals::new()?;
     let io = ExecIo { stdin: Input::Inherit, stdout: Output::Inherit, stderr: Output::Inherit };
     tokio::select! {
         // Dropping the other branch kills the command.
-        code = signals.next() => Ok(Exit::Remote(code)),
-        status = guest.exec(command, io) => Ok(Exit::Remote(status?.code())),
+        code = signals.next() => Ok(Exit::Code(code)),
+        status = guest.exec(command, io) => Ok(Exit::Code(status?.code())),
     }
 }
 
@@ -36,12 +35,12 @@ pub async fn run(guest: &dyn Guest, command: &Command) -> Result<Exit, CliError>
 ///
 /// # Errors
 /// If it cannot be run, or our terminal cannot be set up.
-pub async fn run_on_terminal(guest: &dyn Guest, command: &Command) -> Result<Exit, CliError> {
+pub async fn run_on_terminal(guest: &dyn Guest, command: &Command) -> Result<Exit, GuestError> {
     let mut signals = Signals::new()?;
-    let mut resized = signal(SignalKind::window_change()).map_err(|e| CliError::system("signals", &e))?;
+    let mut resized = signal(SignalKind::window_change()).map_err(|e| failed("listening for signals", e))?;
     let mut pty = guest.pty(command, size()).await?;
     // Put back when this is dropped, on every way out of here.
-    let _raw = RawMode::enter().map_err(|error| CliError::system("setting up the terminal", &error))?;
+    let _raw = RawMode::enter().map_err(|error| failed("setting up the terminal", error))?;
     let (reader, writer) = (pty.reader(), pty.writer());
     let keys = tokio::spawn(async move {
         let Some(mut writer) = writer else { return };
@@ -71,16 +70,20 @@ pub async fn run_on_terminal(guest: &dyn Guest, command: &Command) -> Result<Exi
     end
 }
 
-async fn follow(pty: &mut dyn Pty, signals: &mut Signals, resized: &mut Signal) -> Result<Exit, CliError> {
+async fn follow(pty: &mut dyn Pty, signals: &mut Signals, resized: &mut Signal) -> Result<Exit, GuestError> {
     loop {
         tokio::select! {
-            status = pty.wait() => return Ok(Exit::Remote(status?.code())),
-            code = signals.next() => return Ok(Exit::Remote(code)),
+            status = pty.wait() => return Ok(Exit::Code(status?.code())),
+            code = signals.next() => return Ok(Exit::Code(code)),
             _ = resized.recv() => {}
         }
         // A terminal of the wrong size is no reason to end.
         let _ = pty.resize(size()).await;
     }
+}
+
+fn failed(what: &str, source: io::Error) -> GuestError {
+    GuestError::Io { what: what.to_owned(), source }
 }
 
 fn size() -> PtyRequest {
@@ -90,15 +93,19 @@ fn size() -> PtyRequest {
 }
 
 /// The signals that end us.
-struct Signals {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, CliError> {
-        let of = |kind| signal(kind).map_err(|error| CliError::system("signals", &error));
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn new() -> Result<Self, GuestError> {
+        let of = |kind| signal(kind).map_err(|error| failed("listening for signals", error));
         Ok(Self {
             interrupt: of(SignalKind::interrupt())?,
             terminate: of(SignalKind::terminate())?,
@@ -107,7 +114,7 @@ impl Signals {
     }
 
     /// The code of the next one, as a shell would report it.
-    async fn next(&mut self) -> i32 {
+    pub async fn next(&mut self) -> i32 {
         let kind = tokio::select! {
             _ = self.interrupt.recv() => SignalKind::interrupt(),
             _ = self.terminate.recv() => SignalKind::terminate(),

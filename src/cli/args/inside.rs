@@ -18,15 +18,9 @@ pub struct LogsArgs {
     /// Go on as they write
     #[arg(short = 'f', long)]
     pub follow: bool,
-    /// Only newer than this, such as 10m or 2h
-    #[arg(long, value_name = "DURATION")]
-    pub since: Option<Duration>,
     /// Only the last lines of each service
     #[arg(long, value_name = "LINES")]
-    pub tail: Option<usize>,
-    /// Show when each line was written
-    #[arg(short, long)]
-    pub timestamps: bool,
+    pub tail: Option<u32>,
     /// Sandboxes, or services as SANDBOX/SERVICE; all if there are none
     #[arg(value_name = "SANDBOX[/SERVICE]")]
     pub sources: Vec<LogSource>,

@@ -23,7 +23,11 @@ pub struct StatusArgs {
 
 /// `ls`.
 #[derive(Debug, Args)]
-pub struct LsArgs {}
+pub struct LsArgs {
+    /// Those of every project that this machine remembers, without asking the providers
+    #[arg(short, long)]
+    pub all: bool,
+}
 
 /// `ps`.
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
-pub use control::{RestartArgs, StartArgs, StopArgs};
+pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
 pub use info::{CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, VersionArgs};
 pub use inside::{CpArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
@@ -177,7 +177,7 @@ pub enum Verb {
     Destroy(DestroyArgs),
     /// Show how every resource does, as measured now
     Status(StatusArgs),
-    /// List the sandboxes of every project that this machine remembers
+    /// List the project's sandboxes
     #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// List the services of the project's sandboxes

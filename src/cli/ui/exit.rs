@@ -25,8 +25,8 @@ pub enum Exit {
     Usage,
     /// It was called off.
     Interrupted,
-    /// What a command inside a sandbox returned.
-    Remote(i32),
+    /// What a command inside a sandbox returned, or what a run decided.
+    Code(i32),
 }
 
 impl Exit {
@@ -45,7 +45,7 @@ impl Exit {
             Self::Usage => 64,
             Self::Interrupted => 130,
             // As the system does: the low eight bits. Only 0 is success on both sides.
-            Self::Remote(code) => match code.to_le_bytes()[0] {
+            Self::Code(code) => match code.to_le_bytes()[0] {
                 0 if code != 0 => 255,
                 low => low,
             },
@@ -59,9 +59,9 @@ mod tests {
 
     #[test]
     fn a_failure_inside_is_never_a_success_here() {
-        assert_eq!(Exit::Remote(0).code(), 0);
-        assert_eq!(Exit::Remote(137).code(), 137);
-        assert_eq!(Exit::Remote(256).code(), 255);
-        assert_eq!(Exit::Remote(-1).code(), 255);
+        assert_eq!(Exit::Code(0).code(), 0);
+        assert_eq!(Exit::Code(137).code(), 137);
+        assert_eq!(Exit::Code(256).code(), 255);
+        assert_eq!(Exit::Code(-1).code(), 255);
     }
 }

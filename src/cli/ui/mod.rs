@@ -17,6 +17,8 @@ use super::args::{ColorWhen, OutputForm, ProgressHow};
 use style::{Paint, Role};
 use table::Table;
 
+use crate::manifest::Diagnostics;
+
 /// The version of every JSON form printed; it grows when fields are added.
 pub const FORMAT_VERSION: &str = "1.0";
 
@@ -177,6 +179,14 @@ impl Ui {
     /// Tells people why it ended.
     pub fn error(&self, text: &str) {
         self.tell(&format!("{} {text}", self.err.paint(Role::Error, "error:")));
+    }
+
+    /// Shows what is wrong with a manifest, with snippets.
+    pub fn diagnostics(&self, diagnostics: &Diagnostics) {
+        const WIDTH: u16 = 100; // Where there is no terminal to ask.
+        let width = terminal_size(&io::stderr()).map_or(WIDTH, |(_, columns)| columns);
+        let text = diagnostics.graphical(self.err.0, width.into());
+        self.tell(text.trim_end());
     }
 
     fn tell(&self, text: &str) {

@@ -98,7 +98,14 @@ impl Engine {
             Some(record) => record,
             None => self.new_record(id, spec, labels)?,
         };
-        if let Err(error) = self.launch(&record, &lock).await {
+        // The record is written before the first process starts. A power cut would end that process too, so the disk may catch
+        // up meanwhile; nothing is reported before it has.
+        let path = self.dir(id).join("state.json");
+        let syncing = path.clone();
+        let sync = tokio::task::spawn_blocking(move || state::sync(&syncing));
+        let (launched, synced) = tokio::join!(self.launch(&record, &lock), sync);
+        let synced = synced.map_err(io::Error::other).flatten().map_err(EngineError::file("write", &path));
+        if let Err(error) = launched.and(synced) {
             if let Err(cleanup) = self.remove(id).await {
                 tracing::warn!(id, %cleanup, "a sandbox that could not start could not be removed either");
             } else {
@@ -267,7 +274,7 @@ impl Engine {
 
     fn write_record(&self, record: &Record) -> Result<(), EngineError> {
         let path = self.dir(&record.id).join("state.json");
-        state::write(&path, record, true).map_err(EngineError::file("write", &path))
+        state::write(&path, record, true).and_then(|()| state::sync(&path)).map_err(EngineError::file("write", &path))
     }
 
     async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
@@ -305,7 +312,8 @@ impl Engine {
         // Init enters it as a stranger and reads nothing here; the directories above are closed.
         let made = fs::DirBuilder::new().mode(0o711).recursive(true).create(&dir);
         made.and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))).map_err(EngineError::file("create", &dir))?;
-        self.write_record(&record)?;
+        let path = dir.join("state.json");
+        state::write(&path, &record, true).map_err(EngineError::file("write", &path))?;
         Ok(record)
     }
 

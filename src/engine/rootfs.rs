@@ -79,11 +79,14 @@ struct Files {
 impl Files {
     /// `Ok(false)` when it was there already.
     fn dir(&self, path: &Path, mode: u32) -> io::Result<bool> {
-        match fs::DirBuilder::new().mode(0o700).create(path) {
+        match fs::DirBuilder::new().mode(mode).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(|error| at(path, &error))?,
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+        // the shim's file mode mask is 022
+        if mode & 0o7022 != 0 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+        }
         self.own(path)?;
         Ok(true)
     }

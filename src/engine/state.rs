@@ -165,7 +165,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     serde_json::from_slice(&bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Replaces a JSON file atomically, readable by its owner alone. `durable`: it survives a power cut from when this returns.
+/// Replaces a JSON file atomically, readable by its owner alone. With `durable` what was there before survives a power cut
+/// until [`sync`] makes the new content do so.
 ///
 /// # Errors
 /// What the file system reports.
@@ -173,14 +174,20 @@ pub fn write<T: Serialize>(path: &Path, value: &T, durable: bool) -> io::Result<
     let temporary = path.with_extension("json.new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;
-    if durable {
+    // Where nothing is replaced, nothing can be lost.
+    if durable && path.exists() {
         file.sync_data()?;
     }
-    fs::rename(&temporary, path)?;
-    if durable && let Some(parent) = path.parent() {
-        File::open(parent)?.sync_data()?;
-    }
-    Ok(())
+    fs::rename(&temporary, path)
+}
+
+/// Makes a file and its name survive a power cut.
+///
+/// # Errors
+/// What the file system reports.
+pub fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// A private directory with its parents.

@@ -34,7 +34,7 @@ impl Engine {
         made().map_err(EngineError::file("create", &data))?;
         let info = VolumeInfo { name: name.to_owned(), labels: labels.clone(), created_at: state::now_ms() };
         let path = self.volume_dir(name).join("volume.json");
-        state::write(&path, &info, true).map_err(EngineError::file("write", &path))?;
+        state::write(&path, &info, true).and_then(|()| state::sync(&path)).map_err(EngineError::file("write", &path))?;
         Ok(info)
     }
 

@@ -148,7 +148,7 @@ pub async fn environment(guest: &dyn Guest) -> Result<BTreeMap<String, String>, 
 }
 
 /// The name of a path's record.
-fn key(path: &str) -> String {
+pub(super) fn key(path: &str) -> String {
     let mut key = sha256(path.as_bytes());
     key.truncate(32);
     key
@@ -191,7 +191,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
         let entries = tokio::task::spawn_blocking(move || scan(&root))
             .await
             .map_err(|error| io_error("reading a directory", io::Error::other(error)))?
-            .map_err(|source| io_error(&format!("reading {}", path.display()), source))?;
+            .map_err(|source| io_error(&format!("reading {}", path.display()), io::Error::other(source)))?;
         if tree_sha256(&entries) != *sha256 {
             return Err(changed(path));
         }
@@ -211,7 +211,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
     Ok(Prepared { bundle, trees })
 }
 
-fn check_path(path: &str) -> Result<(), GuestError> {
+pub(super) fn check_path(path: &str) -> Result<(), GuestError> {
     one_line("the path", path)?;
     if !path.starts_with('/')
         || path.ends_with('/')

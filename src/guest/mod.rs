@@ -13,6 +13,7 @@ mod health;
 mod logs;
 mod observe;
 mod preset;
+mod repository;
 mod script;
 mod service;
 pub mod tree;
@@ -23,7 +24,5 @@ pub use health::{probe, wait_healthy, wait_started};
 pub use logs::{LogLine, LogOptions, logs};
 pub use observe::observe;
 pub use preset::{StepOutcome, forget_steps, run_step};
+pub use repository::{RepositoryAccess, bring_repository, forget_repository};
 pub use service::{ServiceDefaults, remove_service, start_service, stop_service};
-//! What happens inside a sandbox, once, for every provider.
-
-pub mod tree;

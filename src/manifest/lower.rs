@@ -514,6 +514,10 @@ impl Lowering<'_> {
                 self.push(problem.expected("a duration above zero"));
             }
         }
+        if timeout > interval && raw.timeout.is_some() {
+            let span = self.node.span_at(&[&at[..], &["timeout"]].concat());
+            self.push(Problem::warning("healthcheck", span, format!("a probe may take {timeout} but the next is due after {interval}")));
+        }
         let probe = if let Some(port) = &raw.tcp {
             Probe::Tcp(parse_port(&port.0).ok()?)
         } else if let Some(http) = &raw.http {

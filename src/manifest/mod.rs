@@ -7,9 +7,13 @@
 mod assemble;
 mod capability;
 mod check;
+mod config;
 mod diagnostic;
+mod docs;
 mod env_file;
+mod fmt;
 mod graph;
+mod init;
 mod language;
 mod lower;
 mod node;
@@ -35,6 +39,9 @@ use crate::provider::Capabilities;
 use assemble::{Assembled, Given, World};
 pub use diagnostic::{Diagnostic, Diagnostics, Label, MAX_REPORTED, Severity};
 use diagnostic::{Problem, Problems};
+pub use docs::reference;
+pub use fmt::format;
+pub use init::{Starter, starter};
 pub use language::scalar::Text;
 pub use language::{SecretRef, Setting};
 pub use origins::Origins;
@@ -78,6 +85,18 @@ pub enum SecretSource {
     Command(Vec<String>),
     /// A name in the sealed store.
     Vault(String),
+}
+
+impl SecretSource {
+    /// The kind of source, as the manifest names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Env(_) => "env",
+            Self::File(_) => "file",
+            Self::Command(_) => "command",
+            Self::Vault(_) => "vault",
+        }
+    }
 }
 
 /// A port as declared, before its address on the host is chosen.
@@ -192,6 +211,17 @@ fn resolve(given: &Given, context: &ResolveContext<'_>, mut problems: Problems) 
     match assembled {
         Some(Assembled { desired, origins, .. }) if !failed => Ok(Resolved { desired, origins, warnings: diagnostics }),
         _ => Err(diagnostics),
+    }
+}
+
+/// One YAML document as data, within the same bounds as a manifest.
+pub fn to_json(name: &str, text: &str) -> Result<serde_json::Value, Diagnostics> {
+    let mut sources = Sources::default();
+    let mut problems = Problems::default();
+    let file = sources.add(name.to_owned(), PathBuf::new(), text.to_owned());
+    match yaml::parse(&sources, file, &mut problems) {
+        Some(node) if problems.errors() == 0 => Ok(node.to_json()),
+        _ => Err(problems.finish(&Arc::new(sources))),
     }
 }
 

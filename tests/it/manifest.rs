@@ -145,3 +145,54 @@ fn bad_manifests_are_told_what_is_wrong() {
     }
     assert!(failures.is_empty(), "{failures}");
 }
+
+/// Holds generated text against a file of the repository; `UPDATE=1` rewrites it.
+fn fresh(path: &str, text: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(found == text, "{path} is not what the types say; UPDATE=1 cargo nextest run manifest rewrites it");
+}
+
+#[test]
+fn schemas_and_reference_are_fresh() {
+    let pretty = |schema| serde_json::to_string_pretty(schema).unwrap() + "\n";
+    fresh("schemas/pocketenv.schema.json", &pretty(pocketenv::manifest::schema()));
+    fresh("schemas/preset.schema.json", &pretty(pocketenv::manifest::preset_schema()));
+    fresh("docs/manifest.md", &pocketenv::manifest::reference());
+}
+
+#[test]
+fn the_example_is_good_and_uses_every_key() {
+    let path = Path::new("pocketenv.yaml.example");
+    let resolved = check(&request(path)).unwrap_or_else(|d| panic!("{}", d.plain()));
+    assert!(resolved.warnings.is_empty(), "{}", resolved.warnings.plain());
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(pocketenv::manifest::format("example", &text).unwrap(), text, "the example is in normal form");
+    let schema = pocketenv::manifest::schema();
+    let objects = schema["$defs"].as_object().unwrap().values().chain([schema]);
+    for key in objects.filter_map(|d| d["properties"].as_object()).flat_map(|p| p.keys()) {
+        assert!(text.contains(&format!("{key}:")), "the example does not show `{key}`");
+    }
+}
+
+/// Our walk and a validator that knows nothing of us agree on the whole corpus, as far as the schema alone decides.
+#[test]
+fn the_schema_accepts_what_we_accept() {
+    for schema in [pocketenv::manifest::schema(), pocketenv::manifest::preset_schema()] {
+        jsonschema::meta::validate(schema).unwrap();
+    }
+    let validator = jsonschema::validator_for(pocketenv::manifest::schema()).unwrap();
+    for path in corpus("valid").into_iter().chain([PathBuf::from("pocketenv.yaml.example")]) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let value = pocketenv::manifest::to_json("f", &text).unwrap();
+        if value.get("include").is_some() {
+            continue;
+        }
+        let errors: Vec<String> =
+            validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
+        assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
+    }
+}

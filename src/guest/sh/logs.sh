@@ -33,7 +33,8 @@ pe_open_oldest() {
     case $pe_number in '' | *[!0-9]*) continue ;; esac
     [ "$pe_number" -le "$pe_highest" ] || pe_highest=$pe_number pe_oldest=$pe_candidate
   done
-  { exec 4<"$pe_oldest"; } 2>/dev/null || pe_short
+  # `command`: a failed redirection of a plain exec ends the shell.
+  command exec 4<"$pe_oldest" || pe_short
 }
 
 # Opens the next newer log than the rotated one that is open, which is complete. Rotation moves old logs before new ones, so if ours has the same
@@ -43,8 +44,7 @@ pe_advance() {
     pe_before=$pe_number pe_next=$pe_file
     [ "$pe_number" -eq 1 ] || pe_next=$pe_file.$((pe_number - 1))
     if [ -r "$pe_next" ]; then
-      exec 5<&4 4<"$pe_next" 6<&4 4<&5
-      if pe_where && [ "$pe_number" = "$pe_before" ]; then
+      if command exec 5<&4 4<"$pe_next" 6<&4 4<&5 && pe_where && [ "$pe_number" = "$pe_before" ]; then
         exec 4<&6 5<&- 6<&-
         return
       fi
@@ -62,6 +62,8 @@ pe_history() {
   until [ /dev/fd/4 -ef /dev/fd/7 ]; do
     cat <&4
     pe_advance
+    # The other was rotated away meanwhile.
+    pe_where && [ "$pe_number" -gt 0 ] || break
   done
   cat <&7
 }

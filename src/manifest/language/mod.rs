@@ -51,7 +51,7 @@ pub(crate) struct Manifest {
     pub secrets: BTreeMap<String, SecretSource>,
     /// Volumes by name. They outlive the sandboxes that mount them.
     #[serde(default)]
-    #[schemars(extend("propertyNames" = name_schema()))]
+    #[schemars(with = "BTreeMap<String, Option<Volume>>", extend("propertyNames" = name_schema()))]
     pub volumes: BTreeMap<String, Volume>,
     /// Presets of this project by name, next to the built-in ones. One of the same name replaces the built-in one.
     #[serde(default)]
@@ -59,7 +59,7 @@ pub(crate) struct Manifest {
     pub presets: BTreeMap<String, Preset>,
     /// Sandboxes by name.
     #[serde(default)]
-    #[schemars(extend("propertyNames" = name_schema()))]
+    #[schemars(with = "BTreeMap<String, Option<Sandbox>>", extend("propertyNames" = name_schema()))]
     pub sandboxes: BTreeMap<String, Sandbox>,
 }
 

@@ -4,5 +4,6 @@ mod bundle;
 mod health;
 mod logs;
 mod preset;
+mod repository;
 mod room;
 mod service;

@@ -1,4 +1,5 @@
 //! Integration tests, as one binary.
 
+#[allow(clippy::unwrap_used)]
 #[path = "it/guest/mod.rs"]
 mod guest;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::archive::{Member, Source, changed, io_error, send};
+use super::archive::{Member, Source, changed, io_error, send, unreadable};
 use super::script::{one_line, run, script};
 use super::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 use crate::model::sha256_hex;
@@ -168,7 +168,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
         let entries = tokio::task::spawn_blocking(move || scan(&root))
             .await
             .map_err(|error| io_error("reading a directory", io::Error::other(error)))?
-            .map_err(|source| io_error(&format!("reading {}", path.display()), source))?;
+            .map_err(|error| unreadable(path, error))?;
         if tree_sha256(&entries) != *sha256 {
             return Err(changed(path));
         }

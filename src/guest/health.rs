@@ -147,9 +147,10 @@ pub async fn wait_healthy(
     check_name(name)?;
     let (env, defaults) = surroundings(spec, env, defaults);
     let begun = Instant::now();
+    // It is asked more often than the interval says, because somebody waits; a failure counts once an interval all the same.
     let mut failures = 0;
-    // While it comes up, ask often: nobody should wait for an interval of half a minute.
-    let mut pause = Duration::from_millis(50).min(check.interval.into());
+    let mut counted: Option<Instant> = None;
+    let mut pause = Duration::from_millis(20).min(check.interval.into());
     loop {
         let result = probe(guest, check, &env, defaults).await;
         // Something else may answer on the port of a service that is not there.
@@ -163,9 +164,10 @@ pub async fn wait_healthy(
         if !matches!(state, Some(ServiceStatus::Running | ServiceStatus::Backoff)) {
             return Err(ended(guest, name, service.as_ref(), &last).await);
         }
-        if begun.elapsed() >= check.start_period.into() {
+        let due = counted.is_none_or(|at| at.elapsed() >= check.interval.into());
+        if begun.elapsed() >= check.start_period.into() && due {
             failures += 1;
-            pause = check.interval.into();
+            counted = Some(Instant::now());
         }
         if failures > check.retries || begun.elapsed() >= limit {
             return Err(ended(guest, name, service.as_ref(), &format!("is not healthy: {last}")).await);

@@ -10,6 +10,7 @@ mod hash;
 mod id;
 mod label;
 mod observed;
+mod origin;
 mod quantity;
 mod recorded;
 
@@ -21,6 +22,7 @@ pub use hash::{SpecHash, hash_of, sha256_hex};
 pub use id::{Clock, IdSource, IntentId, OwnerId, SandboxId, Timestamp};
 pub use label::{Identity, ParseIdentityError};
 pub use observed::*;
+pub use origin::Location;
 pub use quantity::{ParseQuantityError, Quantity};
 pub use recorded::*;
 

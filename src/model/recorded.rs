@@ -1,10 +1,10 @@
 //! Recorded state: what the store remembers of a project.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Address, IntentId, SandboxId, SandboxSpec, SpecHash, Timestamp};
+use super::{Address, GuestSpec, IntentId, SandboxId, SandboxSpec, SpecHash, Timestamp};
 
 /// What the store remembers of one project.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,15 @@ pub struct Recorded {
     pub intents: Vec<PendingIntent>,
 }
 
+impl Recorded {
+    /// The providers that anything recorded lives at.
+    pub fn providers(&self) -> BTreeSet<&str> {
+        let sandboxes = self.sandboxes.values().map(|s| s.provider.as_str());
+        let volumes = self.volumes.values().map(|v| v.provider.as_str());
+        sandboxes.chain(volumes).chain(self.intents.iter().map(|i| i.provider.as_str())).collect()
+    }
+}
+
 /// A sandbox as it was last applied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordedSandbox {
@@ -28,8 +37,14 @@ pub struct RecordedSandbox {
     pub id: SandboxId,
     /// The spec it was created or last updated from.
     pub spec: SandboxSpec,
+    /// What was last put in place inside. It explains changes and decides none: what is inside is observed.
+    #[serde(default)]
+    pub guest: Option<GuestSpec>,
     /// Counts the specs, from 1.
     pub generation: u64,
+    /// The sandboxes it depended on, so that dependents are deleted first.
+    #[serde(default)]
+    pub depends_on: BTreeSet<String>,
     /// When it was created, by our clock.
     pub created_at: Timestamp,
 }

@@ -6,6 +6,8 @@
 mod capabilities;
 mod error;
 mod guest;
+#[cfg(target_os = "linux")]
+mod local;
 mod registry;
 
 use std::collections::BTreeMap;

@@ -19,7 +19,11 @@ pub struct ProviderContext {
 
 /// The sheet of every provider in this build, by name.
 pub fn builtin_capabilities() -> &'static [&'static Capabilities] {
-    &[]
+    #[cfg(target_os = "linux")]
+    static SHEETS: &[&Capabilities] = &[&super::local::SHEET];
+    #[cfg(not(target_os = "linux"))]
+    static SHEETS: &[&Capabilities] = &[];
+    SHEETS
 }
 
 /// The opened providers of one run.
@@ -32,11 +36,24 @@ impl Registry {
     /// Opens the named providers. A name that no build knows is an error; the manifest's checks find it first, at its line.
     pub fn open<'a>(
         names: impl IntoIterator<Item = &'a str>,
-        _context: &ProviderContext,
+        context: &ProviderContext,
     ) -> Result<Self, ProviderError> {
-        let registry = Self::default();
-        if let Some(name) = names.into_iter().next() {
-            return Err(ProviderError::Unsupported { message: format!("there is no provider `{name}`") });
+        let mut registry = Self::default();
+        for name in names {
+            match name {
+                #[cfg(target_os = "linux")]
+                "local" => registry.insert(name, Arc::new(super::local::Local::new(context))),
+                #[cfg(not(target_os = "linux"))]
+                "local" => {
+                    let message =
+                        "provider `local` is the Linux engine; on this system choose another provider";
+                    return Err(ProviderError::Unsupported { message: message.to_owned() });
+                }
+                _ => {
+                    let message = format!("there is no provider `{name}`");
+                    return Err(ProviderError::Unsupported { message });
+                }
+            }
         }
         Ok(registry)
     }

@@ -1,0 +1,172 @@
+//! The caller's side of a running sandbox's control socket.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::error::EngineError;
+use super::proto::{self, ExecControl, Reply, Request};
+use super::seq::{self, Seq};
+use super::spec::{ExecRequest, Exit};
+use super::state;
+
+/// Where a command's streams go.
+#[derive(Debug)]
+pub enum Stdio {
+    /// Any open files; they are the command's own from here on.
+    Files {
+        /// Standard input.
+        stdin: OwnedFd,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A new terminal of this size inside; its outer side is [`ExecHandle::take_pty`].
+    Pty {
+        /// Rows of characters.
+        rows: u16,
+        /// Columns of characters.
+        cols: u16,
+    },
+}
+
+/// A command that runs inside. Dropping it kills the command's process group.
+#[derive(Debug)]
+pub struct ExecHandle {
+    id: String,
+    connection: Seq,
+    pty: Option<OwnedFd>,
+    exit: Option<Exit>,
+    pid: i32,
+}
+
+impl ExecHandle {
+    /// The command's process id, as seen inside.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits for the command to end. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`EngineError::Control`] when the sandbox ended before the command reported.
+    pub async fn wait(&mut self) -> Result<Exit, EngineError> {
+        if let Some(exit) = self.exit {
+            return Ok(exit);
+        }
+        let control = |source| EngineError::Control { id: self.id.clone(), source };
+        let message = self.connection.recv().await.map_err(control)?;
+        let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended");
+        let (bytes, _) = message.ok_or_else(ended).map_err(control)?;
+        match seq::decode(&bytes).map_err(control)? {
+            Reply::Exited(exit) => {
+                self.exit = Some(exit);
+                Ok(exit)
+            }
+            _ => Err(control(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Sends a signal to the command's process group. Of a command that has ended, nothing is left to signal.
+    ///
+    /// # Errors
+    /// [`EngineError::Control`].
+    pub async fn signal(&self, signal: i32) -> Result<(), EngineError> {
+        match self.connection.send(&ExecControl::Signal(signal), &[]).await {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(EngineError::Control { id: self.id.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The terminal's outer side, once: read for output, write for input. Reading fails with `EIO` after the last process closed it.
+    pub fn take_pty(&mut self) -> Option<OwnedFd> {
+        self.pty.take()
+    }
+}
+
+/// Tells a terminal (the descriptor from [`ExecHandle::take_pty`]) its new size; its foreground processes get SIGWINCH.
+///
+/// # Errors
+/// What the kernel reports.
+pub fn resize(pty: impl AsFd, rows: u16, cols: u16) -> io::Result<()> {
+    let size = rustix::termios::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(pty, size)?)
+}
+
+/// Connects to a sandbox's control socket; `None` when nothing serves it.
+///
+/// # Errors
+/// Whatever leaves the question open.
+pub async fn connect(dir: &Path) -> io::Result<Option<Seq>> {
+    let (_dir, address) = match state::socket_address(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Seq::new(socket).map(Some),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => return Ok(None),
+            // its queue of connections is full, and there is nothing to wait on
+            Err(rustix::io::Errno::AGAIN) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Asks once.
+///
+/// # Errors
+/// What talking reports; the end of the connection is `UnexpectedEof`.
+pub async fn ask(
+    connection: &Seq,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    connection.send(request, fds).await?;
+    let (bytes, fds) = connection.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((seq::decode(&bytes)?, fds))
+}
+
+/// Starts a command over a fresh connection.
+///
+/// # Errors
+/// [`EngineError::Invalid`], [`EngineError::Exec`] or [`EngineError::Control`].
+pub async fn exec(
+    id: &str,
+    connection: Seq,
+    request: ExecRequest,
+    stdio: Stdio,
+) -> Result<ExecHandle, EngineError> {
+    let control = |source| EngineError::Control { id: id.to_owned(), source };
+    let size = match stdio {
+        Stdio::Pty { rows, cols } => Some((rows, cols)),
+        Stdio::Files { .. } => None,
+    };
+    let (head, payload) = proto::pack(request, size).map_err(control)?.map_err(EngineError::Invalid)?;
+    let mut fds = vec![payload.as_fd()];
+    if let Stdio::Files { stdin, stdout, stderr } = &stdio {
+        fds.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+    }
+    let (reply, received) = ask(&connection, &Request::Exec(head), &fds).await.map_err(control)?;
+    match reply {
+        Reply::Started(pid) => Ok(ExecHandle {
+            id: id.to_owned(),
+            connection,
+            pty: received.into_iter().next(),
+            exit: None,
+            pid,
+        }),
+        Reply::Failed { what, errno } => {
+            Err(EngineError::Exec { id: id.to_owned(), what, source: io::Error::from_raw_os_error(errno) })
+        }
+        _ => Err(control(io::ErrorKind::InvalidData.into())),
+    }
+}

@@ -1,0 +1,106 @@
+//! What can go wrong in the engine.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An engine failure, with what was being done.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No sandbox has this id.
+    #[error("sandbox `{0}` does not exist")]
+    NotFound(String),
+    /// The sandbox is not running.
+    #[error("sandbox `{0}` is not running")]
+    NotRunning(String),
+    /// The sandbox must be stopped for this.
+    #[error("sandbox `{0}` is running; stop it first")]
+    Running(String),
+    /// The id is taken by a sandbox with other labels.
+    #[error("sandbox `{0}` already exists with other labels")]
+    AlreadyExists(String),
+    /// The request makes no sense; nothing was done.
+    #[error("{0}")]
+    Invalid(String),
+    /// The recorded state cannot be read.
+    #[error("the recorded state of `{id}` is unreadable: {reason}")]
+    Broken {
+        /// The sandbox or volume.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// The operation.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The sandbox's processes could not be started.
+    #[error("sandbox `{id}` could not start: {step}: {reason}")]
+    Launch {
+        /// The sandbox.
+        id: String,
+        /// The step of the launch that failed.
+        step: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The running sandbox did not answer as it should.
+    #[error("cannot talk to sandbox `{id}`")]
+    Control {
+        /// The sandbox.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A command could not be started inside.
+    #[error("cannot run the command in sandbox `{id}`: {what}")]
+    Exec {
+        /// The sandbox.
+        id: String,
+        /// The step that failed, with the program, directory or user concerned.
+        what: String,
+        /// What the system said: `NotFound` for a program or directory that is not there.
+        source: io::Error,
+    },
+    /// Nothing inside accepted the connection.
+    #[error("port {port} of sandbox `{id}` does not answer")]
+    Dial {
+        /// The sandbox.
+        id: String,
+        /// The port inside.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A port could not be listened on; nothing was changed.
+    #[error("cannot listen on {address} for sandbox `{id}`: {reason}")]
+    Listen {
+        /// The sandbox.
+        id: String,
+        /// The address on the host, or the port inside.
+        address: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The volume is mounted by a sandbox.
+    #[error("volume `{name}` is used by sandbox `{user}`")]
+    VolumeInUse {
+        /// The volume.
+        name: String,
+        /// One sandbox that mounts it.
+        user: String,
+    },
+}
+
+impl EngineError {
+    /// For `map_err`: a failed file operation.
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EngineError {
+        let path = path.to_owned();
+        move |source| EngineError::File { what, path, source }
+    }
+}

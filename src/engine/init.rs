@@ -1,0 +1,404 @@
+//! The first process inside a sandbox: carries out the launch, then starts commands, makes sockets and reaps, until it is
+//! told to stop or the shim is gone. One thread, one poll loop, nothing that blocks on what the sandbox does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
+use rustix::process::WaitOptions;
+use serde::{Deserialize, Serialize};
+
+use super::command::{self, Prepared};
+use super::launch::{self, Step};
+use super::proto::{ExecControl, Reply, Request, unpack};
+use super::seq;
+use super::spec::Exit;
+use super::sys;
+use super::syscalls::Real;
+
+/// How long a connection to a port inside may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What init tells the shim once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Launched {
+    /// Serving; the fallbacks taken.
+    Ready(Vec<String>),
+    /// A step failed; init is gone.
+    Failed {
+        /// The step.
+        step: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What commands get whoever runs them.
+#[derive(Debug)]
+pub struct Context {
+    /// Environment under the command's own.
+    pub env: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// One id only: other users are made by nested user namespaces.
+    pub single_id: bool,
+    /// The system call filter.
+    pub filter: Vec<libc::sock_filter>,
+}
+
+/// A process group and the connection of who started it.
+struct Running {
+    connection: Option<OwnedFd>,
+    /// Readable when the command has been executed (end) or could not be (an error).
+    starting: Option<OwnedFd>,
+    pty: Option<OwnedFd>,
+    what: String,
+}
+
+struct Dialing {
+    connection: OwnedFd,
+    socket: OwnedFd,
+    port: u16,
+    v6: bool,
+    deadline: Instant,
+}
+
+struct Init {
+    shim: OwnedFd,
+    signals: OwnedFd,
+    context: Context,
+    running: HashMap<i32, Running>,
+    dialing: Vec<Dialing>,
+    kill_at: Option<Instant>,
+}
+
+enum Source {
+    Shim,
+    Signals,
+    Starting(i32),
+    Connection(i32),
+    Dial(usize),
+}
+
+/// Runs as the first process of the new namespaces; never returns. `shim` is the socket to the parent, which first sends the
+/// slots of the mounts it made, with their descriptors, once the id maps are written.
+pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
+    sys::set_process_name(c"pocketenv-init");
+    let result = launch(&shim, plan).and_then(|choices| {
+        let signals = sys::child_signal_fd().map_err(|error| ("watch child processes".to_owned(), error))?;
+        seq::send(&shim, &Launched::Ready(choices), &[])
+            .map_err(|error| ("report readiness".to_owned(), error))?;
+        Ok(signals)
+    });
+    let signals = match result {
+        Ok(signals) => signals,
+        Err((step, error)) => {
+            let _ = seq::send(&shim, &Launched::Failed { step, reason: error.to_string() }, &[]); // the shim sees the exit anyway
+            sys::exit_now(1);
+        }
+    };
+    let mut init =
+        Init { shim, signals, context, running: HashMap::new(), dialing: Vec::new(), kill_at: None };
+    loop {
+        if let Err(error) = init.turn() {
+            eprintln!("init: {error}");
+            sys::exit_now(1);
+        }
+    }
+}
+
+fn launch(shim: &OwnedFd, plan: &[Step]) -> Result<Vec<String>, (String, io::Error)> {
+    let start = || -> io::Result<Real> {
+        let (bytes, fds) = seq::recv(shim)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let slots: Vec<usize> = seq::decode(&bytes)?;
+        let mut real = Real::default();
+        for (slot, fd) in slots.into_iter().zip(fds) {
+            real.sources.resize_with(real.sources.len().max(slot + 1), || None);
+            real.sources[slot] = Some(fd);
+        }
+        Ok(real)
+    };
+    let mut real = start().map_err(|error| ("wait for the shim".to_owned(), error))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    launch::execute(plan, &mut real)
+}
+
+impl Init {
+    /// Waits for something to happen and handles it.
+    fn turn(&mut self) -> io::Result<()> {
+        let ready = self.wait()?;
+        for source in ready {
+            match source {
+                Source::Shim => self.request()?,
+                Source::Signals => {
+                    while rustix::io::read(&self.signals, &mut [0u8; 128]).is_ok() {}
+                    self.reap();
+                }
+                Source::Starting(pid) => self.started(pid),
+                Source::Connection(pid) => self.control(pid),
+                Source::Dial(index) => self.dialed(index),
+            }
+        }
+        self.expire();
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let mut sources = vec![Source::Shim, Source::Signals];
+        let mut polls =
+            vec![PollFd::new(&self.shim, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+        for (pid, running) in &self.running {
+            if let Some(starting) = &running.starting {
+                sources.push(Source::Starting(*pid));
+                polls.push(PollFd::new(starting, PollFlags::IN));
+            } else if let Some(connection) = &running.connection {
+                sources.push(Source::Connection(*pid));
+                polls.push(PollFd::new(connection, PollFlags::IN));
+            }
+        }
+        for (index, dialing) in self.dialing.iter().enumerate() {
+            sources.push(Source::Dial(index));
+            polls.push(PollFd::new(&dialing.socket, PollFlags::OUT));
+        }
+        let deadline = self.dialing.iter().map(|dialing| dialing.deadline).chain(self.kill_at).min();
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+        });
+        match rustix::event::poll(&mut polls, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let events: Vec<bool> = polls.iter().map(|poll| !poll.revents().is_empty()).collect();
+        let mut ready: Vec<Source> =
+            sources.into_iter().zip(events).filter(|(_, ready)| *ready).map(|(source, _)| source).collect();
+        // handling a dial may remove it: from the back, so that earlier indices stay true
+        ready.reverse();
+        Ok(ready)
+    }
+
+    fn request(&mut self) -> io::Result<()> {
+        let Some((bytes, mut fds)) = seq::try_recv(&self.shim)? else { sys::exit_now(0) };
+        if fds.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a connection"));
+        }
+        let connection = fds.remove(0);
+        match seq::decode(&bytes)? {
+            Request::Exec(head) => {
+                let prepared = (|| {
+                    if fds.is_empty() {
+                        return Err((
+                            "read the command".to_owned(),
+                            io::Error::from_raw_os_error(libc::EINVAL),
+                        ));
+                    }
+                    let payload = fds.remove(0);
+                    let command =
+                        unpack(&head, payload).map_err(|error| ("read the command".to_owned(), error))?;
+                    command::prepare(&self.context, &head, command, fds)
+                })();
+                match prepared.and_then(|prepared| self.spawn(prepared)) {
+                    Ok((pid, mut running)) => {
+                        running.connection = Some(connection);
+                        self.running.insert(pid, running);
+                    }
+                    Err((what, error)) => fail(&connection, what, &error),
+                }
+            }
+            Request::Dial(port) => self.dial(connection, port, false),
+            Request::Listen(port) => match listen(port) {
+                Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
+                Err(error) => fail(&connection, format!("listen on port {port}"), &error),
+            },
+            Request::Stop(grace) => {
+                self.kill_at = Some(Instant::now() + Duration::from_millis(grace));
+                broadcast(libc::SIGTERM);
+                self.reap();
+            }
+            other => fail(&connection, format!("{other:?}"), &io::Error::from_raw_os_error(libc::ENOSYS)),
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, prepared: Prepared) -> Result<(i32, Running), (String, io::Error)> {
+        let describe = |error: io::Error| ("start a process".to_owned(), error);
+        let (receiver, sender) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| describe(error.into()))?;
+        match sys::clone_into_namespaces(0).map_err(describe)? {
+            sys::Fork::Child => {
+                let (step, error) = command::become_command(&self.context, &prepared, &sender);
+                let mut report = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes().to_vec();
+                report.extend(step.as_bytes());
+                let _ = File::from(sender).write_all(&report); // init reads an end without a report as success; it cannot be helped
+                sys::exit_now(127)
+            }
+            sys::Fork::Parent { pid, .. } => Ok((
+                pid,
+                Running {
+                    connection: None,
+                    starting: Some(receiver),
+                    pty: prepared.pty,
+                    what: prepared.what,
+                },
+            )),
+        }
+    }
+
+    /// The command has been executed, or could not be.
+    fn started(&mut self, pid: i32) {
+        let Some(running) = self.running.get_mut(&pid) else { return };
+        let Some(pipe) = running.starting.take() else { return };
+        let mut report = Vec::new();
+        let read = File::from(pipe).take(4096).read_to_end(&mut report);
+        let Some(connection) = &running.connection else { return };
+        if read.is_ok() && report.is_empty() {
+            let pty = running.pty.take();
+            let fds: Vec<BorrowedFd<'_>> = pty.iter().map(AsFd::as_fd).collect();
+            reply(connection, &Reply::Started(pid), &fds);
+            return;
+        }
+        let errno = report.first_chunk().map_or(libc::EIO, |bytes| i32::from_ne_bytes(*bytes));
+        let step = String::from_utf8_lossy(report.get(4..).unwrap_or_default()).into_owned();
+        fail(
+            connection,
+            format!("{step} {}", running.what).trim().to_owned(),
+            &io::Error::from_raw_os_error(errno),
+        );
+        running.connection = None;
+    }
+
+    fn control(&mut self, pid: i32) {
+        let Some(running) = self.running.get_mut(&pid) else { return };
+        let Some(connection) = &running.connection else { return };
+        match seq::try_recv(connection) {
+            Ok(Some((bytes, _))) => {
+                if let Ok(ExecControl::Signal(signal)) = seq::decode(&bytes) {
+                    signal_group(pid, signal);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(None) | Err(_) => {
+                signal_group(pid, libc::SIGKILL);
+                running.connection = None;
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let pid = pid.as_raw_nonzero().get();
+                    self.started(pid); // its report, if it is still unread, comes before its end
+                    let Some(running) = self.running.remove(&pid) else { continue };
+                    let Some(connection) = running.connection else { continue };
+                    let exit = match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => Exit::Code(code),
+                        (None, signal) => Exit::Signal(signal.unwrap_or(libc::SIGKILL)),
+                    };
+                    reply(&connection, &Reply::Exited(exit), &[]);
+                }
+                Ok(None) => return,
+                Err(rustix::io::Errno::CHILD) => {
+                    if self.kill_at.is_some() {
+                        sys::exit_now(0); // asked to stop, and nothing is left
+                    }
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn dial(&mut self, connection: OwnedFd, port: u16, v6: bool) {
+        let (family, address) = if v6 {
+            (AddressFamily::INET6, SocketAddr::from((Ipv6Addr::LOCALHOST, port)))
+        } else {
+            (AddressFamily::INET, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let result = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
+            .and_then(|socket| match rustix::net::connect(&socket, &address) {
+                Err(rustix::io::Errno::INPROGRESS) => Ok((socket, false)),
+                other => other.map(|()| (socket, true)),
+            });
+        match result {
+            Ok((socket, true)) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
+            Ok((socket, false)) => {
+                self.dialing.push(Dialing {
+                    connection,
+                    socket,
+                    port,
+                    v6,
+                    deadline: Instant::now() + DIAL_TIMEOUT,
+                });
+            }
+            // programs that listen on "localhost" may have taken only the IPv6 one
+            Err(rustix::io::Errno::CONNREFUSED) if !v6 => self.dial(connection, port, true),
+            Err(error) => {
+                let error = if v6 { rustix::io::Errno::CONNREFUSED } else { error };
+                fail(&connection, format!("connect to port {port}"), &error.into());
+            }
+        }
+    }
+
+    fn dialed(&mut self, index: usize) {
+        let dialing = self.dialing.swap_remove(index);
+        match rustix::net::sockopt::socket_error(&dialing.socket) {
+            Ok(Ok(())) => reply(&dialing.connection, &Reply::Done, &[dialing.socket.as_fd()]),
+            Ok(Err(rustix::io::Errno::CONNREFUSED)) if !dialing.v6 => {
+                self.dial(dialing.connection, dialing.port, true)
+            }
+            Ok(Err(error)) | Err(error) => {
+                fail(&dialing.connection, format!("connect to port {}", dialing.port), &error.into())
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        if self.kill_at.is_some_and(|at| at <= now) {
+            sys::exit_now(0); // the kernel kills whatever is left
+        }
+        for dialing in self.dialing.extract_if(.., |dialing| dialing.deadline <= now) {
+            fail(
+                &dialing.connection,
+                format!("connect to port {}", dialing.port),
+                &io::Error::from_raw_os_error(libc::ETIMEDOUT),
+            );
+        }
+    }
+}
+
+/// Answers; a client that is gone or does not read loses its answer, never init's time.
+fn reply(connection: &OwnedFd, message: &Reply, fds: &[BorrowedFd<'_>]) {
+    let _ = seq::try_send(connection, message, fds);
+}
+
+fn fail(connection: &OwnedFd, what: String, error: &io::Error) {
+    reply(connection, &Reply::Failed { what, errno: error.raw_os_error().unwrap_or(libc::EIO) }, &[]);
+}
+
+fn signal_group(pid: i32, signal: i32) {
+    sys::kill(-pid, signal);
+    sys::kill(pid, signal); // it may not have made its group yet
+}
+
+fn broadcast(signal: i32) {
+    sys::kill(-1, signal);
+    sys::kill(-1, libc::SIGCONT); // stopped processes must see it too
+}
+
+fn listen(port: u16) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+    rustix::net::listen(&socket, 1024)?;
+    Ok(socket)
+}

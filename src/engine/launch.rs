@@ -1,0 +1,414 @@
+//! The launch of a sandbox as a value: which steps init takes, in which order, and what replaces a step that the machine
+//! refuses. Pure; carrying the steps out is behind [`Syscalls`], so that plan and ladder are tested without privileges.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{BoxSpec, MountSource, Network};
+
+/// The new root, relative to the sandbox's directory, which is init's working directory throughout.
+pub const ROOT: &str = "rootfs";
+
+/// How ids inside map to ids of the host. Fixed at creation, since the files belong to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdMap {
+    /// Made by root: ids 0 to 65535 inside are `base`… outside, and nothing of the host maps, its root least of all.
+    High {
+        /// The first host id.
+        base: u32,
+    },
+    /// Made by a user with a subordinate range, through `newuidmap`: root inside is the user, 1… are the range.
+    Subordinate {
+        /// The user and group.
+        ids: (u32, u32),
+        /// First host id and count for users.
+        uids: (u32, u32),
+        /// First host id and count for groups.
+        gids: (u32, u32),
+    },
+    /// Made by a user without: only root exists inside and it is the user.
+    Single {
+        /// The user and group.
+        ids: (u32, u32),
+    },
+}
+
+impl IdMap {
+    /// Whether more than one id exists inside.
+    pub fn has_range(&self) -> bool {
+        !matches!(self, IdMap::Single { .. })
+    }
+
+    /// The host's ids of root inside.
+    pub fn root(&self) -> (u32, u32) {
+        match *self {
+            IdMap::High { base } => (base, base),
+            IdMap::Subordinate { ids, .. } | IdMap::Single { ids } => ids,
+        }
+    }
+
+    /// In words, for `choices`.
+    pub fn describe(&self) -> String {
+        match self {
+            IdMap::High { base } => format!("ids: 65536 from {base}"),
+            IdMap::Subordinate { uids, .. } => {
+                format!("ids: own user and {} subordinate from {}", uids.1, uids.0)
+            }
+            IdMap::Single { .. } => "ids: a single one (changes of owner only seem to succeed)".to_owned(),
+        }
+    }
+}
+
+/// What the plan needs to know of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    /// System directories that exist, as names under `/`, in order.
+    pub system_dirs: Vec<String>,
+    /// `/var/lib/dpkg` exists: what the package database says stays visible.
+    pub dpkg: bool,
+}
+
+/// What is launched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchRequest {
+    /// The sandbox.
+    pub id: String,
+    /// What it is made of.
+    pub spec: BoxSpec,
+    /// Its ids.
+    pub id_map: IdMap,
+    /// The host path of every mount of the spec, in its order.
+    pub mount_paths: Vec<PathBuf>,
+}
+
+/// One step of the launch, done by init before it serves. Relative paths start at the sandbox's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Open the source of mount number `slot`, with the host identity that made the sandbox.
+    OpenSource { slot: usize, path: PathBuf },
+    /// Become root inside.
+    BecomeRoot { groups: bool },
+    /// Die with the shim.
+    DieWithParent,
+    /// Set the host name.
+    Hostname(String),
+    /// Bring loopback up.
+    Loopback,
+    /// Keep mounts from travelling to the host.
+    PrivateMounts,
+    /// Mount a tree somewhere else, without set-user-id and devices.
+    Bind { from: String, to: String, read_only: bool, recursive: bool },
+    /// Bind one device node.
+    Device(&'static str),
+    /// The host's `lower` under writes kept in `upper/NAME`.
+    Overlay { name: String },
+    /// Copy what is readable of `/NAME` into the root, where nothing is yet.
+    Copy { name: String },
+    /// A new memory file system.
+    Tmpfs { at: &'static str, options: &'static str, exec: bool },
+    /// Terminals of our own.
+    Devpts { group: bool },
+    /// A symbolic link.
+    Symlink { at: &'static str, to: &'static str },
+    /// A directory on one of the file systems just made.
+    Mkdir { at: &'static str, mode: u32 },
+    /// A fresh /proc.
+    Proc,
+    /// Hide a file or directory of /proc; one that is not there is fine.
+    Mask { path: &'static str, directory: bool },
+    /// Refuse writes below; a path that is not there is fine.
+    Protect(&'static str),
+    /// Put mount number `slot` in place, resolving `target` beneath the new root.
+    Mount { slot: usize, target: PathBuf, read_only: bool },
+    /// Swap the root and let the old one go.
+    PivotRoot,
+    /// The same where the old root cannot be pivoted away.
+    MoveRoot,
+    /// No new privileges, few capabilities, opaque to the processes inside.
+    Lockdown,
+    /// Try one way; if the machine refuses it, the other, and say so.
+    Either { first: Box<Step>, second: Box<Step>, choice: &'static str },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
+            Step::BecomeRoot { .. } => f.write_str("become root inside"),
+            Step::DieWithParent => f.write_str("tie to the parent"),
+            Step::Hostname(_) => f.write_str("set the host name"),
+            Step::Loopback => f.write_str("bring loopback up"),
+            Step::PrivateMounts => f.write_str("make mounts private"),
+            Step::Bind { from, to, .. } => write!(f, "bind {from} to {to}"),
+            Step::Device(name) => write!(f, "bind /dev/{name}"),
+            Step::Overlay { name } => write!(f, "overlay /{name}"),
+            Step::Copy { name } => write!(f, "copy /{name}"),
+            Step::Tmpfs { at, .. } => write!(f, "mount tmpfs at {at}"),
+            Step::Devpts { .. } => f.write_str("mount devpts"),
+            Step::Symlink { at, .. } => write!(f, "link {at}"),
+            Step::Mkdir { at, .. } => write!(f, "make {at}"),
+            Step::Proc => f.write_str("mount proc"),
+            Step::Mask { path, .. } => write!(f, "mask {path}"),
+            Step::Protect(path) => write!(f, "protect {path}"),
+            Step::Mount { target, .. } => write!(f, "mount {}", target.display()),
+            Step::PivotRoot => f.write_str("pivot the root"),
+            Step::MoveRoot => f.write_str("move the root"),
+            Step::Lockdown => f.write_str("drop privileges"),
+            Step::Either { first, second, .. } => write!(f, "{first}, or {second}"),
+        }
+    }
+}
+
+/// Carries out steps. The real one is `syscalls::Real`; tests record.
+pub trait Syscalls {
+    /// Does one step (never `Either`).
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn perform(&mut self, step: &Step) -> io::Result<()>;
+}
+
+/// Carries a plan out and returns the fallbacks taken.
+///
+/// # Errors
+/// The step that failed, in words, and why.
+pub fn execute(plan: &[Step], syscalls: &mut dyn Syscalls) -> Result<Vec<String>, (String, io::Error)> {
+    let mut choices = Vec::new();
+    for step in plan {
+        let Step::Either { first, second, choice } = step else {
+            syscalls.perform(step).map_err(|error| (step.to_string(), error))?;
+            continue;
+        };
+        if let Err(refused) = syscalls.perform(first) {
+            syscalls.perform(second).map_err(|error| (second.to_string(), error))?;
+            choices.push(format!("{choice} ({first}: {refused})"));
+        }
+    }
+    Ok(choices)
+}
+
+/// The steps that launch a sandbox.
+pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
+    let spec = &request.spec;
+    let mut steps = Vec::new();
+    for (slot, path) in request.mount_paths.iter().enumerate() {
+        steps.push(Step::OpenSource { slot, path: path.clone() });
+    }
+    // The death signal is cleared by a change of credentials, so it comes after.
+    steps.push(Step::BecomeRoot { groups: request.id_map.has_range() });
+    steps.push(Step::DieWithParent);
+    steps.push(Step::Hostname(spec.hostname.clone().unwrap_or_else(|| default_hostname(&request.id))));
+    if spec.network != Network::Host {
+        steps.push(Step::Loopback);
+    }
+    steps.push(Step::PrivateMounts);
+    steps.push(Step::Bind { from: ROOT.into(), to: ROOT.into(), read_only: false, recursive: false });
+    for name in &facts.system_dirs {
+        let second = if name == "etc" {
+            Step::Copy { name: name.clone() }
+        } else {
+            Step::Bind {
+                from: format!("/{name}"),
+                to: format!("{ROOT}/{name}"),
+                read_only: true,
+                recursive: true,
+            }
+        };
+        let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
+        steps.push(Step::Either {
+            first: Box::new(Step::Overlay { name: name.clone() }),
+            second: Box::new(second),
+            choice,
+        });
+    }
+    if facts.dpkg {
+        let to = format!("{ROOT}/var/lib/dpkg");
+        steps.push(Step::Bind { from: "/var/lib/dpkg".into(), to, read_only: true, recursive: true });
+    }
+    dev(request.id_map.has_range(), &mut steps);
+    steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
+    steps.push(Step::Mkdir { at: "rootfs/run/lock", mode: 0o1777 });
+    let host_proc =
+        Step::Bind { from: "/proc".into(), to: format!("{ROOT}/proc"), read_only: true, recursive: true };
+    steps.push(Step::Either {
+        first: Box::new(Step::Proc),
+        second: Box::new(host_proc),
+        choice: "/proc is the host's, read-only",
+    });
+    for path in [
+        "rootfs/proc/kcore",
+        "rootfs/proc/keys",
+        "rootfs/proc/timer_list",
+        "rootfs/proc/sysrq-trigger",
+        "rootfs/proc/kmsg",
+    ] {
+        steps.push(Step::Mask { path, directory: false });
+    }
+    for path in ["rootfs/proc/acpi", "rootfs/proc/scsi"] {
+        steps.push(Step::Mask { path, directory: true });
+    }
+    for path in ["rootfs/proc/sys", "rootfs/proc/bus", "rootfs/proc/fs", "rootfs/proc/irq"] {
+        steps.push(Step::Protect(path));
+    }
+    // A parent before what lies below it, whatever the order in the spec.
+    let mut mounts: Vec<_> = spec.mounts.iter().enumerate().collect();
+    mounts.sort_by_key(|(_, mount)| mount.target.components().count());
+    for (slot, mount) in mounts {
+        steps.push(Step::Mount { slot, target: mount.target.clone(), read_only: mount.read_only });
+    }
+    let choice = "the root was moved, not pivoted";
+    steps.push(Step::Either { first: Box::new(Step::PivotRoot), second: Box::new(Step::MoveRoot), choice });
+    steps.push(Step::Lockdown);
+    steps
+}
+
+fn dev(group: bool, steps: &mut Vec<Step>) {
+    steps.push(Step::Tmpfs { at: "rootfs/dev", options: "mode=755,size=64k", exec: false });
+    steps.extend(["null", "zero", "full", "random", "urandom", "tty"].map(Step::Device));
+    steps.push(Step::Mkdir { at: "rootfs/dev/pts", mode: 0o755 });
+    steps.push(Step::Devpts { group });
+    steps.push(Step::Mkdir { at: "rootfs/dev/shm", mode: 0o1777 });
+    steps.push(Step::Tmpfs { at: "rootfs/dev/shm", options: "mode=1777", exec: true });
+    let links = [
+        ("rootfs/dev/ptmx", "pts/ptmx"),
+        ("rootfs/dev/fd", "/proc/self/fd"),
+        ("rootfs/dev/stdin", "/proc/self/fd/0"),
+        ("rootfs/dev/stdout", "/proc/self/fd/1"),
+        ("rootfs/dev/stderr", "/proc/self/fd/2"),
+    ];
+    steps.extend(links.map(|(at, to)| Step::Symlink { at, to }));
+}
+
+/// A host name made of the id: what a name may not contain becomes `-`, 63 characters at most.
+pub fn default_hostname(id: &str) -> String {
+    let name: String = id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    name.trim_matches('-').to_owned()
+}
+
+/// The namespaces of a sandbox, as `CLONE_NEW*` flags.
+pub fn namespaces(network: Network) -> i32 {
+    let all = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
+    if network == Network::Host { all } else { all | libc::CLONE_NEWNET }
+}
+
+/// Whether a mount's owner ids should be shown as the host has them: host directories of a sandbox made by root.
+pub fn wants_idmap(id_map: &IdMap, source: &MountSource) -> bool {
+    matches!((id_map, source), (IdMap::High { .. }, MountSource::Host(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::spec::Mount;
+    use super::*;
+
+    struct Recorder {
+        done: Vec<Step>,
+        refuse: fn(&Step) -> bool,
+    }
+
+    impl Syscalls for Recorder {
+        fn perform(&mut self, step: &Step) -> io::Result<()> {
+            if (self.refuse)(step) {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            self.done.push(step.clone());
+            Ok(())
+        }
+    }
+
+    fn recorder(refuse: fn(&Step) -> bool) -> Recorder {
+        Recorder { done: Vec::new(), refuse }
+    }
+
+    fn request(network: Network) -> LaunchRequest {
+        let mount = |target: &str| Mount {
+            source: MountSource::Volume("v".into()),
+            target: target.into(),
+            read_only: false,
+        };
+        let spec =
+            BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
+        let mount_paths = vec!["/v/1".into(), "/v/2".into()];
+        LaunchRequest { id: "a.b".into(), spec, id_map: IdMap::High { base: 100_000 }, mount_paths }
+    }
+
+    fn facts() -> HostFacts {
+        HostFacts { system_dirs: vec!["usr".into(), "etc".into()], dpkg: false }
+    }
+
+    fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
+        steps.iter().position(wanted).unwrap()
+    }
+
+    #[test]
+    fn order_keeps_the_rules_the_kernel_has() {
+        let mut recorder = recorder(|_| false);
+        assert_eq!(
+            execute(&plan(&request(Network::Isolated), &facts()), &mut recorder).unwrap(),
+            Vec::<String>::new()
+        );
+        let steps = recorder.done;
+        let become_root = position(&steps, |s| matches!(s, Step::BecomeRoot { .. }));
+        assert!(
+            position(&steps, |s| matches!(s, Step::OpenSource { .. })) < become_root,
+            "sources are opened as the caller"
+        );
+        assert!(
+            become_root < position(&steps, |s| matches!(s, Step::DieWithParent)),
+            "a change of ids clears the death signal"
+        );
+        assert!(
+            position(&steps, |s| matches!(s, Step::PrivateMounts))
+                < position(&steps, |s| matches!(s, Step::Bind { .. }))
+        );
+        let outer = position(&steps, |s| matches!(s, Step::Mount { slot: 1, .. }));
+        let inner = position(&steps, |s| matches!(s, Step::Mount { slot: 0, .. }));
+        assert!(outer < inner, "a mount below another comes after it");
+        assert!(matches!(steps[steps.len() - 2..], [Step::PivotRoot, Step::Lockdown]));
+    }
+
+    #[test]
+    fn every_rung_of_the_ladder_is_taken_and_reported() {
+        let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. } | Step::Proc | Step::PivotRoot));
+        let choices = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap();
+        assert_eq!(choices.len(), 4, "{choices:?}");
+        assert!(choices[1].starts_with("/etc is a copy"), "{choices:?}");
+        assert!(
+            recorder
+                .done
+                .iter()
+                .any(|s| matches!(s, Step::Bind { from, read_only: true, .. } if from == "/usr"))
+        );
+        assert!(recorder.done.contains(&Step::MoveRoot));
+    }
+
+    #[test]
+    fn a_refused_step_without_another_way_is_named() {
+        let mut recorder = recorder(|s| matches!(s, Step::Lockdown));
+        let (step, error) = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap_err();
+        assert_eq!((step.as_str(), error.kind()), ("drop privileges", io::ErrorKind::PermissionDenied));
+    }
+
+    #[test]
+    fn host_network_keeps_the_hosts_loopback_alone() {
+        assert!(!plan(&request(Network::Host), &facts()).contains(&Step::Loopback));
+        assert_eq!(namespaces(Network::Host) & libc::CLONE_NEWNET, 0);
+        assert_ne!(namespaces(Network::None) & libc::CLONE_NEWNET, 0);
+    }
+
+    #[test]
+    fn host_names_are_legal() {
+        assert_eq!(default_hostname("shop.api-1_x"), "shop-api-1-x");
+        assert_eq!(default_hostname(&"a".repeat(100)).len(), 63);
+    }
+}

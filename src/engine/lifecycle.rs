@@ -1,0 +1,661 @@
+//! The engine as its callers see it: create, start, stop, delete, list, exec and what belongs to them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::process::Stdio as ProcessStdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::client::{self, ExecHandle, Stdio};
+use super::error::EngineError;
+use super::launch::LaunchRequest;
+use super::proto::{Reply, Request};
+use super::proxy::Upstream;
+use super::rootfs;
+use super::seq::Seq;
+use super::shim::{self, Answer, Order, Task};
+use super::spec::{BoxInfo, BoxSpec, BoxState, ExecRequest, Forward, ForwardInfo, Link, MountSource};
+use super::state::{self, Ended, Lock, Record, Run};
+
+/// How long the processes may take to go after they were told to, beyond the grace.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a launch may take.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where an engine keeps its things.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// For state and files; `engine/` is made below it.
+    pub data_dir: PathBuf,
+    /// For sockets; `engine/` is made below it.
+    pub runtime_dir: PathBuf,
+    /// This program, which becomes the shim; `/proc/self/exe` normally.
+    pub exe: PathBuf,
+}
+
+/// The local engine. Cheap to make; holds nothing open; any number may work on the same directories at once.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(super) root: PathBuf,
+    runtime: PathBuf,
+    exe: PathBuf,
+}
+
+impl Engine {
+    /// An engine on these directories, which are made when first needed.
+    pub fn new(config: EngineConfig) -> Engine {
+        Engine {
+            root: config.data_dir.join("engine"),
+            runtime: config.runtime_dir.join("engine"),
+            exe: config.exe,
+        }
+    }
+
+    /// Every sandbox. One whose state is unreadable is listed as [`BoxState::Broken`], never left out.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] when the directory cannot be read.
+    pub async fn list(&self) -> Result<Vec<BoxInfo>, EngineError> {
+        let boxes = self.root.join("boxes");
+        let mut infos = Vec::new();
+        for name in names(&boxes)? {
+            let info = match self.get(&name).await {
+                Ok(info) => info,
+                Err(EngineError::Broken { id, reason }) => Some(broken(&id, reason)),
+                Err(error) => return Err(error),
+            };
+            infos.extend(info);
+        }
+        Ok(infos)
+    }
+
+    /// One sandbox, or `None` when there is none of this id.
+    ///
+    /// # Errors
+    /// [`EngineError::Broken`] for unreadable state; [`EngineError::File`].
+    pub async fn get(&self, id: &str) -> Result<Option<BoxInfo>, EngineError> {
+        check_name(id)?;
+        match self.record(id)? {
+            None if self.dir(id).exists() => {
+                Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) }))
+            }
+            None => Ok(None),
+            Some(record) => self.info(record).await.map(Some),
+        }
+    }
+
+    /// Creates and starts a sandbox. If one of this id and these labels exists already, it is returned as it is (and started, had
+    /// it never been); a sandbox that cannot start leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`EngineError::AlreadyExists`] for other labels, [`EngineError::Invalid`], [`EngineError::Launch`], [`EngineError::File`].
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &BoxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<BoxInfo, EngineError> {
+        check_name(id)?;
+        check_spec(spec)?;
+        let lock = self.lock(id).await?;
+        let record = match self.record(id)? {
+            Some(record) if record.labels != *labels => {
+                return Err(EngineError::AlreadyExists(id.to_owned()));
+            }
+            Some(record) if self.run(id)?.is_some() => return self.info(record).await,
+            Some(record) => record,
+            None => self.new_record(id, spec, labels)?,
+        };
+        // The record is written before the first process starts. A power cut would end that process too, so the disk may catch
+        // up meanwhile; nothing is reported before it has.
+        let path = self.dir(id).join("state.json");
+        let syncing = path.clone();
+        let sync = tokio::task::spawn_blocking(move || state::sync(&syncing));
+        let (launched, synced) = tokio::join!(self.launch(&record, &lock), sync);
+        let synced = synced.map_err(io::Error::other).flatten().map_err(EngineError::file("write", &path));
+        if let Err(error) = launched.and(synced) {
+            if let Err(cleanup) = self.remove(id).await {
+                tracing::warn!(id, %cleanup, "a sandbox that could not start could not be removed either");
+            } else {
+                lock.remove();
+            }
+            return Err(error);
+        }
+        self.info(record).await
+    }
+
+    /// Starts a stopped sandbox; one that runs is left alone.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::File`].
+    pub async fn start(&self, id: &str) -> Result<(), EngineError> {
+        let (lock, record) = self.existing(id).await?;
+        if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+            return Ok(());
+        }
+        self.launch(&record, &lock).await
+    }
+
+    /// Stops a sandbox: SIGTERM to everything inside, SIGKILL after `grace`. Its files stay. One that is stopped is left alone.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), EngineError> {
+        let (_lock, _) = self.existing(id).await?;
+        self.end(id, Some(grace)).await
+    }
+
+    /// Deletes a sandbox and everything of it; absent already is fine. Works from any state.
+    ///
+    /// # Errors
+    /// [`EngineError::File`], [`EngineError::Control`]; what is left is listed and can be deleted again.
+    pub async fn delete(&self, id: &str) -> Result<(), EngineError> {
+        check_name(id)?;
+        if !self.dir(id).exists() && !self.runtime.join(id).exists() {
+            return Ok(());
+        }
+        let lock = self.lock(id).await?;
+        self.remove(id).await?;
+        lock.remove();
+        Ok(())
+    }
+
+    /// Replaces the labels.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::File`].
+    pub async fn set_labels(&self, id: &str, labels: &BTreeMap<String, String>) -> Result<(), EngineError> {
+        let (_lock, mut record) = self.existing(id).await?;
+        record.labels.clone_from(labels);
+        self.write_record(&record)
+    }
+
+    /// Changes what a stopped sandbox is made of, for its next start. Its files are kept.
+    ///
+    /// # Errors
+    /// [`EngineError::Running`], [`EngineError::NotFound`], [`EngineError::Invalid`], [`EngineError::File`].
+    pub async fn reconfigure(&self, id: &str, spec: &BoxSpec) -> Result<(), EngineError> {
+        check_spec(spec)?;
+        let (_lock, mut record) = self.existing(id).await?;
+        if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+            return Err(EngineError::Running(id.to_owned()));
+        }
+        let dir = self.dir(id);
+        rootfs::forget_network_files(&dir).map_err(EngineError::file("update", &dir))?;
+        record.spec = spec.clone();
+        self.write_record(&record)
+    }
+
+    /// Runs a command inside a running sandbox.
+    ///
+    /// # Errors
+    /// [`EngineError::Exec`] with the system's reason, [`EngineError::NotRunning`], [`EngineError::NotFound`],
+    /// [`EngineError::Invalid`], [`EngineError::Control`].
+    pub async fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+        stdio: Stdio,
+    ) -> Result<ExecHandle, EngineError> {
+        client::exec(id, self.connect(id).await?, request, stdio).await
+    }
+
+    /// A connected TCP socket to a port of the sandbox's loopback.
+    ///
+    /// # Errors
+    /// [`EngineError::Dial`], [`EngineError::NotRunning`], [`EngineError::NotFound`], [`EngineError::Control`].
+    pub async fn dial(&self, id: &str, port: u16) -> Result<OwnedFd, EngineError> {
+        let (reply, mut fds) = self.ask(id, &self.connect(id).await?, &Request::Dial(port)).await?;
+        match reply {
+            Reply::Done if !fds.is_empty() => Ok(fds.swap_remove(0)),
+            Reply::Failed { errno, .. } => Err(EngineError::Dial {
+                id: id.to_owned(),
+                port,
+                source: io::Error::from_raw_os_error(errno),
+            }),
+            _ => Err(EngineError::Control { id: id.to_owned(), source: io::ErrorKind::InvalidData.into() }),
+        }
+    }
+
+    /// Makes this the whole set of forwards, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Listen`] names a host address that is taken, and nothing was changed; [`EngineError::Invalid`],
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_forwards(&self, id: &str, forwards: &[Forward]) -> Result<(), EngineError> {
+        for (index, forward) in forwards.iter().enumerate() {
+            if forward.listen.port() == 0 || forward.port == 0 {
+                return Err(EngineError::Invalid("a forward needs two ports that are not 0".to_owned()));
+            }
+            if forwards[..index].iter().any(|other| other.listen == forward.listen) {
+                return Err(EngineError::Invalid(format!("{} is forwarded twice", forward.listen)));
+            }
+        }
+        let (_lock, mut record) = self.existing(id).await?;
+        self.apply_ports(id, &Request::SetForwards(forwards.to_vec())).await?;
+        record.forwards = forwards.to_vec();
+        self.write_record(&record)
+    }
+
+    /// Makes this the whole set of links, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Listen`] names a port inside that is taken; [`EngineError::Invalid`], [`EngineError::NotFound`],
+    /// [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_links(&self, id: &str, links: &[Link]) -> Result<(), EngineError> {
+        for (index, link) in links.iter().enumerate() {
+            if link.listen_port == 0 || link.host.port() == 0 || link.listen_port == super::proxy::PORT {
+                return Err(EngineError::Invalid(format!("port {} cannot be linked", link.listen_port)));
+            }
+            if links[..index].iter().any(|other| other.listen_port == link.listen_port) {
+                return Err(EngineError::Invalid(format!("port {} is linked twice", link.listen_port)));
+            }
+        }
+        let (_lock, mut record) = self.existing(id).await?;
+        self.apply_ports(id, &Request::SetLinks(links.to_vec())).await?;
+        record.links = links.to_vec();
+        self.write_record(&record)
+    }
+
+    async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
+        if !matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+            return Ok(());
+        }
+        let (reply, _) = self.ask(id, &self.connect(id).await?, request).await?;
+        match reply {
+            Reply::Failed { what, errno } => {
+                let reason = io::Error::from_raw_os_error(errno).to_string();
+                Err(EngineError::Listen { id: id.to_owned(), address: what, reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn dir(&self, id: &str) -> PathBuf {
+        self.root.join("boxes").join(id)
+    }
+
+    async fn lock(&self, id: &str) -> Result<Lock, EngineError> {
+        Lock::acquire(&self.root.join("locks"), &format!("box-{id}")).await
+    }
+
+    fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
+        read_state(id, &self.dir(id).join("state.json"))
+    }
+
+    fn run(&self, id: &str) -> Result<Option<Run>, EngineError> {
+        read_state(id, &self.dir(id).join("run.json"))
+    }
+
+    fn write_record(&self, record: &Record) -> Result<(), EngineError> {
+        let path = self.dir(&record.id).join("state.json");
+        state::write(&path, record, true)
+            .and_then(|()| state::sync(&path))
+            .map_err(EngineError::file("write", &path))
+    }
+
+    async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
+        check_name(id)?;
+        let not_found = || EngineError::NotFound(id.to_owned());
+        if !self.dir(id).exists() {
+            return Err(not_found());
+        }
+        let lock = self.lock(id).await?;
+        match self.record(id)? {
+            Some(record) => Ok((lock, record)),
+            None if self.dir(id).exists() => Err(not_found()),
+            None => {
+                lock.remove();
+                Err(not_found())
+            }
+        }
+    }
+
+    fn new_record(
+        &self,
+        id: &str,
+        spec: &BoxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Record, EngineError> {
+        let id_map = rootfs::choose_ids().map_err(EngineError::file("read", Path::new("/etc/subuid")))?;
+        let record = Record {
+            version: state::VERSION,
+            id: id.to_owned(),
+            labels: labels.clone(),
+            spec: spec.clone(),
+            created_at: state::now_ms(),
+            id_map,
+            forwards: Vec::new(),
+            links: Vec::new(),
+        };
+        let dir = self.dir(id);
+        let boxes = self.root.join("boxes");
+        state::private_dir(&boxes).map_err(EngineError::file("create", &boxes))?;
+        // Init enters it as a stranger and reads nothing here; the directories above are closed.
+        let made = fs::DirBuilder::new().mode(0o711).recursive(true).create(&dir);
+        made.and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)))
+            .map_err(EngineError::file("create", &dir))?;
+        let path = dir.join("state.json");
+        state::write(&path, &record, true).map_err(EngineError::file("write", &path))?;
+        Ok(record)
+    }
+
+    async fn info(&self, record: Record) -> Result<BoxInfo, EngineError> {
+        let (state, run) = self.liveness(&record.id)?;
+        let stopped =
+            |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
+        let mut forwards: Vec<ForwardInfo> = record.forwards.iter().map(stopped).collect();
+        if matches!(state, BoxState::Running { .. }) && !forwards.is_empty() {
+            // Between the look at the processes and this question the sandbox may end: then nothing listens.
+            if let Ok(connection) = self.connect(&record.id).await
+                && let Ok((Reply::Status(open), _)) =
+                    self.ask(&record.id, &connection, &Request::Status).await
+            {
+                for forward in &mut forwards {
+                    forward.listening =
+                        open.iter().any(|other| other.listen == forward.listen && other.listening);
+                }
+            }
+        }
+        Ok(BoxInfo {
+            id: record.id,
+            labels: record.labels,
+            spec: record.spec,
+            created_at: record.created_at,
+            state,
+            forwards,
+            links: record.links,
+            choices: run.map(|run| run.choices).unwrap_or_default(),
+        })
+    }
+
+    /// What the recorded run has come to.
+    fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
+        let Some(run) = self.run(id)? else { return Ok((BoxState::Creating, None)) };
+        let cannot = |source| EngineError::Control { id: id.to_owned(), source };
+        let state = match &run.ended {
+            Some(Ended::Stopped) => BoxState::Stopped { unclean: None },
+            Some(Ended::Unclean(reason)) => BoxState::Stopped { unclean: Some(reason.clone()) },
+            None if run.boot != state::boot_id().map_err(cannot)? => {
+                BoxState::Stopped { unclean: Some("the machine restarted".to_owned()) }
+            }
+            None => match (run.shim.alive().map_err(cannot)?, run.init.alive().map_err(cannot)?) {
+                (Some(_), Some(_)) => BoxState::Running { pid: run.init.pid, since: run.since },
+                (None, _) => {
+                    BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) }
+                }
+                (Some(_), None) => {
+                    BoxState::Stopped { unclean: Some("its first process was killed".to_owned()) }
+                }
+            },
+        };
+        Ok((state, Some(run)))
+    }
+
+    async fn launch(&self, record: &Record, lock: &Lock) -> Result<(), EngineError> {
+        let id = record.id.as_str();
+        self.end(id, None).await?; // whatever is left of a run that ended badly
+        let mut mount_paths = Vec::new();
+        for mount in &record.spec.mounts {
+            mount_paths.push(self.mount_path(&mount.source)?);
+        }
+        let control = self.runtime.join(id);
+        state::private_dir(&control).map_err(EngineError::file("create", &control))?;
+        let order = Order {
+            request: LaunchRequest {
+                id: id.to_owned(),
+                spec: record.spec.clone(),
+                id_map: record.id_map,
+                mount_paths,
+            },
+            dir: absolute(&self.dir(id))?,
+            control: absolute(&control)?,
+            forwards: record.forwards.clone(),
+            links: record.links.clone(),
+            upstream: Upstream::from_environment(),
+        };
+        let failed = |step: &str, reason: String| EngineError::Launch {
+            id: id.to_owned(),
+            step: step.to_owned(),
+            reason,
+        };
+        let answer =
+            tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
+                .await;
+        match answer {
+            Ok(Ok(Answer::Ready)) => Ok(()),
+            Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
+            Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
+            Err(_elapsed) => {
+                Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}")))
+            }
+        }
+    }
+
+    async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut child = tokio::process::Command::new(&self.exe)
+            .arg(shim::ARGUMENT)
+            .env_clear() // nothing of the caller's environment stays readable in a process that lives on
+            .stdin(ProcessStdio::from(OwnedFd::from(theirs)))
+            .stdout(lock.map(Lock::share).transpose()?.map_or_else(ProcessStdio::null, ProcessStdio::from))
+            .stderr(ProcessStdio::null())
+            .spawn()?;
+        let mut stream = tokio::net::UnixStream::from_std(ours)?;
+        stream.write_all(&serde_json::to_vec(task)?).await?;
+        stream.shutdown().await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        child.wait().await?;
+        if answer.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without an answer"));
+        }
+        Ok(serde_json::from_slice(&answer)?)
+    }
+
+    fn mount_path(&self, source: &MountSource) -> Result<PathBuf, EngineError> {
+        match source {
+            MountSource::Host(path) if path.is_absolute() => Ok(path.clone()),
+            MountSource::Host(path) => {
+                Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display())))
+            }
+            MountSource::Volume(name) => self.volume_data(name),
+        }
+    }
+
+    async fn connect(&self, id: &str) -> Result<Seq, EngineError> {
+        check_name(id)?;
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
+        match client::connect(&self.runtime.join(id)).await.map_err(control)? {
+            Some(connection) => Ok(connection),
+            None if self.record(id)?.is_none() => Err(EngineError::NotFound(id.to_owned())),
+            None => Err(EngineError::NotRunning(id.to_owned())),
+        }
+    }
+
+    async fn ask(
+        &self,
+        id: &str,
+        connection: &Seq,
+        request: &Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
+        client::ask(connection, request, &[])
+            .await
+            .map_err(|source| EngineError::Control { id: id.to_owned(), source })
+    }
+
+    /// Ends the processes of the recorded run, gently with a grace, and waits until they are gone.
+    async fn end(&self, id: &str, grace: Option<Duration>) -> Result<(), EngineError> {
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
+        let run = match self.run(id) {
+            Err(EngineError::Broken { .. }) => None,
+            other => other?,
+        };
+        if run.is_none()
+            && let Ok(Some(connection)) = client::connect(&self.runtime.join(id)).await
+        {
+            // Its record is lost, but its socket still leads to its processes; init holds this connection until it dies.
+            connection.send(&Request::Stop(0), &[]).await.map_err(control)?;
+            let _ = tokio::time::timeout(END_TIMEOUT, connection.recv()).await;
+        }
+        if let Some(run) = run
+            && run.boot == state::boot_id().map_err(control)?
+        {
+            let (shim, init) = (run.shim.alive().map_err(control)?, run.init.alive().map_err(control)?);
+            if let (Some(grace), Some(_), Some(init)) = (grace, &shim, &init) {
+                self.ask_to_stop(id, grace, init).await;
+            }
+            if let Some(init) = init {
+                state::kill_and_wait(init).await.map_err(control)?;
+            }
+            if let Some(shim) = shim {
+                // it has its end to record
+                let gone = shim.try_clone().map_err(control)?;
+                if tokio::time::timeout(END_TIMEOUT, state::wait_gone(gone)).await.is_err() {
+                    state::kill_and_wait(shim).await.map_err(control)?;
+                }
+            }
+        }
+        let dir = self.runtime.join(id);
+        rootfs::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
+    }
+
+    async fn ask_to_stop(&self, id: &str, grace: Duration, init: &OwnedFd) {
+        let Ok(Some(connection)) = client::connect(&self.runtime.join(id)).await else { return };
+        let request = Request::Stop(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 2));
+        let sent = connection.send(&request, &[]).await;
+        if let (Ok(()), Ok(init)) = (sent, init.as_fd().try_clone_to_owned()) {
+            // past this the caller kills it
+            let _ = tokio::time::timeout(grace.saturating_add(END_TIMEOUT), state::wait_gone(init)).await;
+        }
+    }
+
+    /// Ends and removes everything, the state last, so that a removal that was cut short is still listed.
+    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        self.end(id, None).await?;
+        let dir = self.dir(id);
+        if !dir.exists() {
+            return Ok(());
+        }
+        for name in names(&dir)? {
+            if name != "state.json" {
+                self.remove_tree(&dir.join(name)).await?;
+            }
+        }
+        self.remove_tree(&dir).await
+    }
+
+    /// Removes a tree that may hold files of the sandboxes' own ids.
+    pub(super) async fn remove_tree(&self, path: &Path) -> Result<(), EngineError> {
+        let removing = path.to_owned();
+        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
+        match removed.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => return other.map_err(EngineError::file("remove", path)),
+        }
+        let failed = EngineError::file("remove", path);
+        let task = match rootfs::choose_ids() {
+            Ok(id_map) => Task::Remove { id_map, path: absolute(path)? },
+            Err(error) => return Err(failed(error)),
+        };
+        match self.spawn_shim(&task, None).await {
+            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+fn broken(id: &str, reason: String) -> BoxInfo {
+    BoxInfo {
+        id: id.to_owned(),
+        labels: BTreeMap::new(),
+        spec: BoxSpec::default(),
+        created_at: 0,
+        state: BoxState::Broken(reason),
+        forwards: Vec::new(),
+        links: Vec::new(),
+        choices: Vec::new(),
+    }
+}
+
+fn read_state<T: serde::de::DeserializeOwned>(id: &str, path: &Path) -> Result<Option<T>, EngineError> {
+    match state::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(EngineError::Broken { id: id.to_owned(), reason: format!("{}: {error}", path.display()) })
+        }
+        other => other.map_err(EngineError::file("read", path)),
+    }
+}
+
+/// The entries of a directory, sorted; none when it is not there.
+pub(super) fn names(dir: &Path) -> Result<Vec<String>, EngineError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(EngineError::file("read", dir))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(EngineError::file("read", dir))?;
+        names.extend(entry.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Ids and volume names become file names.
+pub(super) fn check_name(name: &str) -> Result<(), EngineError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(legal) {
+        return Err(EngineError::Invalid(format!(
+            "`{}` is not a name: 1 to 128 letters, digits, `-`, `_` and `.`, not beginning with `.`",
+            name.escape_debug()
+        )));
+    }
+    Ok(())
+}
+
+fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
+    let invalid = |problem: String| Err(EngineError::Invalid(problem));
+    for mount in &spec.mounts {
+        let plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
+        let path = mount.target.display();
+        if !mount.target.is_absolute()
+            || mount.target.components().count() < 2
+            || !mount.target.components().all(plain)
+        {
+            return invalid(format!(
+                "mount target {path} is not an absolute path below the root without `..`"
+            ));
+        }
+        let reserved = ["/proc", "/dev", "/sys"].iter().any(|reserved| mount.target.starts_with(reserved));
+        if reserved && mount.target != Path::new("/dev/shm") {
+            return invalid(format!("mount target {path} is reserved"));
+        }
+        if let MountSource::Volume(name) = &mount.source {
+            check_name(name)?;
+        }
+    }
+    for (name, value) in &spec.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return invalid(format!("environment variable `{}` cannot be set", name.escape_debug()));
+        }
+    }
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    match &spec.hostname {
+        Some(name) if name.is_empty() || name.len() > 63 || !name.chars().all(legal) => {
+            invalid(format!("`{}` is not a host name", name.escape_debug()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
+    std::path::absolute(path).map_err(EngineError::file("resolve", path))
+}

@@ -1,0 +1,40 @@
+//! The local Linux engine: sandboxes out of namespaces, by system calls from this binary; no daemon and no helper program.
+//!
+//! A sandbox is two processes. The *shim* on the host side makes the namespaces and then keeps the control socket, the
+//! forwards and the way out. *Init* is the first process inside: it starts commands and makes sockets. Either dies with the
+//! other. A request travels from the caller to the shim, which passes it on with the caller's own connection, so a command's
+//! streams and answers go straight between caller and init.
+//!
+//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`, `locks/`;
+//! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
+
+mod client;
+mod command;
+mod destination;
+mod error;
+mod init;
+mod launch;
+mod lifecycle;
+mod probe;
+mod proto;
+mod proxy;
+mod rootfs;
+mod seccomp;
+mod seq;
+mod serve;
+pub mod shim;
+mod spec;
+mod state;
+mod sys;
+mod syscalls;
+mod user;
+mod volume;
+
+pub use client::{ExecHandle, Stdio, resize};
+pub use error::EngineError;
+pub use lifecycle::{Engine, EngineConfig};
+pub use probe::{Probe, probe};
+pub use spec::{
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
+    Network, VolumeInfo,
+};

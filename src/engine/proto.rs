@@ -1,0 +1,167 @@
+//! The messages between a client, the shim and init. All three are the same binary at launch; a client may be newer, so a
+//! message that is not understood is answered, never ignored.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Link};
+
+/// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
+const MAX_COMMAND: u64 = 8 * 1024 * 1024;
+
+/// What a client asks of the shim, and (`Exec`, `Dial`, `Listen`, `Stop`) the shim of init. In a message to init the first
+/// descriptor is the connection on which init answers the client itself.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Run a command. Descriptors: the packed command, then stdin, stdout, stderr unless a terminal is asked for.
+    Exec(ExecHead),
+    /// Connect to a port of the sandbox's loopback; answered with the socket.
+    Dial(u16),
+    /// Listen on a port of the sandbox's loopback; answered with the socket. Only from the shim.
+    Listen(u16),
+    /// End everything inside: SIGTERM, then SIGKILL after the grace in milliseconds.
+    Stop(u64),
+    /// Which forwards listen.
+    Status,
+    /// Replace the set of forwards.
+    SetForwards(Vec<Forward>),
+    /// Replace the set of links.
+    SetLinks(Vec<Link>),
+}
+
+/// The small part of an exec request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExecHead {
+    /// Number of arguments in the packed command.
+    pub args: usize,
+    /// Number of environment entries.
+    pub env: usize,
+    /// Whether a working directory follows them.
+    pub cwd: bool,
+    /// As in [`ExecRequest`].
+    pub user: Option<String>,
+    /// Rows and columns of the terminal to make, if one is wanted.
+    pub pty: Option<(u16, u16)>,
+}
+
+/// The answers. `Exec` is answered by `Started` or `Failed`, and later `Exited`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Done. For `Dial` and `Listen` the socket comes along.
+    Done,
+    /// The command runs (its pid inside). For a terminal its master comes along.
+    Started(i32),
+    /// The command ended.
+    Exited(Exit),
+    /// It could not be done: what, and the system's error number.
+    Failed {
+        /// The step and its object.
+        what: String,
+        /// An `errno` value.
+        errno: i32,
+    },
+    /// The forwards.
+    Status(Vec<ForwardInfo>),
+}
+
+/// What a client may say while its command runs. Hanging up kills the command's process group.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecControl {
+    /// Send this signal to the command's process group.
+    Signal(i32),
+}
+
+/// A command as init runs it.
+#[derive(Debug, Default)]
+pub struct Command {
+    /// Program and arguments; never empty.
+    pub argv: Vec<CString>,
+    /// `NAME=value` entries.
+    pub env: Vec<CString>,
+    /// Working directory.
+    pub cwd: Option<CString>,
+}
+
+fn c_string(bytes: Vec<u8>, what: &str) -> Result<CString, String> {
+    CString::new(bytes).map_err(|_| format!("{what} contains a NUL byte"))
+}
+
+/// Packs a request for the wire: the head, and a memory file with NUL-terminated strings.
+///
+/// # Errors
+/// The outer error is the system's; the inner text says what the request has wrong.
+pub fn pack(
+    request: ExecRequest,
+    pty: Option<(u16, u16)>,
+) -> io::Result<Result<(ExecHead, OwnedFd), String>> {
+    let mut bytes = Vec::new();
+    let head = ExecHead {
+        args: request.argv.len(),
+        env: request.env.len(),
+        cwd: request.cwd.is_some(),
+        user: request.user,
+        pty,
+    };
+    if request.argv.first().is_none_or(|program| program.is_empty()) {
+        return Ok(Err("the command is empty".to_owned()));
+    }
+    let mut strings = Vec::with_capacity(head.args + head.env + 1);
+    for argument in request.argv {
+        strings.push((argument.into_vec(), "an argument"));
+    }
+    for (name, value) in request.env {
+        let mut entry = name.into_vec();
+        if entry.is_empty() || entry.contains(&b'=') {
+            return Ok(Err("an environment variable's name is empty or contains `=`".to_owned()));
+        }
+        entry.push(b'=');
+        entry.extend(value.into_vec());
+        strings.push((entry, "an environment variable"));
+    }
+    if let Some(cwd) = request.cwd {
+        strings.push((cwd.into_os_string().into_vec(), "the working directory"));
+    }
+    for (string, what) in strings {
+        match c_string(string, what) {
+            Ok(string) => bytes.extend(string.into_bytes_with_nul()),
+            Err(problem) => return Ok(Err(problem)),
+        }
+    }
+    if bytes.len() as u64 > MAX_COMMAND {
+        return Ok(Err(format!("the command with its environment is over {MAX_COMMAND} bytes")));
+    }
+    let mut file = File::from(rustix::fs::memfd_create("command", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(&bytes)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(Ok((head, file.into())))
+}
+
+/// Reads a packed command back.
+///
+/// # Errors
+/// `InvalidData` when it does not hold what the head says; else what reading reports.
+pub fn unpack(head: &ExecHead, payload: OwnedFd) -> io::Result<Command> {
+    let mut bytes = Vec::new();
+    File::from(payload).take(MAX_COMMAND + 1).read_to_end(&mut bytes)?;
+    let mut strings = bytes.split_inclusive(|byte| *byte == 0);
+    let mut next = || -> io::Result<CString> {
+        let string = strings.next().ok_or(io::ErrorKind::InvalidData)?;
+        CString::from_vec_with_nul(string.to_vec())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
+    let argv = (0..head.args).map(|_| next()).collect::<io::Result<Vec<_>>>()?;
+    let env = (0..head.env).map(|_| next()).collect::<io::Result<Vec<_>>>()?;
+    let cwd = if head.cwd { Some(next()?) } else { None };
+    if argv.is_empty() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(Command { argv, env, cwd })
+}

@@ -1,0 +1,347 @@
+//! The files of a sandbox on the host: the writable root, the uppers over the host's system directories, and removal.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::XattrFlags;
+
+use super::launch::{HostFacts, IdMap, LaunchRequest, default_hostname};
+use super::spec::Network;
+
+/// Top-level names of the host that hold programs and their configuration. Everything else of the host stays invisible.
+const SYSTEM_DIRS: &[&str] = &["usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix"];
+/// Names under /etc that hold secrets: replaced by files of our own or by nothing.
+const SECRET_FILES: &[&str] =
+    &["shadow", "shadow-", "gshadow", "gshadow-", "sudoers", "krb5.keytab", "machine-id"];
+/// Directories under /etc that hold secrets: shown empty.
+const SECRET_DIRS: &[&str] = &[
+    "ssl/private",
+    "ssh",
+    "sudoers.d",
+    "wireguard",
+    "NetworkManager",
+    "openvpn",
+    "ppp",
+    "letsencrypt",
+    "docker",
+];
+/// Directories of the fresh root, with their modes.
+const DIRS: &[(&str, u32)] = &[
+    ("dev", 0o755),
+    ("proc", 0o755),
+    ("sys", 0o755),
+    ("run", 0o755),
+    ("tmp", 0o1777),
+    ("root", 0o700),
+    ("home", 0o755),
+    ("workspace", 0o755),
+    ("mnt", 0o755),
+    ("media", 0o755),
+    ("srv", 0o755),
+    ("boot", 0o755),
+    ("var", 0o755),
+    ("var/tmp", 0o1777),
+    ("var/log", 0o755),
+    ("var/cache", 0o755),
+    ("var/lib", 0o755),
+    ("var/lib/dpkg", 0o755),
+    ("var/spool", 0o755),
+    ("var/mail", 0o755),
+];
+/// Directories in which root inside may create, though the host's stay untouched below.
+const LOCAL_DIRS: &[&str] = &[
+    "local",
+    "local/bin",
+    "local/sbin",
+    "local/lib",
+    "local/share",
+    "local/etc",
+    "local/include",
+    "local/man",
+];
+
+/// Whether a path of the host is one of the secrets that are never shown.
+pub fn is_secret(path: &Path) -> bool {
+    path.strip_prefix("/etc")
+        .is_ok_and(|name| SECRET_FILES.iter().chain(SECRET_DIRS).any(|secret| Path::new(secret) == name))
+}
+
+/// Looks at the machine.
+pub fn host_facts() -> HostFacts {
+    let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    let system_dirs = SYSTEM_DIRS
+        .iter()
+        .filter(|name| is_dir(&Path::new("/").join(name)))
+        .map(|name| (*name).to_owned())
+        .collect();
+    HostFacts { system_dirs, dpkg: is_dir(Path::new("/var/lib/dpkg")) }
+}
+
+/// Makes whatever of the sandbox's files is not there yet, owned by root inside. `dir` is the sandbox's directory.
+///
+/// # Errors
+/// What the file system reports, with the path.
+pub fn prepare(dir: &Path, request: &LaunchRequest, facts: &HostFacts) -> io::Result<()> {
+    let files = Files { owner: request.id_map.root() };
+    for name in ["upper", "work", "rootfs"] {
+        files.dir(&dir.join(name), 0o755)?;
+    }
+    let root = dir.join("rootfs");
+    for (name, mode) in DIRS {
+        files.dir(&root.join(name), *mode)?;
+    }
+    for (name, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
+        files.link(&root.join(name), Path::new(target))?;
+    }
+    for name in SYSTEM_DIRS {
+        if let Ok(target) = fs::read_link(Path::new("/").join(name)) {
+            files.link(&root.join(name), &target)?;
+        }
+    }
+    for name in &facts.system_dirs {
+        files.dir(&root.join(name), 0o755)?;
+        files.dir(&dir.join("upper").join(name), 0o755)?;
+        files.dir(&dir.join("work").join(name), 0o755)?;
+    }
+    if facts.system_dirs.iter().any(|name| name == "usr") {
+        files.local(&dir.join("upper/usr"))?;
+    }
+    if facts.system_dirs.iter().any(|name| name == "etc") {
+        files.etc(&dir.join("upper/etc"), request)?;
+    }
+    Ok(())
+}
+
+struct Files {
+    owner: (u32, u32),
+}
+
+impl Files {
+    /// `Ok(false)` when it was there already.
+    fn dir(&self, path: &Path, mode: u32) -> io::Result<bool> {
+        match fs::DirBuilder::new().mode(mode).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            other => other.map_err(|error| at(path, &error))?,
+        }
+        // the shim's file mode mask is 022
+        if mode & 0o7022 != 0 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+        }
+        self.own(path)?;
+        Ok(true)
+    }
+
+    fn link(&self, path: &Path, target: &Path) -> io::Result<()> {
+        match symlink(target, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(|error| at(path, &error)),
+        }
+    }
+
+    fn own(&self, path: &Path) -> io::Result<()> {
+        if self.owner == (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()) {
+            return Ok(());
+        }
+        chown(path, Some(self.owner.0), Some(self.owner.1)).map_err(|error| at(path, &error))
+    }
+
+    /// Writes a file that is not there yet; whatever the sandbox made of it since is kept.
+    fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+        let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            other => other.map_err(|error| at(path, &error))?,
+        };
+        file.write_all(content)?;
+        self.own(path)
+    }
+
+    /// Shows nothing of the host's directory below.
+    fn opaque(&self, path: &Path) -> io::Result<()> {
+        if self.dir(path, 0o755)? {
+            rustix::fs::setxattr(path, "user.overlay.opaque", b"y", XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    fn local(&self, upper: &Path) -> io::Result<()> {
+        for name in LOCAL_DIRS {
+            let host = Path::new("/usr").join(name);
+            if fs::symlink_metadata(&host).is_ok_and(|metadata| metadata.is_dir()) {
+                self.dir(&upper.join(name), 0o755)?;
+            }
+        }
+        // where npm and pip install to
+        for entry in fs::read_dir("/usr/local/lib").into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let here = upper.join("local/lib").join(entry.file_name());
+                self.dir(&here, 0o755)?;
+                if entry.path().join("dist-packages").is_dir() {
+                    self.dir(&here.join("dist-packages"), 0o755)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn etc(&self, etc: &Path, request: &LaunchRequest) -> io::Result<()> {
+        let hostname = request.spec.hostname.clone().unwrap_or_else(|| default_hostname(&request.id));
+        let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
+        let resolv = match request.spec.network {
+            Network::Host => fs::read("/etc/resolv.conf").unwrap_or_default(),
+            _ => b"# no resolver here: names are resolved by the egress proxy\n".to_vec(),
+        };
+        self.file(&etc.join("hostname"), format!("{hostname}\n").as_bytes(), 0o644)?;
+        self.file(&etc.join("hosts"), hosts.as_bytes(), 0o644)?;
+        self.file(&etc.join("resolv.conf"), &resolv, 0o644)?;
+        for name in ["passwd", "group"] {
+            let content = fs::read(Path::new("/etc").join(name))
+                .unwrap_or_else(|_| b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
+            self.file(&etc.join(name), &content, 0o644)?;
+        }
+        for name in SECRET_FILES {
+            if Path::new("/etc").join(name).exists() {
+                self.file(&etc.join(name), b"", 0o600)?;
+            }
+        }
+        for name in SECRET_DIRS {
+            if Path::new("/etc").join(name).is_dir() {
+                if let Some(parent) = Path::new(name).parent().filter(|parent| !parent.as_os_str().is_empty())
+                {
+                    self.dir(&etc.join(parent), 0o755)?;
+                }
+                self.opaque(&etc.join(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Forgets the files that depend on the spec, so that the next launch writes them anew.
+///
+/// # Errors
+/// What the file system reports.
+pub fn forget_network_files(dir: &Path) -> io::Result<()> {
+    for name in ["hostname", "hosts", "resolv.conf"] {
+        for etc in ["upper/etc", "rootfs/etc"] {
+            match fs::remove_file(dir.join(etc).join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Chooses the ids for a new sandbox.
+///
+/// # Errors
+/// What reading `/etc/subuid` reports, other than its absence.
+pub fn choose_ids() -> io::Result<IdMap> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if uid == 0 {
+        // Above every range that useradd, systemd and container tools hand out. One range for all: they share volumes.
+        return Ok(IdMap::High { base: 0x7000_0000 });
+    }
+    if find_program("newuidmap").is_some() && find_program("newgidmap").is_some() {
+        let ranges = (subordinate("/etc/subuid", uid)?, subordinate("/etc/subgid", uid)?);
+        if let (Some(uids), Some(gids)) = ranges {
+            return Ok(IdMap::Subordinate { ids: (uid, gid), uids, gids });
+        }
+    }
+    Ok(IdMap::Single { ids: (uid, gid) })
+}
+
+/// Where a program is, in the places that setuid helpers are installed to.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    ["/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin", "/run/current-system/sw/bin"]
+        .iter()
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.is_file())
+}
+
+fn subordinate(file: &str, uid: u32) -> io::Result<Option<(u32, u32)>> {
+    let text = match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    Ok(parse_subordinate(&text, uid, name.as_deref()))
+}
+
+fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Option<(u32, u32)> {
+    text.lines().find_map(|line| {
+        let mut fields = line.trim().split(':');
+        let owner = fields.next()?;
+        let (start, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let ours = Some(owner) == name || owner.parse() == Ok(uid);
+        (ours && start > 0 && count >= 1000).then_some((start, count.min(65535)))
+    })
+}
+
+/// Removes a file or a tree, also directories that their owner made unreadable (overlay work directories are). Absent is fine.
+///
+/// # Errors
+/// What the file system reports, with the path.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => fs::remove_file(path),
+        Ok(_) => fs::remove_dir_all(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(at(path, &error)),
+        Err(_) => {}
+    }
+    open_up(path)?;
+    fs::remove_dir_all(path).map_err(|error| at(path, &error))
+}
+
+fn open_up(path: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.is_dir() {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|error| at(path, &error))?;
+        for entry in fs::read_dir(path)? {
+            open_up(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn subordinate_ranges_by_name_or_number() {
+        let text = "other:1:70000\nann:100000:65536\n1005:300000:65536\nsmall:400000:10\n";
+        assert_eq!(parse_subordinate(text, 1000, Some("ann")), Some((100_000, 65535)));
+        assert_eq!(parse_subordinate(text, 1005, None), Some((300_000, 65535)));
+        assert_eq!(parse_subordinate(text, 7, Some("small")), None);
+        assert_eq!(parse_subordinate("ann:x:y\n:::\n", 1, Some("ann")), None);
+    }
+
+    #[test]
+    fn removal_passes_closed_directories_and_absence() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/work");
+        fs::create_dir_all(&inner).unwrap();
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o000)).unwrap();
+        remove_tree(&dir.path().join("a")).unwrap();
+        assert!(!dir.path().join("a").exists());
+        remove_tree(&dir.path().join("a")).unwrap();
+    }
+}

@@ -1,0 +1,310 @@
+//! What the shim does while its sandbox runs: hands requests to init, keeps forwards and links, runs the egress proxy.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::time::Duration;
+
+use rustix::net::SocketFlags;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::proto::{Reply, Request};
+use super::proxy::{self, Proxy};
+use super::seq::{self, Seq};
+use super::shim::{Answer, Caller, Order, is_for_clients};
+use super::spec::{Forward, ForwardInfo, Link, Network};
+use super::sys;
+
+/// How long a client may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of one forward or link at a time.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// The sockets of the sandbox, made by init.
+#[derive(Debug)]
+pub struct Sandbox(Seq);
+
+impl Sandbox {
+    /// A connection to a port of the sandbox's loopback.
+    ///
+    /// # Errors
+    /// What connecting inside reports.
+    pub async fn dial(&self, port: u16) -> io::Result<TcpStream> {
+        let socket = std::net::TcpStream::from(self.socket(Request::Dial(port)).await?);
+        socket.set_nonblocking(true)?;
+        TcpStream::from_std(socket)
+    }
+
+    /// A listener on the sandbox's loopback.
+    ///
+    /// # Errors
+    /// What listening inside reports.
+    pub async fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        let socket = std::net::TcpListener::from(self.socket(Request::Listen(port)).await?);
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket)
+    }
+
+    async fn socket(&self, request: Request) -> io::Result<OwnedFd> {
+        let (ours, theirs) = seq::pair()?;
+        self.0.send(&request, &[theirs.as_fd()]).await?;
+        drop(theirs);
+        let (bytes, mut fds) = Seq::new(ours)?.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        match seq::decode(&bytes)? {
+            Reply::Done if !fds.is_empty() => Ok(fds.swap_remove(0)),
+            Reply::Failed { errno, .. } => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+struct Shim {
+    sandbox: Arc<Sandbox>,
+    asked: AtomicBool,
+    forwards: Mutex<HashMap<SocketAddr, Open>>,
+    links: Mutex<HashMap<Link, JoinHandle<()>>>,
+}
+
+/// A forward; without a task where its host port was taken when the sandbox started.
+struct Open {
+    port: Arc<AtomicU16>,
+    task: Option<JoinHandle<()>>,
+}
+
+/// Opens what was declared, tells the caller that all is ready, and serves until init is gone. Whether somebody asked for that.
+///
+/// # Errors
+/// What the runtime's reactor reports; the sandbox then ends with the shim.
+pub async fn serve(
+    order: Order,
+    caller: Caller,
+    init: OwnedFd,
+    pidfd: OwnedFd,
+    listener: OwnedFd,
+) -> io::Result<bool> {
+    let shim = Arc::new(Shim {
+        sandbox: Arc::new(Sandbox(Seq::new(init)?)),
+        asked: AtomicBool::new(false),
+        forwards: Mutex::default(),
+        links: Mutex::default(),
+    });
+    let gone = sys::watch(pidfd, tokio::io::Interest::READABLE)?;
+    let listener = sys::watch(listener, tokio::io::Interest::READABLE)?;
+    shim.restore(order).await;
+    caller.answer(&Answer::Ready);
+    loop {
+        tokio::select! {
+            result = gone.readable() => {
+                drop(result?);
+                return Ok(shim.asked.load(Ordering::Relaxed));
+            }
+            result = listener.readable() => {
+                let accepted = result?.try_io(|socket| {
+                    Ok(rustix::net::accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+                });
+                match accepted {
+                    Ok(Ok(connection)) => {
+                        let shim = Arc::clone(&shim);
+                        tokio::spawn(async move {
+                            if let Err(error) = shim.client(connection).await {
+                                eprintln!("control: {error}");
+                            }
+                        });
+                    }
+                    // out of descriptors: connections that end will give some back
+                    Ok(Err(error)) => {
+                        eprintln!("control: {error}");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    Err(_would_block) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Shim {
+    /// What was declared before this run.
+    async fn restore(&self, order: Order) {
+        if order.request.spec.network == Network::Isolated {
+            match self.sandbox.listen(proxy::PORT).await {
+                Ok(listener) => drop(tokio::spawn(Arc::new(Proxy::new(order.upstream)).run(listener))),
+                Err(error) => eprintln!("egress proxy: {error}"),
+            }
+        }
+        for forward in order.forwards {
+            let open = match listen_on_host(forward.listen) {
+                Ok(listener) => self.open(forward, listener),
+                Err(error) => {
+                    eprintln!("forward {}: {error}", forward.listen);
+                    Open { port: Arc::new(AtomicU16::new(forward.port)), task: None }
+                }
+            };
+            self.forwards.lock().await.insert(forward.listen, open);
+        }
+        if let Err((link, error)) = self.set_links(&order.links).await {
+            eprintln!("link {}: {error}", link.listen_port);
+        }
+    }
+
+    async fn client(&self, connection: OwnedFd) -> io::Result<()> {
+        if rustix::net::sockopt::socket_peercred(&connection)?.uid != rustix::process::geteuid() {
+            return Ok(()); // the directory keeps strangers out; this is the second lock
+        }
+        let client = Seq::new(connection)?;
+        let Ok(message) = tokio::time::timeout(REQUEST_TIMEOUT, client.recv()).await else { return Ok(()) };
+        let Some((bytes, fds)) = message? else { return Ok(()) };
+        let request: Request = match seq::decode(&bytes) {
+            Ok(request) if is_for_clients(&request) => request,
+            _ => {
+                return client
+                    .try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS });
+            }
+        };
+        match request {
+            Request::Exec(_) | Request::Dial(_) | Request::Stop(_) | Request::Listen(_) => {
+                if matches!(request, Request::Stop(_)) {
+                    self.asked.store(true, Ordering::Relaxed);
+                }
+                fds.iter().for_each(open_to_inside);
+                let fds: Vec<_> =
+                    std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
+                self.sandbox.0.send(&request, &fds).await
+            }
+            Request::Status => client.try_send(&Reply::Status(self.status().await)),
+            Request::SetForwards(forwards) => match self.set_forwards(&forwards).await {
+                Ok(()) => client.try_send(&Reply::Done),
+                Err((listen, error)) => client.try_send(&failed(listen.to_string(), &error)),
+            },
+            Request::SetLinks(links) => match self.set_links(&links).await {
+                Ok(()) => client.try_send(&Reply::Done),
+                Err((link, error)) => {
+                    client.try_send(&failed(format!("port {} inside", link.listen_port), &error))
+                }
+            },
+        }
+    }
+
+    async fn status(&self) -> Vec<ForwardInfo> {
+        let info = |(listen, open): (&SocketAddr, &Open)| ForwardInfo {
+            listen: *listen,
+            port: open.port.load(Ordering::Relaxed),
+            listening: open.task.as_ref().is_some_and(|task| !task.is_finished()),
+        };
+        self.forwards.lock().await.iter().map(info).collect()
+    }
+
+    /// Listens on what is new, or changes nothing; then closes what is not in the set, and returns when it is closed.
+    async fn set_forwards(&self, wanted: &[Forward]) -> Result<(), (SocketAddr, io::Error)> {
+        let mut forwards = self.forwards.lock().await;
+        let mut opened = Vec::new();
+        for forward in wanted {
+            if forwards.get(&forward.listen).is_none_or(|open| open.task.is_none()) {
+                opened.push((
+                    *forward,
+                    listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?,
+                ));
+            }
+        }
+        for (forward, listener) in opened {
+            forwards.insert(forward.listen, self.open(forward, listener));
+        }
+        for forward in wanted {
+            if let Some(open) = forwards.get(&forward.listen) {
+                open.port.store(forward.port, Ordering::Relaxed);
+            }
+        }
+        let gone: Vec<_> = forwards
+            .extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen))
+            .collect();
+        for (_, open) in gone {
+            if let Some(task) = open.task {
+                close(task).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, forward: Forward, listener: TcpListener) -> Open {
+        let port = Arc::new(AtomicU16::new(forward.port));
+        let (sandbox, target) = (Arc::clone(&self.sandbox), Arc::clone(&port));
+        let connect = move || {
+            let (sandbox, port) = (Arc::clone(&sandbox), target.load(Ordering::Relaxed));
+            async move { sandbox.dial(port).await }
+        };
+        Open { port, task: Some(tokio::spawn(relay(listener, connect))) }
+    }
+
+    async fn set_links(&self, wanted: &[Link]) -> Result<(), (Link, io::Error)> {
+        let mut links = self.links.lock().await;
+        let gone: Vec<_> = links.extract_if(|link, _| !wanted.contains(link)).collect();
+        for (_, task) in gone {
+            close(task).await;
+        }
+        for link in wanted {
+            if !links.contains_key(link) {
+                let listener = self.sandbox.listen(link.listen_port).await.map_err(|error| (*link, error))?;
+                let host = link.host;
+                links.insert(*link, tokio::spawn(relay(listener, move || TcpStream::connect(host))));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let
+/// in; whoever can name it there holds it already.
+fn open_to_inside(fd: &OwnedFd) {
+    const PIPEFS: u32 = 0x5049_5045;
+    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| u32::try_from(statfs.f_type) == Ok(PIPEFS)) {
+        let _ = rustix::fs::fchmod(fd, rustix::fs::Mode::from_raw_mode(0o666)); // not ours: then it stays as it is
+    }
+}
+
+/// Ends a relay and returns when its listener is closed.
+async fn close(task: JoinHandle<()>) {
+    task.abort();
+    let _ = task.await; // that it was cancelled is what is wanted
+}
+
+fn failed(what: String, error: &io::Error) -> Reply {
+    Reply::Failed { what, errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}
+
+fn listen_on_host(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+/// Accepts until aborted; then its connections end too.
+async fn relay<C, F>(listener: TcpListener, connect: C)
+where
+    C: Fn() -> F + Clone + Send + 'static,
+    F: Future<Output = io::Result<TcpStream>> + Send,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((mut from, _)) => {
+                    let connect = connect.clone();
+                    connections.spawn(async move {
+                        let mut to = connect().await?;
+                        let _ = (from.set_nodelay(true), to.set_nodelay(true));
+                        tokio::io::copy_bidirectional(&mut from, &mut to).await.map(drop)
+                    });
+                }
+                // out of descriptors: connections that end will give some back
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}

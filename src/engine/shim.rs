@@ -1,0 +1,347 @@
+//! The host side of one sandbox: makes its namespaces, then serves its control socket until the sandbox ends.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::WaitOptions;
+use serde::{Deserialize, Serialize};
+
+use super::init::{self, Launched};
+use super::launch::{self, IdMap, LaunchRequest, wants_idmap};
+use super::proto::Request;
+use super::proxy::Upstream;
+use super::serve;
+use super::spec::{Forward, Link, Network};
+use super::state::{self, Ended, ProcessId, Run};
+use super::{rootfs, seccomp, seq, sys, syscalls};
+
+/// The first argument by which the program becomes a shim.
+pub const ARGUMENT: &str = "__engine-shim";
+/// The most bytes of a launch order.
+const MAX_ORDER: u64 = 32 * 1024 * 1024;
+
+/// What the engine sends to a new shim, on its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Launch a sandbox and serve it.
+    Launch(Box<Order>),
+    /// Remove a tree whose files belong to the ids of a sandbox, which the caller itself may not touch.
+    Remove {
+        /// Those ids.
+        id_map: IdMap,
+        /// The tree.
+        path: PathBuf,
+    },
+}
+
+/// A sandbox to launch.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// What to launch.
+    pub request: LaunchRequest,
+    /// The sandbox's directory.
+    pub dir: PathBuf,
+    /// The directory of its control socket; it exists.
+    pub control: PathBuf,
+    /// Host addresses that lead inside.
+    pub forwards: Vec<Forward>,
+    /// Ports inside that lead to the host.
+    pub links: Vec<Link>,
+    /// The host's own proxies.
+    pub upstream: Upstream,
+}
+
+/// What the shim answers, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The sandbox runs and its control socket listens.
+    Ready,
+    /// It does not run.
+    Failed {
+        /// The step.
+        step: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Who asked for the shim, until it is answered.
+#[derive(Debug)]
+pub struct Caller {
+    socket: File,
+    /// The caller's lock on the sandbox, on standard output. Held here too: if the caller dies, nobody else begins a second
+    /// launch while this one is under way.
+    lock: OwnedFd,
+}
+
+impl Caller {
+    /// Answers, and lets go of the lock. A caller that is gone reads the outcome from the state.
+    pub fn answer(mut self, answer: &Answer) {
+        let _ = serde_json::to_vec(answer).map(|bytes| self.socket.write_all(&bytes));
+        drop(self.lock);
+    }
+}
+
+type Failure = (String, io::Error);
+
+fn step(name: &str) -> impl FnOnce(io::Error) -> Failure + '_ {
+    move |error| (name.to_owned(), error)
+}
+
+/// The program of the shim. Call it before anything starts a thread.
+pub fn main() -> ExitCode {
+    sys::close_inherited();
+    let (Ok(caller), Ok(lock)) = (sys::copy_of(0), sys::copy_of(1)) else { return ExitCode::FAILURE };
+    let mut caller = Caller { socket: File::from(caller), lock };
+    // The caller waits for the first process only; the shim proper is nobody's child.
+    match sys::clone_into_namespaces(0) {
+        Ok(sys::Fork::Parent { .. }) => return ExitCode::SUCCESS,
+        Ok(sys::Fork::Child) => {}
+        Err(_) => return ExitCode::FAILURE,
+    }
+    sys::set_process_name(c"pocketenv-shim");
+    let result = read_task(&mut caller.socket).and_then(|task| match task {
+        Task::Remove { id_map, path } => remove(&id_map, &path).map(|()| None).map_err(step("remove files")),
+        Task::Launch(order) => {
+            detach(&order).map_err(step("detach from the caller"))?;
+            let launched = launch(&order)?;
+            Ok(Some((order, launched)))
+        }
+    });
+    let answer = match result {
+        Ok(Some((order, live))) => return served(run(*order, caller, live)),
+        Ok(None) => Answer::Ready,
+        Err((step, error)) => Answer::Failed { step, reason: error.to_string() },
+    };
+    caller.answer(&answer);
+    ExitCode::SUCCESS
+}
+
+fn served(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Removes a tree as root of a user namespace in which all its owners exist.
+fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
+    let (ours, theirs) = seq::pair()?;
+    match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
+        sys::Fork::Child => {
+            drop(ours);
+            let removed = seq::recv(&theirs)
+                .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
+                .and_then(|_| sys::become_user(0, 0, None))
+                .and_then(|()| rootfs::remove_tree(path));
+            let _ = seq::send(&theirs, &removed.map_err(|error| error.to_string()).err(), &[]); // its end says the same, without the reason
+            sys::exit_now(0)
+        }
+        sys::Fork::Parent { pid, .. } => {
+            drop(theirs);
+            write_id_maps(pid, id_map)?;
+            seq::send(&ours, &(), &[])?;
+            let (bytes, _) = seq::recv(&ours)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match seq::decode::<Option<String>>(&bytes)? {
+                None => Ok(()),
+                Some(reason) => Err(io::Error::other(reason)),
+            }
+        }
+    }
+}
+
+fn read_task(caller: &mut File) -> Result<Task, Failure> {
+    let mut bytes = Vec::new();
+    caller.take(MAX_ORDER).read_to_end(&mut bytes).map_err(step("read the launch order"))?;
+    serde_json::from_slice(&bytes).map_err(|error| step("read the launch order")(error.into()))
+}
+
+/// A session of its own, nothing on the terminal, messages to the sandbox's log, the sandbox's directory as working directory.
+fn detach(order: &Order) -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    state::private_dir(&order.dir.join("logs"))?;
+    let log = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(order.dir.join("logs/shim.log"))?;
+    sys::install_fd(File::open("/dev/null")?, 0)?;
+    sys::install_fd(&log, 1)?;
+    sys::install_fd(&log, 2)?;
+    // Init starts here: relative paths reach the sandbox's files although the way to them is closed to it.
+    Ok(rustix::process::chdir(&order.dir)?)
+}
+
+struct Live {
+    init: OwnedFd,
+    pidfd: OwnedFd,
+    listener: OwnedFd,
+    run: Run,
+}
+
+fn launch(order: &Order) -> Result<Live, Failure> {
+    let request = &order.request;
+    let facts = rootfs::host_facts();
+    rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
+    let plan = launch::plan(request, &facts);
+    let listener = listen(&order.control).map_err(step("open the control socket"))?;
+    let (ours, theirs) = seq::pair().map_err(step("make a socket"))?;
+    let context = init::Context {
+        env: environment(order),
+        single_id: !request.id_map.has_range(),
+        filter: seccomp::program(!request.id_map.has_range()),
+    };
+    let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
+    let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network))
+        .map_err(step("make the namespaces"))?
+    {
+        sys::Fork::Child => {
+            sys::close_all_but(theirs.as_fd()); // nothing of the host side goes inside
+            init::main(theirs, &plan, context)
+        }
+        sys::Fork::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(theirs); // so that init's end is seen
+    write_id_maps(pid, &request.id_map).map_err(step("write the id maps"))?;
+    let (slots, mounts, mut choices) = mapped_mounts(pid, request);
+    let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+    seq::send(&ours, &slots, &fds).map_err(step("talk to init"))?;
+    drop(mounts);
+    let answer = seq::recv(&ours).map_err(step("talk to init"))?;
+    let (bytes, _) =
+        answer.ok_or_else(|| step("talk to init")(io::Error::other("it ended before it was ready")))?;
+    match seq::decode(&bytes).map_err(step("talk to init"))? {
+        Launched::Failed { step, reason } => return Err((step, io::Error::other(reason))),
+        Launched::Ready(taken) => choices.extend(taken),
+    }
+    choices.insert(0, request.id_map.describe());
+    let run = Run {
+        boot: state::boot_id().map_err(step("read /proc"))?,
+        shim,
+        init: ProcessId::of(pid).map_err(step("read /proc"))?,
+        since: state::now_ms(),
+        choices,
+        ended: None,
+    };
+    state::write(Path::new("run.json"), &run, false).map_err(step("record the run"))?;
+    Ok(Live { init: ours, pidfd, listener, run })
+}
+
+fn listen(dir: &Path) -> io::Result<OwnedFd> {
+    let (_dir, address) = state::socket_address(dir)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, 1024)?;
+    Ok(socket)
+}
+
+fn environment(order: &Order) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut env = BTreeMap::new();
+    if order.request.spec.network == Network::Isolated {
+        for (name, value) in super::proxy::environment() {
+            env.insert(name.as_bytes().to_vec(), value.into_bytes());
+        }
+    }
+    for (name, value) in &order.request.spec.env {
+        env.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
+    }
+    env
+}
+
+fn write_id_maps(pid: i32, id_map: &IdMap) -> io::Result<()> {
+    let file = |name: &str, content: String| fs::write(format!("/proc/{pid}/{name}"), content);
+    match *id_map {
+        IdMap::High { base } => {
+            file("uid_map", format!("0 {base} 65536"))?;
+            file("gid_map", format!("0 {base} 65536"))
+        }
+        IdMap::Single { ids: (uid, gid) } => {
+            file("setgroups", "deny".to_owned())?;
+            file("uid_map", format!("0 {uid} 1"))?;
+            file("gid_map", format!("0 {gid} 1"))
+        }
+        IdMap::Subordinate { ids: (uid, gid), uids, gids } => {
+            for (program, own, (start, count)) in [("newuidmap", uid, uids), ("newgidmap", gid, gids)] {
+                let path = rootfs::find_program(program).ok_or(io::ErrorKind::NotFound)?;
+                let numbers = [
+                    pid.to_string(),
+                    "0".into(),
+                    own.to_string(),
+                    "1".into(),
+                    "1".into(),
+                    start.to_string(),
+                    count.to_string(),
+                ];
+                let output = std::process::Command::new(path).args(numbers).output()?;
+                if !output.status.success() {
+                    return Err(io::Error::other(format!(
+                        "{program}: {}",
+                        String::from_utf8_lossy(&output.stderr).trim()
+                    )));
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The mounts that only the host side can make: host directories whose owners appear as they are. Where that is refused,
+/// init mounts them plainly, and it is said.
+fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>, Vec<String>) {
+    let (mut slots, mut mounts, mut choices) = (Vec::new(), Vec::new(), Vec::new());
+    for (slot, (mount, path)) in request.spec.mounts.iter().zip(&request.mount_paths).enumerate() {
+        if !wants_idmap(&request.id_map, &mount.source) {
+            continue;
+        }
+        let mapped = || -> io::Result<OwnedFd> {
+            let tree = syscalls::detached(path)?;
+            sys::mount_idmap(&tree, File::open(format!("/proc/{pid}/ns/user"))?)?;
+            Ok(tree)
+        };
+        match mapped() {
+            Ok(tree) => {
+                slots.push(slot);
+                mounts.push(tree);
+            }
+            Err(error) => choices.push(format!("{}: owners are not mapped ({error})", path.display())),
+        }
+    }
+    (slots, mounts, choices)
+}
+
+fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
+    let Live { init, pidfd, listener, mut run } = live;
+    let control = order.control.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));
+    runtime.shutdown_background();
+    let status = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
+    run.ended = Some(match (asked?, status.and_then(|(_, status)| status.terminating_signal())) {
+        (true, _) => Ended::Stopped,
+        (false, Some(signal)) => Ended::Unclean(format!("its first process was killed by signal {signal}")),
+        (false, None) => Ended::Unclean("its first process ended".to_owned()),
+    });
+    let written = state::write(Path::new("run.json"), &run, false);
+    let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
+    let _ = fs::remove_dir(&control);
+    written
+}
+
+/// Whether a client may ask this of the shim.
+pub fn is_for_clients(request: &Request) -> bool {
+    !matches!(request, Request::Listen(_))
+}

@@ -1,0 +1,171 @@
+//! What a caller asks of the engine and what the engine reports: plain values.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a sandbox's root file system comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Image {
+    /// The programs of this machine: its system directories under a private writable layer, nothing private of the host.
+    #[default]
+    Host,
+}
+
+/// What the sandbox can reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// Its own loopback, and the outside through the engine's egress proxy, which refuses everything that is the host itself.
+    #[default]
+    Isolated,
+    /// Its own loopback and nothing else.
+    None,
+    /// The host's network, unrestricted.
+    Host,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// A volume of this engine, by name.
+    Volume(String),
+    /// A directory or file of the host, by absolute path.
+    Host(PathBuf),
+}
+
+/// One mount in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Absolute path inside; resolved beneath the sandbox's root, missing parents are made.
+    pub target: PathBuf,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// What a sandbox is made of. Changing it needs the sandbox stopped; see `Engine::reconfigure`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BoxSpec {
+    /// The root file system.
+    pub image: Image,
+    /// The host name inside; the id when absent.
+    pub hostname: Option<String>,
+    /// What it can reach.
+    pub network: Network,
+    /// Volumes and host directories.
+    pub mounts: Vec<Mount>,
+    /// Environment of every command, under what the command itself sets. Not for secrets: it is kept on disk.
+    pub env: Vec<(String, String)>,
+}
+
+/// A host address that leads to a port inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Forward {
+    /// Where the host listens; the port must not be 0.
+    pub listen: SocketAddr,
+    /// The port on the sandbox's loopback.
+    pub port: u16,
+}
+
+/// A port of the sandbox's own loopback that leads to an address of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Link {
+    /// The port on the sandbox's loopback.
+    pub listen_port: u16,
+    /// Where connections go, seen from the host.
+    pub host: SocketAddr,
+}
+
+/// A forward and whether it works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardInfo {
+    /// Where the host listens.
+    pub listen: SocketAddr,
+    /// The port inside.
+    pub port: u16,
+    /// False while the sandbox is stopped, and where the host port was taken when the sandbox started.
+    pub listening: bool,
+}
+
+/// Whether a sandbox runs; always measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BoxState {
+    /// Both of its processes live.
+    Running {
+        /// The host's process id of the sandbox's first process.
+        pid: i32,
+        /// When it started, in milliseconds since the Unix epoch.
+        since: u64,
+    },
+    /// Not running; its files are kept.
+    Stopped {
+        /// Why it ended, when nobody asked it to.
+        unclean: Option<String>,
+    },
+    /// Recorded, never yet started: being created, or its creation was interrupted (create it again, or delete it).
+    Creating,
+    /// Its state cannot be read; the reason. It can be deleted.
+    Broken(String),
+}
+
+/// One sandbox as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoxInfo {
+    /// The id given at creation.
+    pub id: String,
+    /// The caller's labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it is made of.
+    pub spec: BoxSpec,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Whether it runs.
+    pub state: BoxState,
+    /// Host addresses that lead inside.
+    pub forwards: Vec<ForwardInfo>,
+    /// Ports inside that lead to the host.
+    pub links: Vec<Link>,
+    /// The ways chosen when it last started: id map, and every fallback taken.
+    pub choices: Vec<String>,
+}
+
+/// A command to run inside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// The program and its arguments; the program is looked up in `PATH` unless it has a slash.
+    pub argv: Vec<OsString>,
+    /// Environment on top of the sandbox's.
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory; `/workspace` when absent.
+    pub cwd: Option<PathBuf>,
+    /// `name[:group]` or `uid[:gid]`; root when absent.
+    pub user: Option<String>,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// It returned this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
+
+/// A volume: a directory that outlives sandboxes and can be mounted in several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// The caller's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+}

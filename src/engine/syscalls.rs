@@ -1,0 +1,279 @@
+//! The launch steps, carried out for real by init.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::launch::{ROOT, Step, Syscalls};
+use super::rootfs;
+use super::sys::{self, MountAttributes};
+
+/// The capabilities that commands run by root inside have: docker's set without making devices, raw sockets and audit.
+const CAPABILITIES: u64 = 1 << 0 // CHOWN
+    | 1 << 1 // DAC_OVERRIDE
+    | 1 << 3 // FOWNER
+    | 1 << 4 // FSETID
+    | 1 << 5 // KILL
+    | 1 << 6 // SETGID
+    | 1 << 7 // SETUID
+    | 1 << 8 // SETPCAP
+    | 1 << 10 // NET_BIND_SERVICE
+    | 1 << 18 // SYS_CHROOT
+    | 1 << 31; // SETFCAP
+
+/// The most that the copy fallback copies, in bytes.
+const MAX_COPY: u64 = 64 * 1024 * 1024;
+
+/// Does the steps. `sources` are the detached mounts by slot; the shim may have filled some before.
+#[derive(Debug, Default)]
+pub struct Real {
+    /// Detached mounts by slot.
+    pub sources: Vec<Option<OwnedFd>>,
+}
+
+impl Syscalls for Real {
+    fn perform(&mut self, step: &Step) -> io::Result<()> {
+        match step {
+            Step::OpenSource { slot, path } => self.open_source(*slot, path),
+            Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),
+            Step::DieWithParent => sys::die_with_parent(),
+            Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
+            Step::Loopback => sys::loopback_up(),
+            Step::PrivateMounts => Ok(rustix::mount::mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )?),
+            Step::Bind { from, to, read_only, recursive } => {
+                bind(from, to, MountAttributes { read_only: *read_only, recursive: *recursive })
+            }
+            Step::Device(name) => Ok(device(name)?),
+            Step::Overlay { name } => {
+                let options = format!("lowerdir=/{name},upperdir=upper/{name},workdir=work/{name},userxattr");
+                let options = std::ffi::CString::new(options)?;
+                Ok(rustix::mount::mount(
+                    "overlay",
+                    format!("{ROOT}/{name}"),
+                    "overlay",
+                    MountFlags::NOSUID | MountFlags::NODEV,
+                    &*options,
+                )?)
+            }
+            Step::Copy { name } => copy_over(name),
+            Step::Tmpfs { at, options, exec } => {
+                let flags = MountFlags::NOSUID
+                    | MountFlags::NODEV
+                    | if *exec { MountFlags::empty() } else { MountFlags::NOEXEC };
+                let options = std::ffi::CString::new(*options)?;
+                Ok(rustix::mount::mount("tmpfs", *at, "tmpfs", flags, &*options)?)
+            }
+            Step::Devpts { group } => {
+                let options = if *group {
+                    c"newinstance,ptmxmode=0666,mode=620,gid=5"
+                } else {
+                    c"newinstance,ptmxmode=0666,mode=620"
+                };
+                let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+                Ok(rustix::mount::mount("devpts", "rootfs/dev/pts", "devpts", flags, options)?)
+            }
+            Step::Symlink { at, to } => symlink(to, at),
+            Step::Mkdir { at, mode } => {
+                fs::create_dir(at)?;
+                fs::set_permissions(at, fs::Permissions::from_mode(*mode))
+            }
+            Step::Proc => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+                Ok(rustix::mount::mount("proc", "rootfs/proc", "proc", flags, None)?)
+            }
+            Step::Mask { path, directory } => absent_is_fine(mask(path, *directory)),
+            Step::Protect(path) => {
+                absent_is_fine(bind(path, path, MountAttributes { read_only: true, recursive: true }))
+            }
+            Step::Mount { slot, target, read_only } => self.mount(*slot, target, *read_only),
+            Step::PivotRoot => {
+                rustix::process::chdir(ROOT)?;
+                rustix::process::pivot_root(".", ".")?;
+                rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+                Ok(rustix::process::chdir("/")?)
+            }
+            Step::MoveRoot => {
+                // follows a refused pivot, which has already entered the new root
+                rustix::mount::mount_move(".", "/")?;
+                rustix::process::chroot(".")?;
+                Ok(rustix::process::chdir("/")?)
+            }
+            Step::Lockdown => {
+                sys::limit_bounding_set(CAPABILITIES)?;
+                sys::set_no_new_privs()?;
+                sys::allow_dump(false)
+            }
+            Step::Either { .. } => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "a choice is not one step"))
+            }
+        }
+    }
+}
+
+/// Repeats the bounding set of [`Step::Lockdown`] in a user namespace made later, which starts with a full one.
+///
+/// # Errors
+/// What `prctl(2)` reports.
+pub fn drop_capabilities() -> io::Result<()> {
+    sys::limit_bounding_set(CAPABILITIES)
+}
+
+impl Real {
+    fn open_source(&mut self, slot: usize, path: &Path) -> io::Result<()> {
+        if self.sources.len() <= slot {
+            self.sources.resize_with(slot + 1, || None);
+        }
+        if self.sources[slot].is_none() {
+            self.sources[slot] = Some(detached(path)?);
+        }
+        Ok(())
+    }
+
+    fn mount(&mut self, slot: usize, target: &Path, read_only: bool) -> io::Result<()> {
+        let source = self.sources.get_mut(slot).and_then(Option::take).ok_or(io::ErrorKind::NotFound)?;
+        sys::mount_setattr(&source, MountAttributes { read_only, recursive: true })?;
+        let directory = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode).is_dir();
+        let target = make_target(target, directory)?;
+        attach(&source, &target)
+    }
+}
+
+/// A copy of the mounts at `path`, attached nowhere.
+///
+/// # Errors
+/// What `open_tree(2)` reports.
+pub fn detached(path: &Path) -> io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    Ok(rustix::mount::open_tree(CWD, path, flags)?)
+}
+
+fn attach(source: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(source, c"", target, c"", flags)?)
+}
+
+fn bind(from: &str, to: &str, attributes: MountAttributes) -> io::Result<()> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if attributes.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let source = rustix::mount::open_tree(CWD, from, flags)?;
+    sys::mount_setattr(&source, attributes)?;
+    Ok(rustix::mount::move_mount(&source, c"", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn device(name: &str) -> io::Result<()> {
+    let target = format!("{ROOT}/dev/{name}");
+    let source = format!("/dev/{name}");
+    if !fs::metadata(&source)?.file_type().is_char_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{source} is not a device")));
+    }
+    fs::File::create(&target)?;
+    Ok(rustix::mount::mount_bind(source, target)?)
+}
+
+fn mask(path: &str, directory: bool) -> io::Result<()> {
+    if directory {
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        return Ok(rustix::mount::mount("tmpfs", path, "tmpfs", flags, c"mode=555,size=4k")?);
+    }
+    Ok(rustix::mount::mount_bind("rootfs/dev/null", path)?)
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes the mount point beneath the new root and opens it; links inside resolve beneath it too.
+fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
+    let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = |path: &Path| {
+        // The kernel asks to try again while anything on the machine is renamed or mounted during a path with `..`.
+        for _ in 0..1000 {
+            match rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        Err(rustix::io::Errno::AGAIN)
+    };
+    let names: Vec<_> =
+        target.components().filter(|component| matches!(component, Component::Normal(_))).collect();
+    let (mut at, mut reached) = (PathBuf::from("."), open(Path::new("."))?);
+    for (index, name) in names.iter().enumerate() {
+        at.push(name);
+        reached = match open(&at) {
+            Err(rustix::io::Errno::NOENT) if directory || index + 1 < names.len() => {
+                rustix::fs::mkdirat(&reached, name.as_os_str(), Mode::from_raw_mode(0o755))?;
+                open(&at)?
+            }
+            Err(rustix::io::Errno::NOENT) => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(&reached, name.as_os_str(), flags, Mode::from_raw_mode(0o644))?;
+                open(&at)?
+            }
+            other => other?,
+        };
+    }
+    Ok(reached)
+}
+
+/// The copy fallback: our own files of the upper directory first, then what is readable of the host's.
+fn copy_over(name: &str) -> io::Result<()> {
+    let target = PathBuf::from(ROOT).join(name);
+    let mut budget = MAX_COPY;
+    for source in [PathBuf::from("upper").join(name), PathBuf::from("/").join(name)] {
+        copy_tree(&source, &target, &mut budget)?;
+    }
+    Ok(())
+}
+
+fn copy_tree(from: &Path, to: &Path, budget: &mut u64) -> io::Result<()> {
+    let entries = match fs::read_dir(from) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if rootfs::is_secret(&source) {
+            continue;
+        }
+        let kind = entry.file_type()?;
+        let result = if kind.is_dir() {
+            match fs::create_dir(&target) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+                _ => copy_tree(&source, &target, budget),
+            }
+        } else if fs::symlink_metadata(&target).is_ok() {
+            Ok(())
+        } else if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)
+        } else if kind.is_file() {
+            *budget = budget
+                .checked_sub(entry.metadata()?.len())
+                .ok_or_else(|| io::Error::other("too much to copy"))?;
+            fs::copy(&source, &target).map(drop)
+        } else {
+            Ok(())
+        };
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}

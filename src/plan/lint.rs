@@ -1,0 +1,215 @@
+//! A second, independent look at every plan before it runs: it shares no code with the planner and checks what a plan must never do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::{Action, Plan, PlanInput, Step, StepId, Verdict};
+use crate::model::{Address, Observation, RunState, SandboxId, labels};
+
+/// Something a plan must never contain. A plan with any finding is not executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The step, if it is about one.
+    pub step: Option<StepId>,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.step {
+            Some(step) => write!(f, "step {step}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// Everything that is wrong with a plan; empty for a sound one.
+pub fn lint(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
+    let mut findings = structure(plan);
+    for (id, step) in plan.steps.iter().enumerate() {
+        let mut say = |message: String| findings.push(Finding { step: Some(id), message });
+        check_provider(step, input, &mut say);
+        check_ownership(step, input, &mut say);
+        check_protection(plan, step, input, &mut say);
+        check_runs(plan, id, step, input, &mut say);
+    }
+    findings.extend(deletes_before_creates(plan));
+    findings.extend(volumes(plan, input));
+    findings
+}
+
+/// Steps refer backwards only, serve a change with a reason, and no change with data at risk goes unsaid.
+fn structure(plan: &Plan) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let changes: BTreeMap<&Address, &super::Change> = plan.changes.iter().map(|c| (&c.address, c)).collect();
+    if changes.len() != plan.changes.len() {
+        findings.push(Finding { step: None, message: "a resource has two changes".to_owned() });
+    }
+    for change in &plan.changes {
+        if change.reasons.is_empty() && change.verdict != Verdict::Recreate {
+            let message = format!("`{}` changes for no reason", change.address);
+            findings.push(Finding { step: None, message });
+        }
+    }
+    for (id, step) in plan.steps.iter().enumerate() {
+        if let Some(late) = step.after.iter().find(|after| **after >= id) {
+            let message = format!("comes after step {late}, which does not stand before it");
+            findings.push(Finding { step: Some(id), message });
+        }
+        let change = changes.get(&step.address).or_else(|| {
+            let sandbox = Address::Sandbox(step.address.sandbox()?.to_owned());
+            changes.get(&sandbox)
+        });
+        let within = changes.keys().any(|a| a.is_within(&step.address));
+        if change.is_none() && !within {
+            let message = format!("acts on `{}`, which does not change", step.address);
+            findings.push(Finding { step: Some(id), message });
+        }
+        let loses_data = matches!(step.action, Action::Delete { .. } | Action::DeleteVolume { .. });
+        if loses_data && changes.get(&step.address).is_none_or(|c| c.data_at_risk.is_empty()) {
+            let message = format!("deletes `{}` and no data is said to be at risk", step.address);
+            findings.push(Finding { step: Some(id), message });
+        }
+    }
+    findings
+}
+
+/// Invariant 3: what could not be observed is not touched.
+fn check_provider(step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
+    if !matches!(input.observed.providers.get(&step.provider), Some(Observation::Complete(_))) {
+        say(format!("acts at provider `{}`, which could not be observed", step.provider));
+    }
+}
+
+/// Only objects that carry our project's labels, or that the record holds, are acted on.
+fn check_ownership(step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
+    let Some(id) = &step.id else {
+        return;
+    };
+    let labelled = input
+        .observed
+        .providers
+        .get(&step.provider)
+        .and_then(Observation::complete)
+        .and_then(|p| p.sandboxes.get(id))
+        .is_some_and(|s| s.labels.get(labels::PROJECT) == Some(&input.desired.project));
+    let recorded = input.recorded.sandboxes.values().any(|r| r.id == *id && r.provider == step.provider);
+    if !labelled && !(recorded && matches!(step.action, Action::Forget)) {
+        say(format!("acts on sandbox {id}, which is not ours"));
+    }
+}
+
+/// What is protected is neither deleted nor stopped for good.
+fn check_protection(plan: &Plan, step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
+    match &step.action {
+        Action::Delete { .. } => {
+            let name = step.address.sandbox().unwrap_or_default();
+            let desired = input.desired.sandboxes.get(name);
+            if desired.is_some_and(|d| d.protect) {
+                say(format!("deletes `{}`, which is protected", step.address));
+            }
+            let verdict = plan.changes.iter().find(|c| c.address == step.address).map(|c| c.verdict);
+            let wanted = desired.is_some_and(|d| d.state != RunState::Absent);
+            if wanted && verdict != Some(Verdict::Recreate) {
+                say(format!("deletes `{}`, which is desired, without calling it recreate", step.address));
+            }
+        }
+        Action::DeleteVolume { name } => {
+            if input.desired.volumes.contains_key(name) {
+                say(format!("deletes volume `{name}`, which is desired"));
+            }
+            if !input.policy.prune_volumes {
+                say(format!("deletes volume `{name}`, which the policy does not allow"));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A step inside a sandbox comes after the step that makes it run, unless it runs already.
+fn check_runs(plan: &Plan, id: StepId, step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
+    if !step.action.is_guest() {
+        return;
+    }
+    let mut before = BTreeSet::new();
+    let mut open: Vec<StepId> = step.after.iter().copied().filter(|a| *a < id).collect();
+    while let Some(next) = open.pop() {
+        if before.insert(next) {
+            open.extend(plan.steps[next].after.iter().copied().filter(|a| *a < next));
+        }
+    }
+    let sandbox = step.address.sandbox();
+    let comes_up = before
+        .iter()
+        .map(|b| &plan.steps[*b])
+        .any(|s| s.address.sandbox() == sandbox && matches!(s.action, Action::Create { .. } | Action::Start));
+    let stays_up = step.id.as_ref().is_some_and(|sandbox_id| {
+        runs(input, &step.provider, sandbox_id)
+            && !plan
+                .steps
+                .iter()
+                .any(|s| s.id.as_ref() == Some(sandbox_id) && matches!(s.action, Action::Stop))
+    });
+    if !comes_up && !stays_up {
+        say(format!("acts inside `{}` before it runs", step.address));
+    }
+}
+
+fn runs(input: &PlanInput<'_>, provider: &str, id: &SandboxId) -> bool {
+    input
+        .observed
+        .providers
+        .get(provider)
+        .and_then(Observation::complete)
+        .and_then(|p| p.sandboxes.get(id))
+        .is_some_and(|s| s.state == crate::model::SandboxState::Running)
+}
+
+/// At most one create for a sandbox, and after every delete of it.
+fn deletes_before_creates(plan: &Plan) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut creates: BTreeMap<&Address, StepId> = BTreeMap::new();
+    for (id, step) in plan.steps.iter().enumerate() {
+        match &step.action {
+            Action::Create { .. } => {
+                if creates.insert(&step.address, id).is_some() {
+                    let message = format!("creates `{}` a second time", step.address);
+                    findings.push(Finding { step: Some(id), message });
+                }
+            }
+            Action::Delete { .. } if creates.contains_key(&step.address) => {
+                let message = format!("deletes `{}` after creating it", step.address);
+                findings.push(Finding { step: Some(id), message });
+            }
+            _ => {}
+        }
+    }
+    findings
+}
+
+/// A volume is deleted only after every sandbox of this plan that mounts it now has let go of it.
+fn volumes(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (id, step) in plan.steps.iter().enumerate() {
+        let Action::DeleteVolume { name } = &step.action else { continue };
+        for (sandbox, recorded) in &input.recorded.sandboxes {
+            let mounts = recorded.spec.mounts.iter().any(|mount| mount.volume == *name);
+            let lets_go = step.after.iter().filter(|a| **a < id).any(|a| {
+                plan.steps[*a].address.sandbox() == Some(sandbox)
+                    && matches!(plan.steps[*a].action, Action::Delete { .. } | Action::Update { .. })
+            });
+            let exists = input
+                .observed
+                .providers
+                .get(&recorded.provider)
+                .and_then(Observation::complete)
+                .is_some_and(|p| p.sandboxes.contains_key(&recorded.id));
+            if mounts && exists && !lets_go {
+                let message = format!("deletes volume `{name}` while sandbox `{sandbox}` mounts it");
+                findings.push(Finding { step: Some(id), message });
+            }
+        }
+    }
+    findings
+}

@@ -1,0 +1,595 @@
+//! Sandboxes: the verdict table. What is desired, what is recorded and what is observed decide together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::guest::{self, Inside};
+use super::volume::{plan_removed_volumes, provider_wait};
+use super::{Action, Builder, FieldChange, Note, Reason, Step, StepId, Verdict, WaitingOn, diff, order};
+use crate::model::{
+    Address, DesiredSandbox, DriftPolicy, Identity, IntentOperation, Observation, ObservedSandbox,
+    PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, hash_of, labels,
+};
+use crate::provider::{Capabilities, ChangeClass, StopMeaning};
+
+/// What a dependent has to wait for.
+pub(super) enum Gate {
+    /// It comes: after these steps it has started, after those it is healthy.
+    Open { started: BTreeSet<StepId>, healthy: BTreeSet<StepId> },
+    /// Nothing in this plan makes it ready.
+    Closed,
+}
+
+/// Observed sandboxes of the project by the name their labels state; the oldest first.
+type Index<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a ObservedSandbox>>;
+
+pub(super) fn plan_sandboxes(b: &mut Builder<'_>) {
+    let input = b.input;
+    let index = index(b);
+    let intents: BTreeMap<&Address, &PendingIntent> =
+        input.recorded.intents.iter().map(|intent| (&intent.address, intent)).collect();
+
+    let needs: BTreeMap<&str, BTreeSet<&str>> = input
+        .desired
+        .sandboxes
+        .iter()
+        .map(|(name, s)| (name.as_str(), s.depends_on.keys().map(String::as_str).collect()))
+        .collect();
+    // The manifest's checks refuse cycles. Were there one all the same, its members find each other's gates missing and wait.
+    let sorted = order::topological(&needs).unwrap_or_else(|_| needs.keys().copied().collect());
+
+    let mut gates: BTreeMap<&str, Gate> = BTreeMap::new();
+    for name in sorted {
+        let sandbox = &input.desired.sandboxes[name];
+        let address = Address::Sandbox(name.to_owned());
+        if sandbox.state == RunState::Absent || !b.is_targeted(&address) {
+            continue;
+        }
+        let gate = One { name, address, sandbox, index: &index, intents: &intents }.plan(b, &gates);
+        gates.insert(name, gate);
+    }
+    plan_removed(b, &index);
+    plan_removed_volumes(b);
+    settle_intents(b, &index);
+}
+
+fn index<'a>(b: &Builder<'a>) -> Index<'a> {
+    let mut index: Index<'a> = BTreeMap::new();
+    for (provider, observation) in &b.input.observed.providers {
+        for sandbox in observation.complete().into_iter().flat_map(|p| p.sandboxes.values()) {
+            if let Some(name) = label_name(sandbox) {
+                index.entry((provider, name)).or_default().push(sandbox);
+            }
+        }
+    }
+    for found in index.values_mut() {
+        found.sort_by_key(|s| (s.created_at, &s.id));
+    }
+    index
+}
+
+/// The sandbox name in the address label.
+fn label_name(sandbox: &ObservedSandbox) -> Option<&str> {
+    sandbox.labels.get(labels::ADDRESS)?.strip_prefix("sandbox/")
+}
+
+/// One desired sandbox and what is needed to plan it.
+struct One<'a, 'i> {
+    name: &'a str,
+    address: Address,
+    sandbox: &'a DesiredSandbox,
+    index: &'i Index<'a>,
+    intents: &'i BTreeMap<&'a Address, &'a PendingIntent>,
+}
+
+impl<'a> One<'a, '_> {
+    fn plan(&self, b: &mut Builder<'a>, gates: &BTreeMap<&str, Gate>) -> Gate {
+        let provider = self.sandbox.provider.as_str();
+        let observation = b.input.observed.providers.get(provider);
+        let (Some(Observation::Complete(_)), Some(sheet)) =
+            (observation, b.input.capabilities.get(provider).copied())
+        else {
+            b.wait(self.address.clone(), provider_wait(provider, observation));
+            return Gate::Closed;
+        };
+        let recorded = b.input.recorded.sandboxes.get(self.name);
+
+        let moved = match recorded.filter(|r| r.provider != provider) {
+            None => BTreeSet::new(),
+            Some(old) => match self.leave_provider(b, old) {
+                Some(steps) => steps,
+                None => return Gate::Closed,
+            },
+        };
+        let recorded = recorded.filter(|r| r.provider == provider);
+
+        let found = self.index.get(&(provider, self.name)).map_or(&[][..], Vec::as_slice);
+        let living: Vec<&ObservedSandbox> =
+            found.iter().copied().filter(|s| s.state != SandboxState::Deleting).collect();
+        let chosen = living
+            .iter()
+            .copied()
+            .find(|s| recorded.is_some_and(|r| r.id == s.id))
+            .or_else(|| living.first().copied());
+        for other in living.iter().filter(|s| chosen.is_none_or(|c| c.id != s.id)) {
+            b.notes.push(Note::Orphan {
+                address: self.address.clone(),
+                provider: provider.to_owned(),
+                id: other.id.clone(),
+            });
+        }
+        match chosen {
+            Some(existing) => self.plan_existing(b, gates, sheet, recorded, existing),
+            None if !found.is_empty() => self.transition(b, "deleting"),
+            None => self.plan_missing(b, gates, sheet, recorded, moved),
+        }
+    }
+
+    fn transition(&self, b: &mut Builder<'a>, state: &str) -> Gate {
+        b.wait(self.address.clone(), WaitingOn::Transition { state: state.to_owned() });
+        Gate::Closed
+    }
+
+    /// The sandbox is declared at another provider now: it is deleted where it is. `None` if that has to wait.
+    fn leave_provider(&self, b: &mut Builder<'a>, old: &RecordedSandbox) -> Option<BTreeSet<StepId>> {
+        let observation = b.input.observed.providers.get(&old.provider);
+        let Some(Observation::Complete(there)) = observation else {
+            b.wait(self.address.clone(), provider_wait(&old.provider, observation));
+            return None;
+        };
+        if !there.sandboxes.contains_key(&old.id) {
+            return Some(BTreeSet::new());
+        }
+        if self.sandbox.protect {
+            b.wait(self.address.clone(), WaitingOn::Protected);
+            return None;
+        }
+        let step = Step {
+            provider: old.provider.clone(),
+            ..self.step(Some(&old.id), Action::Delete { forget: false }, [])
+        };
+        let id = b.step(step);
+        let reason = Reason::Moved { from: old.provider.clone(), to: self.sandbox.provider.clone() };
+        b.change(self.address.clone(), Verdict::Recreate, vec![reason])
+            .data_at_risk
+            .push(disk_at_risk(self.name));
+        Some(BTreeSet::from([id]))
+    }
+
+    fn plan_missing(
+        &self,
+        b: &mut Builder<'a>,
+        gates: &BTreeMap<&str, Gate>,
+        sheet: &Capabilities,
+        recorded: Option<&RecordedSandbox>,
+        after: BTreeSet<StepId>,
+    ) -> Gate {
+        let now = b.input.now;
+        if recorded.is_some_and(|r| now.millis_since(r.created_at) < sheet.settle_ms) {
+            return self.transition(b, "appearing in the provider's listing");
+        }
+        let pending =
+            self.intents.get(&self.address).filter(|i| i.operation == IntentOperation::Create).copied();
+        let same = pending.filter(|i| i.spec_hash.as_ref() == Some(&hash_of(&self.sandbox.spec)));
+        if let Some(other) = pending.filter(|_| same.is_none())
+            && now.millis_since(other.begun_at) < sheet.settle_ms
+        {
+            return self.transition(b, "settling an interrupted create");
+        }
+        let reason = match (recorded, same, after.is_empty()) {
+            (_, _, false) => None,
+            (Some(_), _, _) => Some(Reason::Lost),
+            (None, Some(intent), _) => Some(Reason::Interrupted { intent: intent.id.clone() }),
+            (None, None, _) => Some(Reason::New { at: b.origin(&self.address, "") }),
+        };
+        if matches!(reason, Some(Reason::Lost)) && !self.heals(b, "it does not exist any more") {
+            return Gate::Closed;
+        }
+        let verdict = if after.is_empty() { Verdict::Create } else { Verdict::Recreate };
+        b.change(self.address.clone(), verdict, reason.into_iter().collect());
+        let generation = recorded.map_or(1, |r| r.generation + u64::from(r.spec != self.sandbox.spec));
+        self.create(b, gates, generation, same.map(|i| i.id.clone()), after)
+    }
+
+    /// A create with everything inside.
+    fn create(
+        &self,
+        b: &mut Builder<'a>,
+        gates: &BTreeMap<&str, Gate>,
+        generation: u64,
+        resume: Option<crate::model::IntentId>,
+        mut after: BTreeSet<StepId>,
+    ) -> Gate {
+        after.extend(self.volume_steps(b));
+        let spec = self.sandbox.spec.clone();
+        let made = b.step(self.step(None, Action::Create { spec, generation, resume }, after));
+        if self.sandbox.state == RunState::Stopped {
+            b.step(self.step(None, Action::Stop, [made]));
+            return Gate::Closed;
+        }
+        guest::plan_inside(
+            b,
+            gates,
+            &Inside {
+                name: self.name,
+                sandbox: self.sandbox,
+                id: None,
+                base: BTreeSet::from([made]),
+                observed: None,
+            },
+        )
+    }
+
+    fn volume_steps(&self, b: &Builder<'a>) -> BTreeSet<StepId> {
+        let mounts = self.sandbox.spec.mounts.iter();
+        mounts.filter_map(|mount| b.volume_steps.get(&mount.volume).copied()).collect()
+    }
+
+    fn plan_existing(
+        &self,
+        b: &mut Builder<'a>,
+        gates: &BTreeMap<&str, Gate>,
+        sheet: &Capabilities,
+        recorded: Option<&RecordedSandbox>,
+        existing: &'a ObservedSandbox,
+    ) -> Gate {
+        let recorded = recorded.filter(|r| r.id == existing.id);
+        let wanted = &self.sandbox.spec;
+        let identity = Identity::from_labels(&existing.labels).ok().flatten();
+        let generation =
+            recorded.map(|r| r.generation).or(identity.as_ref().map(|i| i.generation)).unwrap_or(1);
+
+        match &existing.state {
+            SandboxState::Creating => return self.transition(b, "creating"),
+            SandboxState::Stopping => return self.transition(b, "stopping"),
+            SandboxState::Failed(message) => {
+                let reason = Reason::Failed { message: message.clone() };
+                return self.recreate(b, gates, existing, generation, vec![reason]);
+            }
+            SandboxState::Running | SandboxState::Stopped { .. } | SandboxState::Deleting => {}
+        }
+
+        // What the provider reads back is believed first, then the record, then the hash in the labels.
+        let current = existing.spec.as_ref().or(recorded.map(|r| &r.spec));
+        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
+        let found = match current {
+            Some(current) if current == wanted => Vec::new(),
+            Some(current) => diff::differences(current, wanted),
+            None if hash_says_same => Vec::new(),
+            None => vec![diff::Difference { path: vec!["image".to_owned()], old: None, new: None }],
+        };
+        let class = found.iter().map(|d| sheet.change_class(&segments(d))).max();
+        let is_drift = recorded.is_some_and(|r| r.spec == *wanted);
+        let reasons: Vec<Reason> = found.iter().map(|d| self.reason(b, d, is_drift)).collect();
+        if class.is_some() && is_drift && !self.heals(b, "its spec was changed at the provider") {
+            return Gate::Closed;
+        }
+        if class == Some(ChangeClass::Recreate) {
+            return self.recreate(b, gates, existing, generation, reasons);
+        }
+
+        let mut base = BTreeSet::new();
+        if recorded.is_none() {
+            let spec = current.unwrap_or(wanted).clone();
+            base.insert(b.step(self.step(Some(&existing.id), Action::Adopt { spec, generation }, [])));
+            let reason = Reason::Found { id: existing.id.0.clone() };
+            b.change(self.address.clone(), Verdict::Adopt, vec![reason]);
+        }
+        self.bring(b, gates, sheet, existing, Bring { class, reasons, generation, base })
+    }
+
+    /// Brings an existing sandbox to its spec and run state without making a new one.
+    fn bring(
+        &self,
+        b: &mut Builder<'a>,
+        gates: &BTreeMap<&str, Gate>,
+        sheet: &Capabilities,
+        existing: &'a ObservedSandbox,
+        bring: Bring,
+    ) -> Gate {
+        let Bring { class, mut reasons, generation, mut base } = bring;
+        let id = Some(&existing.id);
+        let runs = existing.state == SandboxState::Running;
+        let wants_running = self.sandbox.state == RunState::Running;
+
+        let mut class = class;
+        if runs && wants_running {
+            if let Some(path) = existing.missing_mounts.first() {
+                let what = format!("nothing is mounted at {path}");
+                if self.heals(b, &what) {
+                    reasons.push(Reason::Drifted { what });
+                    class = Some(ChangeClass::Restart);
+                }
+            }
+            for port in self.silent_ports(existing, class) {
+                let what = format!("port {port} is not listening on the host");
+                if self.heals(b, &what) {
+                    let drift = vec![Reason::Drifted { what }];
+                    b.change(Address::Port(self.name.to_owned(), port), Verdict::Live, drift);
+                    class = class.max(Some(ChangeClass::Live));
+                }
+            }
+        }
+
+        let bump = u64::from(reasons.iter().any(|r| matches!(r, Reason::Changed(_))));
+        let update = Action::Update { spec: self.sandbox.spec.clone(), generation: generation + bump };
+        let restart = runs && class == Some(ChangeClass::Restart);
+        if restart || (runs && !wants_running) {
+            let stop = b.step(self.step(id, Action::Stop, base.clone()));
+            base.insert(stop);
+        }
+        if class.is_some() {
+            base.extend(self.volume_steps(b));
+            let updated = b.step(self.step(id, update, base.clone()));
+            base.insert(updated);
+            let verdict = if restart { Verdict::Restart } else { Verdict::Live };
+            if !reasons.is_empty() {
+                let change = b.change(self.address.clone(), verdict, reasons);
+                if restart && sheet.stop == StopMeaning::Destroy {
+                    change.data_at_risk.push(disk_at_risk(self.name));
+                }
+            }
+        }
+        if !wants_running {
+            if runs {
+                let wanted = "stopped".to_owned();
+                let reason = Reason::State { wanted, at: b.origin(&self.address, "state") };
+                let change = b.change(self.address.clone(), Verdict::Stop, vec![reason]);
+                if sheet.stop == StopMeaning::Destroy {
+                    change.data_at_risk.push(disk_at_risk(self.name));
+                }
+            }
+            return Gate::Closed;
+        }
+        if runs && !restart {
+            return self.look_inside(b, gates, existing, base);
+        }
+        if !runs {
+            let reason = match &existing.state {
+                SandboxState::Stopped { unclean: Some(why) } => Reason::Drifted { what: why.clone() },
+                _ => Reason::State { wanted: "running".to_owned(), at: b.origin(&self.address, "state") },
+            };
+            if matches!(reason, Reason::Drifted { .. }) && !self.heals(b, "it stopped on its own") {
+                return Gate::Closed;
+            }
+            let verdict = if class.is_some() { Verdict::Restart } else { Verdict::Start };
+            b.change(self.address.clone(), verdict, vec![reason]);
+        }
+        let started = b.step(self.step(id, Action::Start, base.clone()));
+        base.insert(started);
+        let id = Some(existing.id.clone());
+        guest::plan_inside(
+            b,
+            gates,
+            &Inside { name: self.name, sandbox: self.sandbox, id, base, observed: None },
+        )
+    }
+
+    fn look_inside(
+        &self,
+        b: &mut Builder<'a>,
+        gates: &BTreeMap<&str, Gate>,
+        existing: &'a ObservedSandbox,
+        base: BTreeSet<StepId>,
+    ) -> Gate {
+        let observed = match b.input.observed.guests.get(&existing.id) {
+            Some(Observation::Complete(guest)) => guest,
+            Some(Observation::Unavailable { reason }) => {
+                b.wait(self.address.clone(), WaitingOn::Guest { reason: reason.clone() });
+                return Gate::Closed;
+            }
+            None => {
+                let reason = "it was not asked".to_owned();
+                b.wait(self.address.clone(), WaitingOn::Guest { reason });
+                return Gate::Closed;
+            }
+        };
+        let id = Some(existing.id.clone());
+        guest::plan_inside(
+            b,
+            gates,
+            &Inside { name: self.name, sandbox: self.sandbox, id, base, observed: Some(observed) },
+        )
+    }
+
+    fn recreate(
+        &self,
+        b: &mut Builder<'a>,
+        gates: &BTreeMap<&str, Gate>,
+        existing: &ObservedSandbox,
+        generation: u64,
+        reasons: Vec<Reason>,
+    ) -> Gate {
+        if self.sandbox.protect {
+            b.wait(self.address.clone(), WaitingOn::Protected);
+            return Gate::Closed;
+        }
+        let deleted = b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, []));
+        b.change(self.address.clone(), Verdict::Recreate, reasons).data_at_risk.push(disk_at_risk(self.name));
+        self.create(b, gates, generation + 1, None, BTreeSet::from([deleted]))
+    }
+
+    /// Declared ports that nothing listens on, unless this very change declares them.
+    fn silent_ports(&self, existing: &ObservedSandbox, class: Option<ChangeClass>) -> Vec<u16> {
+        if class.is_some() {
+            return Vec::new();
+        }
+        let ports = self.sandbox.spec.ports.iter().filter(|(_, spec)| spec.host_port.is_some());
+        ports
+            .map(|(port, _)| *port)
+            .filter(|port| !existing.endpoints.get(port).is_some_and(|e| e.listening))
+            .collect()
+    }
+
+    /// Whether drift is repaired; if not, it is noted as the policy says.
+    fn heals(&self, b: &mut Builder<'a>, what: &str) -> bool {
+        note_drift(b, self.sandbox.drift, &self.address, what)
+    }
+
+    fn reason(&self, b: &Builder<'a>, d: &diff::Difference, is_drift: bool) -> Reason {
+        let path = d.dotted();
+        if is_drift {
+            return Reason::Drifted { what: format!("`{path}` was changed at the provider") };
+        }
+        let show = |value: &Option<serde_json::Value>| value.as_ref().map(ToString::to_string);
+        let at = b.origin(&self.address, &path);
+        Reason::Changed(FieldChange { path, old: show(&d.old), new: show(&d.new), at })
+    }
+
+    fn step(&self, id: Option<&SandboxId>, action: Action, after: impl IntoIterator<Item = StepId>) -> Step {
+        Step {
+            address: self.address.clone(),
+            provider: self.sandbox.provider.clone(),
+            id: id.cloned(),
+            action,
+            after: after.into_iter().collect(),
+        }
+    }
+}
+
+/// What is needed to bring an existing sandbox to its spec.
+struct Bring {
+    class: Option<ChangeClass>,
+    reasons: Vec<Reason>,
+    generation: u64,
+    base: BTreeSet<StepId>,
+}
+
+fn segments(difference: &diff::Difference) -> Vec<&str> {
+    difference.path.iter().map(String::as_str).collect()
+}
+
+fn disk_at_risk(name: &str) -> String {
+    format!("everything written in sandbox `{name}` outside its volumes")
+}
+
+/// Whether drift of a resource is repaired; if not, it is noted as the policy says.
+pub(super) fn note_drift(b: &mut Builder<'_>, policy: DriftPolicy, address: &Address, what: &str) -> bool {
+    match policy {
+        DriftPolicy::Heal => true,
+        DriftPolicy::Warn => {
+            b.notes.push(Note::Drift { address: address.clone(), what: what.to_owned() });
+            false
+        }
+        DriftPolicy::Ignore => false,
+    }
+}
+
+/// Sandboxes that exist or are recorded and are not declared, or are declared absent. Dependents go first.
+fn plan_removed(b: &mut Builder<'_>, index: &Index<'_>) {
+    let input = b.input;
+    let declared =
+        |name: &str| input.desired.sandboxes.get(name).is_some_and(|s| s.state != RunState::Absent);
+    let mut removed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for name in input.recorded.sandboxes.keys().map(String::as_str).chain(index.keys().map(|(_, n)| *n)) {
+        if !declared(name) && b.is_targeted(&Address::Sandbox(name.to_owned())) {
+            removed.entry(name).or_default();
+        }
+    }
+    // "Needs" for a delete: everything that depends on it is deleted before.
+    for (name, recorded) in &input.recorded.sandboxes {
+        for dependency in &recorded.depends_on {
+            if removed.contains_key(name.as_str())
+                && let Some(needs) = removed.get_mut(dependency.as_str())
+            {
+                needs.insert(name);
+            }
+        }
+    }
+    let sorted = order::topological(&removed).unwrap_or_else(|_| removed.keys().copied().collect());
+    let mut last_steps: BTreeMap<&str, BTreeSet<StepId>> = BTreeMap::new();
+    for name in sorted {
+        let after: BTreeSet<StepId> =
+            removed[name].iter().filter_map(|n| last_steps.get(n)).flatten().copied().collect();
+        let steps = plan_one_removed(b, index, name, &after);
+        last_steps.insert(name, steps);
+    }
+}
+
+fn plan_one_removed(
+    b: &mut Builder<'_>,
+    index: &Index<'_>,
+    name: &str,
+    after: &BTreeSet<StepId>,
+) -> BTreeSet<StepId> {
+    let input = b.input;
+    let address = Address::Sandbox(name.to_owned());
+    let recorded = input.recorded.sandboxes.get(name);
+    let absent = input.desired.sandboxes.get(name);
+    let mut steps = BTreeSet::new();
+    if absent.is_some_and(|s| s.protect) {
+        b.wait(address, WaitingOn::Protected);
+        return steps;
+    }
+    if !input.policy.prune && absent.is_none() {
+        b.notes.push(Note::Kept { address });
+        return steps;
+    }
+    if let Some(r) = recorded {
+        let observation = input.observed.providers.get(&r.provider);
+        if !matches!(observation, Some(Observation::Complete(_))) {
+            b.wait(address, provider_wait(&r.provider, observation));
+            return steps;
+        }
+    }
+    let existing: Vec<(&str, &ObservedSandbox)> = index
+        .iter()
+        .filter(|((_, n), _)| *n == name)
+        .flat_map(|((provider, _), list)| list.iter().map(|s| (*provider, *s)))
+        .collect();
+    let step = |provider: &str, id: Option<&SandboxId>, action| Step {
+        address: address.clone(),
+        provider: provider.to_owned(),
+        id: id.cloned(),
+        action,
+        after: after.clone(),
+    };
+    for (provider, sandbox) in &existing {
+        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true })));
+    }
+    if !existing.is_empty() {
+        let reason = Reason::Removed { at: absent.and_then(|_| b.origin(&address, "state")) };
+        b.change(address, Verdict::Delete, vec![reason]).data_at_risk.push(disk_at_risk(name));
+    } else if let Some(r) = recorded {
+        steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget)));
+        b.change(address, Verdict::Forget, vec![Reason::Lost]);
+    }
+    steps
+}
+
+/// Interrupted intents that no step of this plan goes on with: what they attempted is visible now, so they are closed.
+fn settle_intents(b: &mut Builder<'_>, index: &Index<'_>) {
+    let input = b.input;
+    for intent in &input.recorded.intents {
+        let Some(Observation::Complete(_)) = input.observed.providers.get(&intent.provider) else {
+            continue; // Invariant 3: nothing is settled without the provider's word.
+        };
+        let resumed = b
+            .steps
+            .iter()
+            .any(|s| matches!(&s.action, Action::Create { resume: Some(token), .. } if *token == intent.id));
+        let settle_ms = input.capabilities.get(&intent.provider).map_or(0, |sheet| sheet.settle_ms);
+        let visible = intent.address.sandbox().is_some_and(|name| {
+            index
+                .get(&(intent.provider.as_str(), name))
+                .is_some_and(|found| found.iter().any(|s| s.labels.get(labels::INTENT) == Some(&intent.id.0)))
+        });
+        let settled = visible || input.now.millis_since(intent.begun_at) >= settle_ms;
+        if resumed || !settled || !b.is_targeted(&intent.address) {
+            continue;
+        }
+        b.step(Step {
+            address: intent.address.clone(),
+            provider: intent.provider.clone(),
+            id: None,
+            action: Action::Settle { intent: intent.id.clone() },
+            after: BTreeSet::new(),
+        });
+        let reason = Reason::Interrupted { intent: intent.id.clone() };
+        match b.changes.get_mut(&intent.address) {
+            Some(change) => change.reasons.push(reason),
+            None => {
+                b.change(intent.address.clone(), Verdict::Forget, vec![reason]);
+            }
+        }
+    }
+}

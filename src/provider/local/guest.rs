@@ -1,0 +1,319 @@
+//! The inside of a sandbox of the local engine.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{self, Engine, EngineError, ExecHandle, ExecRequest, Exit, Stdio};
+use crate::model::SandboxId;
+use crate::provider::{
+    Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, Pty, PtyRequest,
+};
+
+/// One read of a command's output.
+const CHUNK: usize = 64 * 1024;
+
+/// One running sandbox.
+pub(super) struct LocalGuest {
+    engine: Engine,
+    id: SandboxId,
+}
+
+impl LocalGuest {
+    pub(super) fn new(engine: Engine, id: SandboxId) -> Self {
+        Self { engine, id }
+    }
+
+    fn error(&self, command: &Command, error: EngineError) -> GuestError {
+        match error {
+            EngineError::Exec { what, source, .. } => GuestError::NotExecutable {
+                program: command.program().to_owned(),
+                message: format!("{what}: {source}"),
+            },
+            EngineError::Invalid(message) => {
+                GuestError::NotExecutable { program: command.program().to_owned(), message }
+            }
+            error => self.unreachable(error),
+        }
+    }
+
+    fn unreachable(&self, error: EngineError) -> GuestError {
+        GuestError::Unreachable { message: format!("sandbox {}", self.id), source: Some(Box::new(error)) }
+    }
+}
+
+fn request(command: &Command) -> ExecRequest {
+    ExecRequest {
+        argv: command.argv.iter().map(Into::into).collect(),
+        env: command.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        cwd: command.cwd.as_ref().map(Into::into),
+        user: command.user.clone(),
+    }
+}
+
+fn status(exit: Exit) -> ExitStatus {
+    match exit {
+        Exit::Code(code) => ExitStatus::Code(code),
+        Exit::Signal(signal) => ExitStatus::Signal(signal),
+    }
+}
+
+fn local_io(what: &str) -> impl Fn(io::Error) -> GuestError {
+    let what = format!("cannot {what}");
+    move |source| GuestError::Io { what: what.clone(), source }
+}
+
+#[async_trait]
+impl Guest for LocalGuest {
+    async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
+        let run = self.run(command, io);
+        match command.timeout {
+            None => run.await,
+            // Dropping the run drops the handle, which kills the command.
+            Some(limit) => tokio::time::timeout(limit, run).await.unwrap_or_else(|_| {
+                Err(GuestError::TimedOut { program: command.program().to_owned(), limit })
+            }),
+        }
+    }
+
+    async fn pty(&self, command: &Command, size: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {
+        let stdio = Stdio::Pty { rows: size.rows, cols: size.cols };
+        let mut handle = self
+            .engine
+            .exec(&self.id.0, request(command), stdio)
+            .await
+            .map_err(|error| self.error(command, error))?;
+        let failed = local_io("use the terminal");
+        let pty = handle.take_pty().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let reader = Terminal::new(pty.try_clone().map_err(&failed)?).map_err(&failed)?;
+        let writer = Terminal::new(pty.try_clone().map_err(&failed)?).map_err(&failed)?;
+        Ok(Box::new(LocalPty { handle, pty, reader: Some(reader), writer: Some(writer) }))
+    }
+
+    async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError> {
+        let socket = self.engine.dial(&self.id.0, port).await.map_err(|error| match error {
+            EngineError::Dial { source, .. } => {
+                GuestError::Io { what: format!("port {port} does not accept connections"), source }
+            }
+            error => self.unreachable(error),
+        })?;
+        let stream = std::net::TcpStream::from(socket);
+        let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
+        Ok(Box::new(stream.map_err(local_io("use the connection"))?))
+    }
+}
+
+impl LocalGuest {
+    async fn run(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
+        let (stdin, feed) = input(io.stdin).map_err(local_io("make a pipe"))?;
+        let (stdout, out) = output(io.stdout, Standard::Out).map_err(local_io("make a pipe"))?;
+        let (stderr, err) = output(io.stderr, Standard::Err).map_err(local_io("make a pipe"))?;
+        let stdio = Stdio::Files { stdin, stdout, stderr };
+        let mut handle = self
+            .engine
+            .exec(&self.id.0, request(command), stdio)
+            .await
+            .map_err(|error| self.error(command, error))?;
+
+        let ended = CancellationToken::new();
+        let wait = async {
+            let exit = handle.wait().await;
+            ended.cancel();
+            exit
+        };
+        let feed = async {
+            if let Some((reader, pipe)) = feed {
+                tokio::select! {
+                    result = feed_input(reader, pipe) => result,
+                    () = ended.cancelled() => Ok(()),
+                }
+            } else {
+                Ok(())
+            }
+        };
+        let (exit, fed, out, err) = tokio::join!(wait, feed, drain(out, &ended), drain(err, &ended));
+        fed.map_err(local_io("pass the input on"))?;
+        out.and(err).map_err(local_io("pass the output on"))?;
+        exit.map(status).map_err(|error| self.error(command, error))
+    }
+}
+
+enum Standard {
+    Out,
+    Err,
+}
+
+type Reader<'a> = &'a mut (dyn AsyncRead + Send + Unpin);
+type Writer<'a> = &'a mut (dyn AsyncWrite + Send + Unpin);
+type Draining<'a> = (pipe::Receiver, Writer<'a>);
+
+fn input(input: Input<'_>) -> io::Result<(OwnedFd, Option<(Reader<'_>, pipe::Sender)>)> {
+    match input {
+        Input::Null => Ok((null()?, None)),
+        Input::Inherit => Ok((io::stdin().as_fd().try_clone_to_owned()?, None)),
+        Input::Reader(reader) => {
+            let (sender, receiver) = pipe::pipe()?;
+            Ok((receiver.into_blocking_fd()?, Some((reader, sender))))
+        }
+    }
+}
+
+fn output(output: Output<'_>, standard: Standard) -> io::Result<(OwnedFd, Option<Draining<'_>>)> {
+    match (output, standard) {
+        (Output::Null, _) => Ok((null()?, None)),
+        (Output::Inherit, Standard::Out) => Ok((io::stdout().as_fd().try_clone_to_owned()?, None)),
+        (Output::Inherit, Standard::Err) => Ok((io::stderr().as_fd().try_clone_to_owned()?, None)),
+        (Output::Writer(writer), _) => {
+            let (sender, receiver) = pipe::pipe()?;
+            Ok((sender.into_blocking_fd()?, Some((receiver, writer))))
+        }
+    }
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(std::fs::File::options().read(true).write(true).open("/dev/null")?.into())
+}
+
+async fn feed_input(reader: Reader<'_>, mut pipe: pipe::Sender) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = reader.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        match pipe.write_all(&buffer[..read]).await {
+            // The command does not want the rest.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            other => other?,
+        }
+    }
+}
+
+async fn drain(stream: Option<Draining<'_>>, ended: &CancellationToken) -> io::Result<()> {
+    match stream {
+        Some((pipe, writer)) => drain_output(pipe, writer, ended).await,
+        None => Ok(()),
+    }
+}
+
+/// Passes on what the command writes. Once it has ended, what is left in the pipe is all it wrote, even if something it left behind holds
+/// the pipe open.
+async fn drain_output(
+    mut pipe: pipe::Receiver,
+    writer: Writer<'_>,
+    ended: &CancellationToken,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        tokio::select! {
+            biased;
+            read = pipe.read(&mut buffer) => match read? {
+                0 => break,
+                read => writer.write_all(&buffer[..read]).await?,
+            },
+            () = ended.cancelled() => {
+                loop {
+                    match rustix::io::read(&pipe, &mut buffer) {
+                        Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
+                        Ok(read) => writer.write_all(&buffer[..read]).await?,
+                        Err(rustix::io::Errno::INTR) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                break;
+            }
+        }
+    }
+    writer.flush().await
+}
+
+/// A command on a terminal.
+struct LocalPty {
+    handle: ExecHandle,
+    pty: OwnedFd,
+    reader: Option<Terminal>,
+    writer: Option<Terminal>,
+}
+
+#[async_trait]
+impl Pty for LocalPty {
+    fn reader(&mut self) -> Option<Box<dyn AsyncRead + Send + Unpin>> {
+        Some(Box::new(self.reader.take()?))
+    }
+
+    fn writer(&mut self) -> Option<Box<dyn AsyncWrite + Send + Unpin>> {
+        Some(Box::new(self.writer.take()?))
+    }
+
+    async fn resize(&self, size: PtyRequest) -> Result<(), GuestError> {
+        engine::resize(&self.pty, size.rows, size.cols).map_err(local_io("resize the terminal"))
+    }
+
+    async fn wait(&mut self) -> Result<ExitStatus, GuestError> {
+        let exit = self.handle.wait().await;
+        exit.map(status).map_err(|error| GuestError::Unreachable {
+            message: "the terminal".to_owned(),
+            source: Some(Box::new(error)),
+        })
+    }
+}
+
+/// The outer side of a terminal, read and written without blocking.
+struct Terminal(AsyncFd<OwnedFd>);
+
+impl Terminal {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        #[expect(
+            deprecated,
+            reason = "an `OwnedFd` owns its descriptor, which is all that the sound constructor asks a caller to vouch for"
+        )]
+        let fd = AsyncFd::new(fd)?;
+        Ok(Self(fd))
+    }
+}
+
+impl AsyncRead for Terminal {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(cx))?;
+            let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), buf.initialize_unfilled())?));
+            match read {
+                Ok(Ok(read)) => {
+                    buf.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                // The last process on the terminal is gone.
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_not_ready) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Terminal {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_write_ready(cx))?;
+            if let Ok(result) = guard.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), data)?)) {
+                return Poll::Ready(result);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

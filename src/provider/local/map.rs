@@ -1,0 +1,168 @@
+//! Desired specs ↔ the engine's values. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use crate::engine::{
+    BoxInfo, BoxSpec, BoxState, EngineError, Forward, Image as EngineImage, Link, Mount as EngineMount,
+    MountSource, Network,
+};
+use crate::model::{
+    Endpoint, Identity, NetworkMode, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp,
+    labels as names, sha256_hex,
+};
+use crate::provider::ProviderError;
+
+/// The label that keeps the whole spec, so that a lost store reads it back.
+const SPEC: &str = "pocketenv.io/spec";
+
+/// The id of a sandbox follows from the token of its create, so that repeating the create finds it.
+pub(super) fn sandbox_id(identity: &Identity) -> SandboxId {
+    let token = sha256_hex(identity.intent.0.as_bytes());
+    let name = identity.address.sandbox().unwrap_or("sandbox");
+    SandboxId(format!("{}-{}", name.get(..40).unwrap_or(name), &token[..10]))
+}
+
+/// Volumes of all projects live side by side at the engine; a dot can stand in neither name.
+pub(super) fn engine_volume(project: &str, name: &str) -> String {
+    format!("{project}.{name}")
+}
+
+/// The volume's name in its project.
+pub(super) fn volume_name(labels: &BTreeMap<String, String>) -> Option<&str> {
+    labels.get(names::ADDRESS)?.strip_prefix("volume/")
+}
+
+pub(super) fn labels(
+    spec: &SandboxSpec,
+    identity: &Identity,
+) -> Result<BTreeMap<String, String>, ProviderError> {
+    let json = serde_json::to_string(spec)
+        .map_err(|error| ProviderError::permanent("the spec cannot be kept as a label", error))?;
+    let mut labels = identity.to_labels();
+    labels.insert(SPEC.to_owned(), json);
+    Ok(labels)
+}
+
+pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
+    BoxSpec {
+        image: EngineImage::Host,
+        hostname: Some(spec.hostname.clone()).filter(|h| !h.is_empty()),
+        network: match spec.network.mode {
+            NetworkMode::Isolated => Network::Isolated,
+            NetworkMode::Host => Network::Host,
+            NetworkMode::None => Network::None,
+        },
+        mounts: spec
+            .mounts
+            .iter()
+            .map(|mount| EngineMount {
+                source: MountSource::Volume(engine_volume(project, &mount.volume)),
+                target: mount.path.clone().into(),
+                read_only: mount.read_only,
+            })
+            .collect(),
+        env: Vec::new(),
+    }
+}
+
+pub(super) fn forwards(spec: &SandboxSpec) -> Vec<Forward> {
+    let ports = spec.ports.iter().filter_map(|(port, p)| p.host_port.map(|host| (*port, host)));
+    ports.map(|(port, host)| Forward { listen: loopback(host), port }).collect()
+}
+
+pub(super) fn links(spec: &SandboxSpec) -> Vec<Link> {
+    // With the host's own network the address is reachable as it is.
+    if spec.network.mode == NetworkMode::Host {
+        return Vec::new();
+    }
+    let ports: BTreeSet<u16> = spec.links.iter().map(|link| link.host_port).collect();
+    ports.into_iter().map(|port| Link { listen_port: port, host: loopback(port) }).collect()
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+pub(super) fn timestamp(ms: u64) -> Timestamp {
+    Timestamp(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// What the engine reports, in our words; mounts are judged by [`missing_mounts`].
+pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
+    let endpoints = info
+        .forwards
+        .iter()
+        .map(|f| {
+            let (host, port) = (f.listen.ip().to_string(), f.listen.port());
+            (f.port, Endpoint { host, port, listening: f.listening })
+        })
+        .collect();
+    let started_at = match &info.state {
+        BoxState::Running { since, .. } => Some(timestamp(*since)),
+        _ => None,
+    };
+    ObservedSandbox {
+        id: SandboxId(info.id.clone()),
+        state: match &info.state {
+            BoxState::Running { .. } => SandboxState::Running,
+            BoxState::Stopped { unclean } => SandboxState::Stopped { unclean: unclean.clone() },
+            BoxState::Creating => SandboxState::Creating,
+            BoxState::Broken(reason) => SandboxState::Failed(reason.clone()),
+        },
+        created_at: Some(timestamp(info.created_at)),
+        started_at,
+        spec: read_back(&info),
+        endpoints,
+        missing_mounts: Vec::new(),
+        notes: info.choices,
+        labels: info.labels,
+    }
+}
+
+/// The spec as it is in force: the label tells what was asked, the engine what it holds.
+fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
+    let mut spec: SandboxSpec = serde_json::from_str(info.labels.get(SPEC)?).ok()?;
+    let project = info.labels.get(names::PROJECT)?;
+    if box_spec(&spec, project) != info.spec {
+        // Somebody changed it behind our back; say what stands there where our words can.
+        spec.hostname = info.spec.hostname.clone().unwrap_or_default();
+        spec.network.mode = match info.spec.network {
+            Network::Isolated => NetworkMode::Isolated,
+            Network::Host => NetworkMode::Host,
+            Network::None => NetworkMode::None,
+        };
+        let kept = |path: &str| info.spec.mounts.iter().any(|m| m.target.as_os_str() == path);
+        spec.mounts.retain(|mount| kept(&mount.path));
+    }
+    for (port, declared) in &mut spec.ports {
+        declared.host_port = info.forwards.iter().find(|f| f.port == *port).map(|f| f.listen.port());
+    }
+    spec.links.retain(|link| {
+        spec.network.mode == NetworkMode::Host || info.links.iter().any(|l| l.listen_port == link.host_port)
+    });
+    Some(spec)
+}
+
+/// Mounts of a running sandbox whose volume is gone, or was made anew after the sandbox started, so that something else is mounted.
+pub(super) fn missing_mounts(info: &BoxInfo, volumes: &BTreeMap<String, u64>) -> Vec<String> {
+    let BoxState::Running { since, .. } = info.state else {
+        return Vec::new();
+    };
+    let missing = info.spec.mounts.iter().filter(|mount| match &mount.source {
+        MountSource::Volume(name) => volumes.get(name).is_none_or(|created| *created > since),
+        MountSource::Host(_) => false,
+    });
+    missing.map(|mount| mount.target.display().to_string()).collect()
+}
+
+/// What the executor should do about an engine's failure.
+pub(super) fn error(error: EngineError) -> ProviderError {
+    match error {
+        EngineError::NotFound(id) => ProviderError::NotFound { what: format!("sandbox {id}") },
+        EngineError::AlreadyExists(id) => ProviderError::AlreadyExists { what: format!("sandbox {id}") },
+        EngineError::Invalid(message) => ProviderError::Invalid { message },
+        error @ EngineError::Control { .. } => ProviderError::transient("the sandbox did not answer", error),
+        error => ProviderError::permanent("the local engine failed", error),
+    }
+}

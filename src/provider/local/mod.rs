@@ -1,0 +1,171 @@
+//! The built-in provider: sandboxes on this machine by the local engine. Nothing to install, no account.
+
+mod guest;
+mod map;
+mod sheet;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use sheet::SHEET;
+
+use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes};
+use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::model::{
+    Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec, labels,
+};
+
+/// How long the processes of a sandbox may take to end when it is stopped.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// The provider `local`.
+pub struct Local {
+    engine: Engine,
+}
+
+impl Local {
+    /// The provider on this machine's directories.
+    pub fn new(context: &ProviderContext) -> Self {
+        Self {
+            engine: Engine::new(EngineConfig {
+                data_dir: context.data_dir.clone(),
+                runtime_dir: context.runtime_dir.clone(),
+                exe: context.executable.clone(),
+            }),
+        }
+    }
+
+    async fn observed(
+        &self,
+        info: crate::engine::BoxInfo,
+        volumes: &BTreeMap<String, u64>,
+    ) -> ObservedSandbox {
+        let missing = map::missing_mounts(&info, volumes);
+        ObservedSandbox { missing_mounts: missing, ..map::observed(info) }
+    }
+
+    /// When each volume was created, by its name at the engine.
+    async fn volume_times(&self) -> Result<BTreeMap<String, u64>, ProviderError> {
+        let volumes = self.engine.list_volumes().await.map_err(map::error)?;
+        Ok(volumes.into_iter().map(|v| (v.name, v.created_at)).collect())
+    }
+}
+
+/// Whether labels match what a listing is about.
+fn matches(owner: &Owner, found: &BTreeMap<String, String>) -> bool {
+    found.get(labels::MANAGED_BY).is_some_and(|by| by == "pocketenv")
+        && owner.project.as_ref().is_none_or(|p| found.get(labels::PROJECT) == Some(p))
+        && owner.owner.as_ref().is_none_or(|o| found.get(labels::OWNER) == Some(&o.0))
+}
+
+#[async_trait]
+impl Provider for Local {
+    fn capabilities(&self) -> &Capabilities {
+        &SHEET
+    }
+
+    async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
+        let mut listing = ObservedProvider::default();
+        let mut times = BTreeMap::new();
+        for volume in self.engine.list_volumes().await.map_err(map::error)? {
+            times.insert(volume.name.clone(), volume.created_at);
+            let Some(name) = map::volume_name(&volume.labels).filter(|_| matches(owner, &volume.labels))
+            else {
+                continue;
+            };
+            let created_at = Some(map::timestamp(volume.created_at));
+            listing.volumes.insert(name.to_owned(), ObservedVolume { labels: volume.labels, created_at });
+        }
+        for info in self.engine.list().await.map_err(map::error)? {
+            if matches(owner, &info.labels) {
+                let sandbox = self.observed(info, &times).await;
+                listing.sandboxes.insert(sandbox.id.clone(), sandbox);
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
+        let times = self.volume_times().await?;
+        match self.engine.get(&id.0).await.map_err(map::error)? {
+            Some(info) => Ok(Some(self.observed(info, &times).await)),
+            None => Ok(None),
+        }
+    }
+
+    async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
+        let id = map::sandbox_id(identity);
+        let labels = map::labels(spec, identity)?;
+        let made = map::box_spec(spec, &identity.project);
+        self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
+        self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
+        if !spec.links.is_empty() {
+            self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
+        }
+        Ok(id)
+    }
+
+    async fn update(
+        &self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+        identity: &Identity,
+    ) -> Result<(), ProviderError> {
+        let missing = || ProviderError::NotFound { what: format!("sandbox {id}") };
+        let info = self.engine.get(&id.0).await.map_err(map::error)?.ok_or_else(missing)?;
+        let wanted = map::box_spec(spec, &identity.project);
+        if info.spec != wanted {
+            self.engine.reconfigure(&id.0, &wanted).await.map_err(map::error)?;
+        }
+        self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
+        self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
+        // The token of the create stays: an interrupted one is settled by it.
+        let mut labels = map::labels(spec, identity)?;
+        if let Some(token) = info.labels.get(labels::INTENT) {
+            labels.insert(labels::INTENT.to_owned(), token.clone());
+        }
+        self.engine.set_labels(&id.0, &labels).await.map_err(map::error)
+    }
+
+    async fn start(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        self.engine.start(&id.0).await.map_err(map::error)
+    }
+
+    async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        match self.engine.stop(&id.0, STOP_GRACE).await {
+            Err(EngineError::NotRunning(_)) => Ok(()),
+            other => other.map_err(map::error),
+        }
+    }
+
+    async fn delete(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        self.engine.delete(&id.0).await.map_err(map::error)
+    }
+
+    async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError> {
+        Ok(Box::new(guest::LocalGuest::new(self.engine.clone(), id.clone())))
+    }
+
+    fn volumes(&self) -> Option<&dyn Volumes> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Volumes for Local {
+    async fn create_volume(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(labels::PROJECT).map_or("", String::as_str);
+        self.engine.create_volume(&map::engine_volume(project, name), labels).await.map_err(map::error)?;
+        Ok(())
+    }
+
+    async fn delete_volume(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        self.engine.delete_volume(&map::engine_volume(project, name)).await.map_err(map::error)
+    }
+}

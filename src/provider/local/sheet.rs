@@ -1,0 +1,83 @@
+//! What the local engine can do.
+
+use crate::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+
+const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
+    FieldSupport { path, support: Support::Honoured(class) }
+}
+
+const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
+    FieldSupport { path, support: Support::Refused { because, instead } }
+}
+
+const HOST_ONLY: &str = "only runs sandboxes on the programs of this machine so far";
+const USE_HOST: &str = "use `image: host`, or leave it out";
+
+/// The sheet of provider `local`.
+pub static SHEET: Capabilities = Capabilities {
+    provider: "local",
+    summary: "Linux namespaces on this machine, by Pocketenv itself: nothing to install, no account",
+    stop: StopMeaning::Suspend,
+    labels: true,
+    idempotent_create: true,
+    settle_ms: 0,
+    forwards_from_host: true,
+    max_concurrency: 16,
+    fields: &[
+        refused("image", HOST_ONLY, USE_HOST),
+        honoured("image=host", ChangeClass::Recreate),
+        refused("base", HOST_ONLY, USE_HOST),
+        refused("build", HOST_ONLY, USE_HOST),
+        refused("snapshot", HOST_ONLY, USE_HOST),
+        refused(
+            "resources",
+            "cannot enforce limits yet",
+            "remove `resources`; `pocketenv doctor` tells what this machine offers",
+        ),
+        refused(
+            "network.egress=deny",
+            "cannot enforce an egress policy yet",
+            "use `network: none`, or remove `egress`",
+        ),
+        refused(
+            "network.allow",
+            "cannot enforce an egress policy yet",
+            "use `network: none`, or remove `allow`",
+        ),
+        honoured("network", ChangeClass::Restart),
+        honoured("hostname", ChangeClass::Restart),
+        honoured("volumes", ChangeClass::Restart),
+        honoured("ports", ChangeClass::Live),
+        honoured("links", ChangeClass::Live),
+        refused(
+            "ports.*.public=true",
+            "has no address that others can reach",
+            "remove `public`, and publish the host port yourself",
+        ),
+        refused("isolation.require=gvisor", "isolates by namespaces", "use `require: namespace`"),
+        refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
+        honoured("isolation", ChangeClass::Live),
+        honoured("lifecycle.keep_alive", ChangeClass::Live),
+        refused("lifecycle.keep_alive=false", "never stops a sandbox for inactivity", "remove `keep_alive`"),
+        refused(
+            "lifecycle.idle_timeout",
+            "never stops a sandbox for inactivity",
+            "remove `idle_timeout`, and stop it with `state: stopped`",
+        ),
+        refused(
+            "lifecycle.ttl",
+            "does not end sandboxes by time yet",
+            "remove `ttl`, and use `pocketenv destroy`",
+        ),
+        refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
+        honoured("lifecycle", ChangeClass::Live),
+        refused(
+            "sync",
+            "does not follow files yet",
+            "use `files: [{ path, source }]`, which `apply` keeps in place",
+        ),
+        refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
+        refused("tailscale", "does not join a tailnet yet", "use `ports`"),
+        refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),
+    ],
+};

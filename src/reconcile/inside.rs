@@ -1,0 +1,124 @@
+//! Carries out the steps that act inside a running sandbox: each is one call of the guest room.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::execute::StepError;
+use crate::guest::{self, StepOutcome};
+use crate::model::{FileContent, GuestSpec, SecretUse, ServiceSpec};
+use crate::plan::{Action, Setup, SetupContent};
+use crate::provider::Guest;
+use crate::secret::{SecretValue, Secrets};
+
+/// How long a service may take until it runs and is healthy, if its health check does not give up before.
+const START_LIMIT: Duration = Duration::from_secs(600);
+
+/// The inside of one running sandbox.
+pub(super) struct Inside<'a> {
+    pub guest: &'a dyn Guest,
+    pub spec: &'a GuestSpec,
+    pub secrets: &'a Secrets,
+    pub say: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+impl Inside<'_> {
+    pub(super) async fn carry_out(&self, action: &Action) -> Result<(), StepError> {
+        match action {
+            Action::Setup(setup) => self.setup(setup).await,
+            Action::BringRepository { path, spec, digest } => {
+                let token = match &spec.credentials {
+                    Some(name) => Some(self.secret(name)?.expose().into()),
+                    None => None,
+                };
+                let (env, user) = (self.env(None)?, self.spec.user.as_deref());
+                let access = guest::RepositoryAccess { token: token.as_ref(), env: &env, user };
+                Ok(guest::bring_repository(self.guest, path, spec, digest, access).await?)
+            }
+            Action::ForgetRepository { path } => Ok(guest::forget_repository(self.guest, path).await?),
+            Action::RunPresetStep { preset, step } => {
+                let env = self.env(None)?;
+                let mut say = |text: &str| (self.say)(text);
+                let user = self.spec.user.as_deref();
+                match guest::run_step(self.guest, preset, step, &env, user, &mut say).await? {
+                    StepOutcome::Ran | StepOutcome::Skipped => {}
+                    StepOutcome::FailedAllowed(output) => say(&format!("failed, and may: {output}")),
+                }
+                Ok(())
+            }
+            Action::ForgetPresetSteps { ids } => {
+                let ids: Vec<String> = ids.iter().cloned().collect();
+                Ok(guest::forget_steps(self.guest, &ids).await?)
+            }
+            Action::StartService { name, spec, digest } => {
+                let env = self.env(Some(spec))?;
+                Ok(guest::start_service(self.guest, name, spec, digest, &env, self.defaults()).await?)
+            }
+            Action::StopService { name } => Ok(guest::stop_service(self.guest, name).await?),
+            Action::RemoveService { name } => Ok(guest::remove_service(self.guest, name).await?),
+            Action::WaitService { name, .. } => {
+                let missing = || StepError::Plan(format!("service `{name}` is not declared"));
+                let spec = self.spec.services.get(name).ok_or_else(missing)?;
+                let (env, defaults) = (self.env(None)?, self.defaults());
+                Ok(guest::wait_healthy(self.guest, name, spec, &env, defaults, START_LIMIT).await?)
+            }
+            other => Err(StepError::Plan(format!("`{}` is not done inside a sandbox", other.verb()))),
+        }
+    }
+
+    fn defaults(&self) -> guest::ServiceDefaults<'_> {
+        guest::ServiceDefaults {
+            user: self.spec.user.as_deref(),
+            working_dir: self.spec.working_dir.as_deref(),
+        }
+    }
+
+    fn secret(&self, name: &str) -> Result<&SecretValue, StepError> {
+        let missing = || StepError::Plan(format!("the value of secret `{name}` is not known"));
+        self.secrets.get(name).ok_or_else(missing)
+    }
+
+    /// The environment that a process sees: the sandbox's, then its secrets, then the service's own.
+    fn env(&self, service: Option<&ServiceSpec>) -> Result<BTreeMap<String, String>, StepError> {
+        let mut env = self.spec.env.clone();
+        if let Some(service) = service {
+            env.extend(service.env.clone());
+        }
+        for (name, usage) in &self.spec.secrets {
+            if let SecretUse::Env(variable) = usage {
+                env.insert(variable.clone(), self.secret(name)?.expose().to_owned());
+            }
+        }
+        Ok(env)
+    }
+
+    async fn setup(&self, setup: &Setup) -> Result<(), StepError> {
+        let env = match &setup.env {
+            None => None,
+            Some(digest) => {
+                let values = self.env(None)?.into_iter().map(|(name, value)| (name, value.into()));
+                Some(guest::EnvBundle { digest: digest.clone(), values: values.collect() })
+            }
+        };
+        let mut files = Vec::with_capacity(setup.files.len());
+        for (path, file) in &setup.files {
+            let (content, mode) = match &file.what {
+                SetupContent::Secret(name) => (guest::Content::Secret(self.secret(name)?.expose().into()), Some(0o400)),
+                SetupContent::File(desired) => {
+                    let content = match &desired.content {
+                        FileContent::Inline(text) => guest::Content::Inline(text.clone().into_bytes()),
+                        FileContent::Source { path, sha256, mode } => {
+                            guest::Content::HostFile { path: path.clone(), sha256: sha256.clone(), mode: *mode }
+                        }
+                        FileContent::Tree { path, sha256 } => {
+                            guest::Content::HostTree { path: path.clone(), sha256: sha256.clone() }
+                        }
+                    };
+                    (content, desired.mode)
+                }
+            };
+            files.push(guest::FileToWrite { path: path.clone(), digest: file.digest.clone(), mode, content });
+        }
+        let bundle = guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect(), owner: None };
+        Ok(guest::write_bundle(self.guest, &bundle).await?)
+    }
+}

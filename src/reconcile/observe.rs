@@ -1,0 +1,140 @@
+//! Looks at what exists: one listing per provider, a direct question where a listing may lag, and one look into each running sandbox.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream;
+
+use crate::guest;
+use crate::model::{
+    Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded,
+    SandboxId, SandboxState, labels,
+};
+use crate::provider::{Owner, Provider, ProviderError, Registry};
+
+/// How long one listing may take before its provider counts as unavailable.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one look into a sandbox may take.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many sandboxes are looked into at once.
+const GUEST_CONCURRENCY: usize = 32;
+
+/// What the providers hold of a project.
+pub type Listings = BTreeMap<String, Observation<ObservedProvider>>;
+
+/// Asks the named providers, and those that the record mentions, what they hold of the project. Never fails: what could not be found out is
+/// part of the answer.
+pub async fn providers(
+    registry: &Registry,
+    project: &str,
+    names: &BTreeSet<String>,
+    recorded: &Recorded,
+) -> Listings {
+    let mut names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    names.extend(recorded.providers());
+    let listings = names.into_iter().map(|name| async move {
+        let observation = match registry.get(name) {
+            None => unavailable("this build does not have the provider, or it was not opened"),
+            Some(provider) => observe_provider(name, provider.as_ref(), project, recorded).await,
+        };
+        (name.to_owned(), observation)
+    });
+    futures::future::join_all(listings).await.into_iter().collect()
+}
+
+async fn observe_provider(
+    name: &str,
+    provider: &dyn Provider,
+    project: &str,
+    recorded: &Recorded,
+) -> Observation<ObservedProvider> {
+    let owner = Owner { project: Some(project.to_owned()), owner: None };
+    let mut listing = match tokio::time::timeout(LIST_TIMEOUT, provider.list(&owner)).await {
+        Ok(Ok(listing)) => listing,
+        Ok(Err(error)) => return unavailable(with_causes(&error)),
+        Err(_) => return unavailable(format!("its listing took more than {} s", LIST_TIMEOUT.as_secs())),
+    };
+    // A listing that lags is not believed alone: what we remember and it does not show is asked for by id.
+    let doubted: Vec<&SandboxId> = recorded
+        .sandboxes
+        .values()
+        .filter(|r| r.provider == name && !listing.sandboxes.contains_key(&r.id))
+        .map(|r| &r.id)
+        .collect();
+    let concurrency = provider.capabilities().max_concurrency.max(1);
+    let answers: Vec<Result<Option<ObservedSandbox>, ProviderError>> =
+        stream::iter(doubted).map(|id| provider.get(id)).buffer_unordered(concurrency).collect().await;
+    for answer in answers {
+        match answer {
+            // An id that lives on with another owner's labels is not ours any more.
+            Ok(Some(found)) if found.labels.get(labels::PROJECT).is_some_and(|p| p == project) => {
+                listing.sandboxes.insert(found.id.clone(), found);
+            }
+            Ok(_) | Err(ProviderError::NotFound { .. }) => {}
+            Err(error) => return unavailable(with_causes(&error)),
+        }
+    }
+    Observation::Complete(listing)
+}
+
+/// Looks into every running sandbox that is declared.
+pub async fn guests(
+    registry: &Registry,
+    desired: &Desired,
+    providers: &Listings,
+) -> BTreeMap<SandboxId, Observation<ObservedGuest>> {
+    let mut wanted = Vec::new();
+    for (name, observation) in providers {
+        let (Some(listing), Some(provider)) = (observation.complete(), registry.get(name)) else { continue };
+        for sandbox in listing.sandboxes.values().filter(|s| s.state == SandboxState::Running) {
+            let label = sandbox.labels.get(labels::ADDRESS).and_then(|a| a.strip_prefix("sandbox/"));
+            let Some(declared) = label.and_then(|n| desired.sandboxes.get(n)) else { continue };
+            wanted.push((provider, sandbox.id.clone(), &declared.guest));
+        }
+    }
+    stream::iter(wanted)
+        .map(|(provider, id, declared)| async move {
+            let observation = observe_guest(provider.as_ref(), &id, declared).await;
+            (id, observation)
+        })
+        .buffer_unordered(GUEST_CONCURRENCY)
+        .collect()
+        .await
+}
+
+async fn observe_guest(
+    provider: &dyn Provider,
+    id: &SandboxId,
+    declared: &GuestSpec,
+) -> Observation<ObservedGuest> {
+    let defaults = guest::ServiceDefaults {
+        user: declared.user.as_deref(),
+        working_dir: declared.working_dir.as_deref(),
+    };
+    let look = async {
+        let inside = provider.guest(id).await.map_err(|e| with_causes(&e))?;
+        guest::observe(inside.as_ref(), &declared.services, defaults).await.map_err(|e| with_causes(&e))
+    };
+    match tokio::time::timeout(GUEST_TIMEOUT, look).await {
+        Ok(Ok(guest)) => Observation::Complete(guest),
+        Ok(Err(reason)) => Observation::Unavailable { reason },
+        Err(_) => unavailable(format!("it did not answer within {} s", GUEST_TIMEOUT.as_secs())),
+    }
+}
+
+fn unavailable<T>(reason: impl Into<String>) -> Observation<T> {
+    Observation::Unavailable { reason: reason.into() }
+}
+
+/// An error and its causes in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

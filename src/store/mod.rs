@@ -1,0 +1,119 @@
+//! The store: what Pocketenv remembers between runs, in one SQLite file.
+//!
+//! It holds who we are (the owner id that every object at a provider carries), the inventory of each project, the journal of
+//! intents (invariant 2), leases (invariant 10), allocated host ports, events, the history of runs and condition times. It is
+//! a memory, not the truth: providers' labels are, and a lost store is rebuilt from them. No secret value is ever in it.
+//!
+//! One thread owns the connection and commits what waits in its queue together, see `writer.rs`. Several processes may use one
+//! file at once. Every method returns when what it did is durable; giving up on a call does not take it back.
+
+mod condition;
+mod error;
+mod event;
+mod file;
+mod holder;
+mod inventory;
+mod journal;
+mod lease;
+mod port;
+mod revision;
+mod row;
+mod writer;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+pub use error::StoreError;
+pub use event::{Event, EventKind, EventQuery, RecordedEvent};
+pub use holder::Holder;
+pub use inventory::{Change, Project};
+pub use journal::{JournalEntry, Outcome};
+pub use lease::{Lease, LeaseGuard};
+pub use revision::{Revision, Run, RunEnd};
+
+use crate::model::{Clock, IdSource, OwnerId, Timestamp};
+use error::Fault;
+use writer::{Access, Writer};
+
+/// A handle of the store; clones share it. Dropping the last one finishes what is queued and closes the file.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writer: Writer,
+    path: Arc<PathBuf>,
+    meta: file::Meta,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
+}
+
+impl Store {
+    /// Opens the store at `path`; makes the directory (0700) and the file (0600) if there are none.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::NotOurs`] and [`StoreError::Newer`] for a file that cannot be used, which is left
+    /// as it is; otherwise what the system or the database answers.
+    pub async fn open(
+        path: impl Into<PathBuf>,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn IdSource>,
+    ) -> Result<Self, StoreError> {
+        let path = path.into();
+        let owner = OwnerId(ids.fresh().0);
+        let (writer, meta) = Writer::open(path.clone(), owner, clock.now()).await?;
+        Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) })
+    }
+
+    /// The id that marks what belongs to this store, chosen when it was made.
+    pub fn owner(&self) -> &OwnerId {
+        &self.inner.meta.owner
+    }
+
+    /// The key of the digests of secrets, chosen when the store was made. It must not be shown.
+    pub fn digest_key(&self) -> &[u8; 32] {
+        &self.inner.meta.digest_key
+    }
+
+    /// When the store was made.
+    pub fn created_at(&self) -> Timestamp {
+        self.inner.meta.created_at
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Runs `work`, which only reads, and returns what it found.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let answer = self.inner.writer.submit(Access::Read, self.inner.path.clone(), work);
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Runs `work` whole or not at all, and returns when it is durable.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let answer = self.inner.writer.submit(Access::Write, self.inner.path.clone(), work);
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.inner.path).finish_non_exhaustive()
+    }
+}

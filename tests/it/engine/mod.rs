@@ -1,0 +1,12 @@
+//! The local engine, for real: processes, mounts, sockets. `ordinary_user` runs the rest again without privileges.
+
+#![allow(clippy::unwrap_used)]
+
+mod exec;
+mod hardening;
+mod lifecycle;
+mod network;
+mod ordinary_user;
+mod recovery;
+mod support;
+mod volumes;

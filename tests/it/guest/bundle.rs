@@ -88,7 +88,8 @@ async fn files_are_written_seen_repaired_and_removed() {
         write_bundle(&room, &remove(&text)).await.unwrap();
         assert!(!Path::new(&text).exists());
         assert_eq!(state(&room, &text).await, None);
-        assert_eq!(room.sh("ls -A /run/pocketenv").await, "secrets", "nothing staged is left");
+        assert_eq!(room.sh("ls -A /run/pocketenv/stage").await, "mem\nroot\nvar", "nothing staged is left");
+        assert_eq!(room.sh("ls -A /run/pocketenv").await, "secrets\nstage", "nothing staged is left");
         assert_eq!(room.sh(&format!("ls -A {}", room.at("new/folder"))).await, "");
     }
 }
@@ -305,7 +306,7 @@ async fn an_interrupted_write_is_seen_and_finished_by_the_next() {
     // Killed after the new content and before its record, with everything that is staged left behind.
     room.sh(&format!(
         "cd /var/lib/pocketenv/files && printf 'F\\t-\\t-\\t-\\t%s\\n' {path} > \"$(ls *.rec)\" && printf two > {path} && \
-        mkdir -p /run/pocketenv/in-old {0}/.pocketenv-old && echo x > {0}/.pocketenv-old/f",
+        echo x > /run/pocketenv/new.old && echo nonsense > /run/pocketenv/stage/control && mkdir -p {0}/.pocketenv-old && echo x > {0}/.pocketenv-old/f",
         room.work().display()
     ))
     .await;
@@ -314,7 +315,7 @@ async fn an_interrupted_write_is_seen_and_finished_by_the_next() {
     write_bundle(&room, &files(vec![inline(&path, b"two")])).await.unwrap();
     assert_eq!(state(&room, &path).await, Some(FileState::InPlace));
     assert_eq!(
-        room.sh(&format!("ls -A {} /run/pocketenv | grep -- - || :", room.work().display())).await,
+        room.sh(&format!("ls -A {} /run/pocketenv | grep -e - -e new || :", room.work().display())).await,
         ""
     );
 }

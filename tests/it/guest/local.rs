@@ -6,12 +6,12 @@ use std::time::{Duration as Time, Instant};
 
 use pocketenv::guest::tree::{scan, tree_sha256};
 use pocketenv::guest::{
-    Bundle, Content, EnvBundle, FileToWrite, LogOptions, ServiceDefaults, StepOutcome, copy_in, copy_out, environment, logs,
-    observe, run_step, start_service, stop_service, wait_healthy, write_bundle,
+    Bundle, Content, EnvBundle, FileToWrite, LogOptions, ServiceDefaults, StepOutcome, copy_in, copy_out,
+    environment, logs, observe, run_step, start_service, stop_service, wait_healthy, write_bundle,
 };
 use pocketenv::model::{
-    Address, Duration, FileState, HealthCheck, Identity, IntentId, ObservedGuest, OwnerId, Probe, ProbeResult, SandboxSpec,
-    ServiceStatus, SpecHash,
+    Address, Duration, FileState, HealthCheck, Identity, IntentId, ObservedGuest, OwnerId, Probe,
+    ProbeResult, SandboxSpec, ServiceStatus, SpecHash,
 };
 use pocketenv::provider::{Command, Guest, Provider, ProviderContext, Registry, capture};
 
@@ -46,7 +46,12 @@ async fn scene(provider: &dyn Provider, host: &Path) {
     std::fs::write(host.join("tree/f"), [0, 255, 10]).unwrap();
     std::os::unix::fs::symlink("f", host.join("tree/l")).unwrap();
     let sha256 = tree_sha256(&scan(&host.join("tree")).unwrap());
-    let file = |path: &str, content| FileToWrite { path: path.to_owned(), digest: "d".to_owned(), mode: None, content };
+    let file = |path: &str, content| FileToWrite {
+        path: path.to_owned(),
+        digest: "d".to_owned(),
+        mode: None,
+        content,
+    };
     let values = BTreeMap::from([("TOKEN".to_owned(), "hunter2".to_owned().into())]);
     let bundle = Bundle {
         env: Some(EnvBundle { digest: "e".to_owned(), values }),
@@ -64,7 +69,10 @@ async fn scene(provider: &dyn Provider, host: &Path) {
     let begun = Instant::now();
     let seen = look(guest).await;
     eprintln!("a look: {:?}", begun.elapsed());
-    assert!(seen.files.len() == 4 && seen.files.values().all(|file| file.state == FileState::InPlace), "{seen:?}");
+    assert!(
+        seen.files.len() == 4 && seen.files.values().all(|file| file.state == FileState::InPlace),
+        "{seen:?}"
+    );
     assert_eq!(seen.env.as_deref(), Some("e"));
     let env = environment(guest).await.unwrap();
     assert_eq!(env["TOKEN"], "hunter2");
@@ -114,7 +122,8 @@ async fn scene(provider: &dyn Provider, host: &Path) {
     assert_eq!((seen.env, seen.services.len(), seen.presets.len()), (None, 0, 1));
     assert_eq!(seen.files["/workspace/tree"].state, FileState::InPlace);
     assert_eq!(seen.files["/workspace/db"].state, FileState::Missing);
-    let found = std::process::Command::new("grep").args(["-rl", "hunter2"]).arg(host.join("data")).output().unwrap();
+    let found =
+        std::process::Command::new("grep").args(["-rl", "hunter2"]).arg(host.join("data")).output().unwrap();
     // The log is the service's own doing.
     let found = String::from_utf8(found.stdout).unwrap();
     assert!(found.lines().all(|path| path.ends_with("/var/log/pocketenv/web/log")), "on disk: {found}");

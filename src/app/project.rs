@@ -111,24 +111,43 @@ impl App {
         let mut providers: BTreeSet<String> =
             manifest.as_ref().map(Manifest::providers_used).unwrap_or_default();
         providers.extend(recorded.providers().into_iter().map(str::to_owned));
-        let registry = self.registry(&providers)?;
+        let registry = self.registry(&providers, manifest.as_ref().map(plain_settings).unwrap_or_default()).await?;
         Ok(Project { app: self, name, manifest, store, registry, providers })
     }
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
-    fn registry(&self, names: &BTreeSet<String>) -> Result<Registry, Error> {
+    async fn registry(
+        &self,
+        names: &BTreeSet<String>,
+        settings: BTreeMap<String, BTreeMap<String, String>>,
+    ) -> Result<Registry, Error> {
         let env = &self.environment;
         let context = ProviderContext {
             data_dir: env.directories.data.clone(),
             runtime_dir: env.directories.runtime.clone(),
             executable: env.executable.clone(),
+            vars: env.vars.clone(),
+            settings,
         };
         let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
         let names = names.iter().filter(known).map(String::as_str);
-        Registry::open(names, &context)
-            .map_err(|source| Error::Provider { provider: "local".to_owned(), source })
+        let opened = Registry::open(names, &context).await;
+        opened.map_err(|(provider, source)| Error::Provider { provider, source })
     }
+}
+
+/// The settings of providers that are no secrets; of a list, the values with commas between them.
+fn plain_settings(manifest: &Manifest) -> BTreeMap<String, BTreeMap<String, String>> {
+    let plain = |setting: &manifest::Setting| match setting {
+        manifest::Setting::Value(text) => Some(text.0.clone()),
+        manifest::Setting::List(texts) => Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(",")),
+        manifest::Setting::Secret(_) => None,
+    };
+    let of_one = |settings: &BTreeMap<String, manifest::Setting>| {
+        settings.iter().filter_map(|(name, setting)| Some((name.clone(), plain(setting)?))).collect()
+    };
+    manifest.provider_settings().iter().map(|(name, settings)| (name.clone(), of_one(settings))).collect()
 }
 
 /// Standard input, bounded as every manifest is.

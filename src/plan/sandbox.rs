@@ -164,14 +164,16 @@ impl<'a> One<'a, '_> {
                 return None;
             }
         }
-        let stays = recorded.is_some() && moved.is_none();
         let mut deletes = Vec::new();
         for (provider, sandbox) in self.found.iter().filter(|(at, _)| *at != self.sandbox.provider) {
             let known = moved.is_some_and(|old| old.provider == *provider && old.id == sandbox.id);
-            if known || (!stays && interrupted(sandbox, self.creates).is_some()) {
-                deletes.push((*provider, *sandbox));
-            } else {
-                b.notes.push(orphan(&self.address, provider, &sandbox.id));
+            let (from, to) = ((*provider).to_owned(), self.sandbox.provider.clone());
+            match interrupted(sandbox, self.creates) {
+                _ if known => deletes.push((*provider, *sandbox, Reason::Moved { from, to })),
+                Some(intent) => {
+                    deletes.push((*provider, *sandbox, Reason::Interrupted { intent: intent.id.clone() }));
+                }
+                None => b.notes.push(orphan(&self.address, provider, &sandbox.id)),
             }
         }
         if self.sandbox.protect && !deletes.is_empty() {
@@ -179,13 +181,12 @@ impl<'a> One<'a, '_> {
             return None;
         }
         let mut steps = BTreeSet::new();
-        for (provider, sandbox) in deletes {
+        for (provider, sandbox, reason) in deletes {
             let step = Step {
                 provider: provider.to_owned(),
                 ..self.step(Some(&sandbox.id), Action::Delete { forget: false }, [])
             };
             steps.insert(b.step(step));
-            let reason = Reason::Moved { from: provider.to_owned(), to: self.sandbox.provider.clone() };
             b.change(self.address.clone(), Verdict::Recreate, vec![reason])
                 .data_at_risk
                 .push(disk_at_risk(self.name));
@@ -218,9 +219,9 @@ impl<'a> One<'a, '_> {
             return Gate::Closed;
         }
         let reason = match (recorded, moved, same) {
+            (Some(_), _, _) => Some(Reason::Lost),
             // The deletes have said why.
             _ if !after.is_empty() => None,
-            (Some(_), _, _) => Some(Reason::Lost),
             (None, Some(old), _) => {
                 let (from, to) = (old.provider.clone(), self.sandbox.provider.clone());
                 Some(Reason::Moved { from, to })
@@ -280,8 +281,8 @@ impl<'a> One<'a, '_> {
         let recorded = recorded.filter(|r| r.id == existing.id);
         let wanted = &self.sandbox.spec;
         let identity = Identity::from_labels(&existing.labels).ok().flatten();
-        let generation =
-            recorded.map(|r| r.generation).or(identity.as_ref().map(|i| i.generation)).unwrap_or(1);
+        let labelled = identity.as_ref().map(|i| i.generation);
+        let generation = recorded.map(|r| r.generation).max(labelled).unwrap_or(1);
 
         match &existing.state {
             SandboxState::Creating => {
@@ -304,13 +305,15 @@ impl<'a> One<'a, '_> {
             SandboxState::Running | SandboxState::Stopped { .. } | SandboxState::Deleting => {}
         }
 
-        // What the provider reads back is believed first, then the record, then the hash in the labels.
-        let current = existing.spec.as_ref().or(recorded.map(|r| &r.spec));
+        // What the provider reads back is believed first, then the hash in the labels, then the record.
         let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
+        let current = match &existing.spec {
+            None if hash_says_same => Some(wanted),
+            read_back => read_back.as_ref().or(recorded.map(|r| &r.spec)),
+        };
         let mut found = match current {
             Some(current) if current == wanted => Vec::new(),
             Some(current) => diff::differences(current, wanted),
-            None if hash_says_same => Vec::new(),
             None => vec![diff::Difference { path: vec!["image".to_owned()], old: None, new: None }],
         };
         let is_drift = recorded.is_some_and(|r| r.spec == *wanted);
@@ -324,7 +327,8 @@ impl<'a> One<'a, '_> {
         }
 
         let mut base = left;
-        if recorded.is_none() {
+        // An update whose record was lost leaves a record that is out of date, and a delete elsewhere takes it away.
+        if recorded.is_none_or(|r| r.spec != *wanted && found.is_empty()) || !base.is_empty() {
             let spec = current.unwrap_or(wanted).clone();
             let adopted =
                 b.step(self.step(Some(&existing.id), Action::Adopt { spec, generation }, base.clone()));

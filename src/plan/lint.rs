@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::{Action, Plan, PlanInput, Step, StepId, Verdict};
-use crate::model::{Address, Observation, RunState, SandboxId, labels};
+use crate::model::{Address, IntentId, Observation, RunState, SandboxId, SandboxSpec, labels};
 
 /// Something a plan must never contain. A plan with any finding is not executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn lint(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
             say(format!("acts inside `{}` before it runs", step.address));
         }
     }
-    findings.extend(deletes_before_creates(plan));
+    findings.extend(deletes_before_creates(plan, input));
     findings.extend(volumes(plan, input));
     findings
 }
@@ -97,8 +97,14 @@ fn check_provider(step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String
 /// Only objects that carry our project's labels, or that the record holds, are acted on.
 fn check_ownership(step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
     let Some(id) = &step.id else {
+        if matches!(step.action, Action::Delete { .. } | Action::Adopt { .. } | Action::Update { .. }) {
+            say(format!("acts on `{}` without saying which sandbox that is", step.address));
+        }
         return;
     };
+    if let Action::Create { .. } = step.action {
+        say(format!("creates `{}`, which exists as {id}", step.address));
+    }
     let labelled = input
         .observed
         .providers
@@ -177,13 +183,23 @@ fn runs(input: &PlanInput<'_>, provider: &str, id: &SandboxId) -> bool {
         .is_some_and(|s| s.state == crate::model::SandboxState::Running)
 }
 
-/// At most one create for a sandbox, and after every delete of it.
-fn deletes_before_creates(plan: &Plan) -> Vec<Finding> {
+/// At most one create for a sandbox, and after every delete of it. One that goes on with an interrupted create knows that.
+fn deletes_before_creates(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut creates: BTreeMap<&Address, StepId> = BTreeMap::new();
+    let mut deletes: BTreeMap<&Address, BTreeSet<StepId>> = BTreeMap::new();
     for (id, step) in plan.steps.iter().enumerate() {
         match &step.action {
-            Action::Create { .. } => {
+            Action::Create { resume, .. } => {
+                if deletes.get(&step.address).is_some_and(|deletes| !deletes.is_subset(&step.after)) {
+                    let message = format!("creates `{}` before it is deleted", step.address);
+                    findings.push(Finding { step: Some(id), message });
+                }
+                let pending = |token: &IntentId| input.recorded.intents.iter().any(|i| i.id == *token);
+                if let Some(token) = resume.as_ref().filter(|token| !pending(*token)) {
+                    let message = format!("goes on with intent {token}, which is not pending");
+                    findings.push(Finding { step: Some(id), message });
+                }
                 if creates.insert(&step.address, id).is_some() {
                     let message = format!("creates `{}` a second time", step.address);
                     findings.push(Finding { step: Some(id), message });
@@ -193,34 +209,64 @@ fn deletes_before_creates(plan: &Plan) -> Vec<Finding> {
                 let message = format!("deletes `{}` after creating it", step.address);
                 findings.push(Finding { step: Some(id), message });
             }
+            Action::Delete { .. } => {
+                deletes.entry(&step.address).or_default().insert(id);
+            }
             _ => {}
         }
     }
     findings
 }
 
-/// A volume is deleted only after every sandbox of this plan that mounts it now has let go of it.
+/// A volume is created before what mounts it, and deleted only after every sandbox of this plan that mounts it now has let go of it.
 fn volumes(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let mut created: BTreeMap<&str, StepId> = BTreeMap::new();
     for (id, step) in plan.steps.iter().enumerate() {
-        let Action::DeleteVolume { name } = &step.action else { continue };
-        for (sandbox, recorded) in &input.recorded.sandboxes {
-            let mounts = recorded.spec.mounts.iter().any(|mount| mount.volume == *name);
-            let lets_go = step.after.iter().filter(|a| **a < id).any(|a| {
-                plan.steps[*a].address.sandbox() == Some(sandbox)
-                    && matches!(plan.steps[*a].action, Action::Delete { .. } | Action::Update { .. })
-            });
-            let exists = input
-                .observed
-                .providers
-                .get(&recorded.provider)
-                .and_then(Observation::complete)
-                .is_some_and(|p| p.sandboxes.contains_key(&recorded.id));
-            if mounts && exists && !lets_go {
-                let message = format!("deletes volume `{name}` while sandbox `{sandbox}` mounts it");
-                findings.push(Finding { step: Some(id), message });
+        if let Action::CreateVolume { name } = &step.action {
+            created.insert(name, id);
+        }
+    }
+    for (id, step) in plan.steps.iter().enumerate() {
+        match &step.action {
+            Action::Create { spec, .. } | Action::Update { spec, .. } => {
+                for mount in &spec.mounts {
+                    if created.get(mount.volume.as_str()).is_some_and(|made| !step.after.contains(made)) {
+                        let message = format!("mounts volume `{}` before it is created", mount.volume);
+                        findings.push(Finding { step: Some(id), message });
+                    }
+                }
             }
+            Action::DeleteVolume { name } => {
+                for sandbox in mounting(name, &step.provider, input) {
+                    let lets_go = step.after.iter().filter(|a| **a < id).any(|a| {
+                        let before = &plan.steps[*a];
+                        before.id.as_ref() == Some(sandbox)
+                            && matches!(before.action, Action::Delete { .. } | Action::Update { .. })
+                    });
+                    if !lets_go {
+                        let message = format!("deletes volume `{name}` while sandbox {sandbox} mounts it");
+                        findings.push(Finding { step: Some(id), message });
+                    }
+                }
+            }
+            _ => {}
         }
     }
     findings
+}
+
+/// The existing sandboxes at a provider that mount a volume, as the provider or the record says.
+fn mounting<'a>(volume: &str, provider: &str, input: &PlanInput<'a>) -> BTreeSet<&'a SandboxId> {
+    let Some(listing) = input.observed.providers.get(provider).and_then(Observation::complete) else {
+        return BTreeSet::new();
+    };
+    let mounts = |spec: &SandboxSpec| spec.mounts.iter().any(|mount| mount.volume == volume);
+    let seen = listing.sandboxes.values().filter(|s| s.spec.as_ref().is_some_and(mounts)).map(|s| &s.id);
+    let recorded = input
+        .recorded
+        .sandboxes
+        .values()
+        .filter(|r| r.provider == provider && listing.sandboxes.contains_key(&r.id) && mounts(&r.spec));
+    seen.chain(recorded.map(|r| &r.id)).collect()
 }

@@ -10,6 +10,9 @@ pub mod lint;
 pub mod order;
 pub mod report;
 mod sandbox;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, missing_docs)]
+mod tests;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -479,6 +482,11 @@ pub enum WaitingOn {
     },
     /// It is protected.
     Protected,
+    /// A sandbox that nothing in this plan changes mounts it.
+    Mounted {
+        /// That sandbox.
+        by: Address,
+    },
 }
 
 /// Something worth telling that needs no step.
@@ -554,7 +562,10 @@ impl<'a> Builder<'a> {
             reasons: Vec::new(),
             data_at_risk: Vec::new(),
         });
-        change.verdict = verdict;
+        // Nothing that is done in the course of a recreate makes it less of one.
+        if change.verdict != Verdict::Recreate {
+            change.verdict = verdict;
+        }
         change.reasons.extend(reasons);
         change
     }

@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
 pub mod app;
+pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;
 pub mod guest;

@@ -9,6 +9,8 @@ mod engine;
 mod guest;
 #[path = "it/manifest.rs"]
 mod manifest;
+#[path = "it/manifest_hostile.rs"]
+mod manifest_hostile;
 #[cfg(target_os = "linux")]
 #[path = "it/scenarios.rs"]
 mod scenarios;

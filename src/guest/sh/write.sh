@@ -94,12 +94,12 @@ pe_secret() { # KEY MODE PATH
   if pe_is_memory "$pe_parent"; then
     rm -f "$pe_run/secrets/$1"
     # Between two filesystems a move is a copy; the second one is at once.
-    pe_do "writing $3" mv -f -- "$pe_value" "$pe_parent/.pocketenv-$pe_token"
-    pe_do "writing $3" mv -f -- "$pe_parent/.pocketenv-$pe_token" "$3"
+    pe_do "writing $3" mv -f -- "$pe_value" "$pe_parent/.pocketenv-$pe_token.$1"
+    pe_do "writing $3" mv -f -- "$pe_parent/.pocketenv-$pe_token.$1" "$3"
   else
     pe_do "writing $3" mv -f -- "$pe_value" "$pe_run/secrets/$1"
-    pe_do "linking $3" ln -s "$pe_run/secrets/$1" "$pe_parent/.pocketenv-$pe_token"
-    pe_do "linking $3" mv -f -- "$pe_parent/.pocketenv-$pe_token" "$3"
+    pe_do "linking $3" ln -s "$pe_run/secrets/$1" "$pe_parent/.pocketenv-$pe_token.$1"
+    pe_do "linking $3" mv -f -- "$pe_parent/.pocketenv-$pe_token.$1" "$3"
   fi
   pe_do "writing a record" mv -f "$pe_run/new.$1.sum" "$pe_run/secrets/$1.sum"
 }

@@ -5,6 +5,7 @@ mod architecture;
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
+#[allow(clippy::unwrap_used)]
 #[path = "it/guest/mod.rs"]
 mod guest;
 #[path = "it/manifest.rs"]

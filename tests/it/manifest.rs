@@ -1,4 +1,5 @@
 //! The manifest room from outside: the corpus of good and bad manifests, hostile input, properties, speed.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -214,4 +215,35 @@ fn the_schema_accepts_what_we_accept() {
             validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
     }
+}
+
+#[test]
+fn every_value_knows_where_it_was_written() {
+    let resolved = check(&request(Path::new("tests/corpus/valid/shop.yaml"))).unwrap();
+    let json = serde_json::to_string(&resolved.origins).unwrap();
+    let origins: pocketenv::manifest::Origins = serde_json::from_str(&json).unwrap();
+    assert_eq!(origins, resolved.origins);
+    let text = std::fs::read_to_string("tests/corpus/valid/shop.yaml").unwrap();
+    for (address, field, written) in [
+        ("sandbox/db", "image", "docker.io"),
+        ("sandbox/db", "spec.of.nothing", "db:"),
+        ("sandbox/db/service/postgres", "command", "[postgres"),
+        ("sandbox/db/service/postgres", "healthcheck.interval", "2s,"),
+        ("sandbox/api-2/env", "DATABASE_URL", "\"postgres://"),
+        ("sandbox/api-1/service/web", "env.PORT", "3000 }"),
+        ("sandbox/api-1/port/3000", "host_port", "\"1300{{"),
+        ("sandbox/api-1/file/work/shop/config.toml", "mode", "0600"),
+        ("sandbox/api-1/preset/tools", "vars.VERSION", "\"2\""),
+        ("sandbox/api-1/repo/work/shop", "ref", "main,"),
+        ("volume/models", "read_only", "true }"),
+        ("volume/pgdata", "", "pgdata:"),
+    ] {
+        let place =
+            origins.get(&address.parse().unwrap(), field).unwrap_or_else(|| panic!("{address} {field}"));
+        assert_eq!(place.file, "tests/corpus/valid/shop.yaml");
+        let line = text.lines().nth(place.line as usize - 1).unwrap();
+        let found: String = line.chars().skip(place.column as usize - 1).collect();
+        assert!(found.starts_with(written), "{address} {field} is at `{found}`");
+    }
+    assert_eq!(origins.get(&"sandbox/nope".parse().unwrap(), "image"), None);
 }

@@ -247,3 +247,40 @@ fn every_value_knows_where_it_was_written() {
     }
     assert_eq!(origins.get(&"sandbox/nope".parse().unwrap(), "image"), None);
 }
+
+#[test]
+fn the_configuration_has_names_of_secrets_and_nothing_else_of_them() {
+    let path = Path::new("tests/corpus/valid/shop.yaml");
+    let manifest = load(&request(path)).unwrap();
+    let config = manifest.config(&resolve(&manifest).unwrap());
+    assert_eq!(config["secrets"]["DB_PASSWORD"], "file");
+    assert_eq!(config["sandboxes"]["api-2"]["guest"]["env"]["N"], "1.10");
+    let text = config.to_string();
+    assert!(!text.contains(".secrets/db") && !text.contains("op://"), "{text}");
+    assert_eq!(manifest.providers_used().into_iter().collect::<Vec<_>>(), ["e2b", "local"]);
+    assert_eq!(manifest.ports().len(), 3);
+    assert_eq!(manifest.ports()[0].host_port, Some(13_001));
+    assert_eq!(manifest.digest(), load(&request(path)).unwrap().digest());
+}
+
+/// An address that is not known yet leaves its place empty and the sandbox waiting; a known one far away makes no link.
+#[test]
+fn addresses_become_dependencies_links_and_open_questions() {
+    let manifest = load(&request(Path::new("tests/corpus/valid/shop.yaml"))).unwrap();
+    let none = BTreeMap::new();
+    let early =
+        manifest.resolve(&ResolveContext { endpoints: &none, capabilities: &[&LOCAL, &E2B] }).unwrap();
+    let api = &early.desired.sandboxes["api-1"];
+    assert_eq!(api.guest.env["DATABASE_URL"], "postgres://:/shop");
+    let db = PortRef { sandbox: "db".to_owned(), port: 5432 };
+    assert!(api.unresolved.contains(&db) && api.spec.links.is_empty());
+    assert!(api.depends_on.contains_key("db"));
+    let later = resolve(&manifest).unwrap();
+    let api = &later.desired.sandboxes["api-1"];
+    assert!(api.unresolved.is_empty());
+    assert_eq!(api.spec.links.iter().map(|l| (&l.to, l.host_port)).collect::<Vec<_>>(), [(&db, 40_001)]);
+    let far = both(&request(Path::new("tests/corpus/valid/far-port.yaml"))).unwrap();
+    let app = &far.desired.sandboxes["app"];
+    assert_eq!(app.guest.env["URL"], "https://far.example.com:443");
+    assert!(app.spec.links.is_empty() && app.unresolved.is_empty());
+}

@@ -11,7 +11,7 @@ use super::error::CliError;
 use super::ui::exit::Exit;
 use super::ui::{Ui, UiOptions};
 use crate::app::{App, Directories, Environment, Error, Project, Selection, SystemClock, UuidIds};
-use crate::model::{Clock as _, Timestamp};
+use crate::model::Timestamp;
 
 /// What every verb has at hand.
 pub struct Context {

@@ -39,7 +39,9 @@ fn parallelism(cx: &Context) -> Result<Option<usize>, CliError> {
     let Some(text) = cx.var("POCKETENV_PARALLELISM") else { return Ok(None) };
     match text.parse() {
         Ok(n @ 1..=1024) => Ok(Some(n)),
-        _ => Err(CliError::usage(format!("POCKETENV_PARALLELISM is `{text}`; expected a number from 1 to 1024"))),
+        _ => Err(CliError::usage(format!(
+            "POCKETENV_PARALLELISM is `{text}`; expected a number from 1 to 1024"
+        ))),
     }
 }
 

@@ -51,7 +51,9 @@ pub async fn carry_out(
             addresses.dedup();
             cx.ui.write(&lines(addresses))?;
         }
-        OutputForm::Table | OutputForm::Wide if report.outcome == Outcome::DryRun => plan::show(&cx.ui, &report.plan)?,
+        OutputForm::Table | OutputForm::Wide if report.outcome == Outcome::DryRun => {
+            plan::show(&cx.ui, &report.plan)?
+        }
         OutputForm::Table | OutputForm::Wide => say(&cx.ui, &report, cx.now().millis_since(began)),
     }
     Ok(if interrupted { Exit::Interrupted } else { Exit::Code(report.exit_code) })
@@ -70,7 +72,8 @@ fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
     let count = |result: &str| report.steps.iter().filter(|step| step.result == result).count();
     let took = time::took(ms);
     let counts = || {
-        let parts = [(count("done"), "done"), (count("failed"), "failed"), (count("skipped"), "not attempted")];
+        let parts =
+            [(count("done"), "done"), (count("failed"), "failed"), (count("skipped"), "not attempted")];
         let parts: Vec<String> =
             parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         if parts.is_empty() { "nothing was done".to_owned() } else { format!("steps: {}", parts.join(", ")) }
@@ -93,7 +96,8 @@ fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
         Outcome::Declined => (Role::Warning, "Nothing was changed.".to_owned()),
     };
     ui.say(&ui.err.paint(role, &text));
-    if matches!(report.outcome, Outcome::Partly | Outcome::Failed | Outcome::TimedOut | Outcome::Interrupted) {
+    if matches!(report.outcome, Outcome::Partly | Outcome::Failed | Outcome::TimedOut | Outcome::Interrupted)
+    {
         ui.hint("`pocketenv status` shows how things are; running the same command again goes on from here");
     }
 }

@@ -80,7 +80,9 @@ async fn run(
         command.env.insert("TERM".to_owned(), term.to_owned());
     }
     let ended = match sandbox.command(command).await {
-        Ok(command) if terminal => session::run_on_terminal(sandbox.guest.as_ref(), &command).await.map_err(Error::from),
+        Ok(command) if terminal => {
+            session::run_on_terminal(sandbox.guest.as_ref(), &command).await.map_err(Error::from)
+        }
         Ok(command) => session::run(sandbox.guest.as_ref(), &command).await.map_err(Error::from),
         Err(error) => Err(error),
     };

@@ -58,7 +58,8 @@ pub fn text(plan: &Plan, paint: Paint) -> String {
 
 /// A plan has no secrets, but it has the contents of files: nobody else may read it.
 fn save(path: &Path, plan: &SavedPlan) -> Result<(), CliError> {
-    let failed = |error: std::io::Error| CliError::system(format!("saving the plan to {}", path.display()), &error);
+    let failed =
+        |error: std::io::Error| CliError::system(format!("saving the plan to {}", path.display()), &error);
     let text = serde_json::to_vec(plan).map_err(|error| failed(error.into()))?;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);

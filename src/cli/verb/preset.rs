@@ -16,7 +16,8 @@ pub fn run(cx: &Context, command: &PresetCommand) -> Result<Exit, CliError> {
         PresetCommand::List => {
             let names: Vec<&str> = presets::builtin_names().collect();
             let about = |name: &str| presets::builtin_text(name).map_or("", summary);
-            let rows: Vec<_> = names.iter().map(|name| json!({ "name": name, "summary": about(name) })).collect();
+            let rows: Vec<_> =
+                names.iter().map(|name| json!({ "name": name, "summary": about(name) })).collect();
             let text = |_| {
                 let mut table = Table::new(["NAME", "SUMMARY"]);
                 for name in &names {

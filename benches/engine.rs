@@ -28,7 +28,20 @@ async fn first_output(engine: &Engine, id: &str) {
 fn bubblewrap() -> Option<Duration> {
     let started = Instant::now();
     let output = Command::new("bwrap")
-        .args(["--ro-bind", "/", "/", "--unshare-all", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "/bin/echo", "hi"])
+        .args([
+            "--ro-bind",
+            "/",
+            "/",
+            "--unshare-all",
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--tmpfs",
+            "/tmp",
+            "/bin/echo",
+            "hi",
+        ])
         .stdin(ProcessStdio::null())
         .output()
         .ok()?;
@@ -42,7 +55,12 @@ fn report(what: &str, mut times: Vec<Duration>) {
         return;
     }
     times.sort();
-    println!("{what:<44} median {:>9.2?}   min {:>9.2?}   max {:>9.2?}", times[times.len() / 2], times[0], times[times.len() - 1]);
+    println!(
+        "{what:<44} median {:>9.2?}   min {:>9.2?}   max {:>9.2?}",
+        times[times.len() / 2],
+        times[0],
+        times[times.len() - 1]
+    );
 }
 
 fn proportional_memory(needle: &str) -> u64 {
@@ -61,8 +79,13 @@ fn proportional_memory(needle: &str) -> u64 {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let dir = tempfile::tempdir().unwrap();
-    let exe = option_env!("CARGO_BIN_EXE_pocketenv").map_or_else(|| std::env::current_exe().unwrap().with_file_name("pocketenv"), Into::into);
-    let engine = Engine::new(EngineConfig { data_dir: dir.path().join("data"), runtime_dir: dir.path().join("run"), exe });
+    let exe = option_env!("CARGO_BIN_EXE_pocketenv")
+        .map_or_else(|| std::env::current_exe().unwrap().with_file_name("pocketenv"), Into::into);
+    let engine = Engine::new(EngineConfig {
+        data_dir: dir.path().join("data"),
+        runtime_dir: dir.path().join("run"),
+        exe,
+    });
     let labels = BTreeMap::new();
     let (mut create, mut none, mut bwrap, mut exec) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {

@@ -1,5 +1,7 @@
 //! The integration tests, as one binary.
 
+#[path = "it/architecture.rs"]
+mod architecture;
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
@@ -7,5 +9,10 @@ mod engine;
 mod guest;
 #[path = "it/manifest.rs"]
 mod manifest;
+#[path = "it/manifest_hostile.rs"]
+mod manifest_hostile;
+#[cfg(target_os = "linux")]
+#[path = "it/scenarios.rs"]
+mod scenarios;
 #[path = "it/store.rs"]
 mod store;

@@ -49,7 +49,11 @@ pub struct Engine {
 impl Engine {
     /// An engine on these directories, which are made when first needed.
     pub fn new(config: EngineConfig) -> Engine {
-        Engine { root: config.data_dir.join("engine"), runtime: config.runtime_dir.join("engine"), exe: config.exe }
+        Engine {
+            root: config.data_dir.join("engine"),
+            runtime: config.runtime_dir.join("engine"),
+            exe: config.exe,
+        }
     }
 
     /// Every sandbox. One whose state is unreadable is listed as [`BoxState::Broken`], never left out.
@@ -77,7 +81,9 @@ impl Engine {
     pub async fn get(&self, id: &str) -> Result<Option<BoxInfo>, EngineError> {
         check_name(id)?;
         match self.record(id)? {
-            None if self.dir(id).exists() => Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) })),
+            None if self.dir(id).exists() => {
+                Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) }))
+            }
             None => Ok(None),
             Some(record) => self.info(record).await.map(Some),
         }
@@ -88,12 +94,19 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::AlreadyExists`] for other labels, [`EngineError::Invalid`], [`EngineError::Launch`], [`EngineError::File`].
-    pub async fn create(&self, id: &str, spec: &BoxSpec, labels: &BTreeMap<String, String>) -> Result<BoxInfo, EngineError> {
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &BoxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<BoxInfo, EngineError> {
         check_name(id)?;
         check_spec(spec)?;
         let lock = self.lock(id).await?;
         let record = match self.record(id)? {
-            Some(record) if record.labels != *labels => return Err(EngineError::AlreadyExists(id.to_owned())),
+            Some(record) if record.labels != *labels => {
+                return Err(EngineError::AlreadyExists(id.to_owned()));
+            }
             Some(record) if self.run(id)?.is_some() => return self.info(record).await,
             Some(record) => record,
             None => self.new_record(id, spec, labels)?,
@@ -183,7 +196,12 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Exec`] with the system's reason, [`EngineError::NotRunning`], [`EngineError::NotFound`],
     /// [`EngineError::Invalid`], [`EngineError::Control`].
-    pub async fn exec(&self, id: &str, request: ExecRequest, stdio: Stdio) -> Result<ExecHandle, EngineError> {
+    pub async fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+        stdio: Stdio,
+    ) -> Result<ExecHandle, EngineError> {
         client::exec(id, self.connect(id).await?, request, stdio).await
     }
 
@@ -195,9 +213,11 @@ impl Engine {
         let (reply, mut fds) = self.ask(id, &self.connect(id).await?, &Request::Dial(port)).await?;
         match reply {
             Reply::Done if !fds.is_empty() => Ok(fds.swap_remove(0)),
-            Reply::Failed { errno, .. } => {
-                Err(EngineError::Dial { id: id.to_owned(), port, source: io::Error::from_raw_os_error(errno) })
-            }
+            Reply::Failed { errno, .. } => Err(EngineError::Dial {
+                id: id.to_owned(),
+                port,
+                source: io::Error::from_raw_os_error(errno),
+            }),
             _ => Err(EngineError::Control { id: id.to_owned(), source: io::ErrorKind::InvalidData.into() }),
         }
     }
@@ -274,7 +294,9 @@ impl Engine {
 
     fn write_record(&self, record: &Record) -> Result<(), EngineError> {
         let path = self.dir(&record.id).join("state.json");
-        state::write(&path, record, true).and_then(|()| state::sync(&path)).map_err(EngineError::file("write", &path))
+        state::write(&path, record, true)
+            .and_then(|()| state::sync(&path))
+            .map_err(EngineError::file("write", &path))
     }
 
     async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
@@ -294,7 +316,12 @@ impl Engine {
         }
     }
 
-    fn new_record(&self, id: &str, spec: &BoxSpec, labels: &BTreeMap<String, String>) -> Result<Record, EngineError> {
+    fn new_record(
+        &self,
+        id: &str,
+        spec: &BoxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Record, EngineError> {
         let id_map = rootfs::choose_ids().map_err(EngineError::file("read", Path::new("/etc/subuid")))?;
         let record = Record {
             version: state::VERSION,
@@ -311,7 +338,8 @@ impl Engine {
         state::private_dir(&boxes).map_err(EngineError::file("create", &boxes))?;
         // Init enters it as a stranger and reads nothing here; the directories above are closed.
         let made = fs::DirBuilder::new().mode(0o711).recursive(true).create(&dir);
-        made.and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))).map_err(EngineError::file("create", &dir))?;
+        made.and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)))
+            .map_err(EngineError::file("create", &dir))?;
         let path = dir.join("state.json");
         state::write(&path, &record, true).map_err(EngineError::file("write", &path))?;
         Ok(record)
@@ -319,15 +347,18 @@ impl Engine {
 
     async fn info(&self, record: Record) -> Result<BoxInfo, EngineError> {
         let (state, run) = self.liveness(&record.id)?;
-        let stopped = |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
+        let stopped =
+            |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
         let mut forwards: Vec<ForwardInfo> = record.forwards.iter().map(stopped).collect();
         if matches!(state, BoxState::Running { .. }) && !forwards.is_empty() {
             // Between the look at the processes and this question the sandbox may end: then nothing listens.
             if let Ok(connection) = self.connect(&record.id).await
-                && let Ok((Reply::Status(open), _)) = self.ask(&record.id, &connection, &Request::Status).await
+                && let Ok((Reply::Status(open), _)) =
+                    self.ask(&record.id, &connection, &Request::Status).await
             {
                 for forward in &mut forwards {
-                    forward.listening = open.iter().any(|other| other.listen == forward.listen && other.listening);
+                    forward.listening =
+                        open.iter().any(|other| other.listen == forward.listen && other.listening);
                 }
             }
         }
@@ -355,8 +386,12 @@ impl Engine {
             }
             None => match (run.shim.alive().map_err(cannot)?, run.init.alive().map_err(cannot)?) {
                 (Some(_), Some(_)) => BoxState::Running { pid: run.init.pid, since: run.since },
-                (None, _) => BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) },
-                (Some(_), None) => BoxState::Stopped { unclean: Some("its first process was killed".to_owned()) },
+                (None, _) => {
+                    BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) }
+                }
+                (Some(_), None) => {
+                    BoxState::Stopped { unclean: Some("its first process was killed".to_owned()) }
+                }
             },
         };
         Ok((state, Some(run)))
@@ -372,20 +407,33 @@ impl Engine {
         let control = self.runtime.join(id);
         state::private_dir(&control).map_err(EngineError::file("create", &control))?;
         let order = Order {
-            request: LaunchRequest { id: id.to_owned(), spec: record.spec.clone(), id_map: record.id_map, mount_paths },
+            request: LaunchRequest {
+                id: id.to_owned(),
+                spec: record.spec.clone(),
+                id_map: record.id_map,
+                mount_paths,
+            },
             dir: absolute(&self.dir(id))?,
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),
             upstream: Upstream::from_environment(),
         };
-        let failed = |step: &str, reason: String| EngineError::Launch { id: id.to_owned(), step: step.to_owned(), reason };
-        let answer = tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock))).await;
+        let failed = |step: &str, reason: String| EngineError::Launch {
+            id: id.to_owned(),
+            step: step.to_owned(),
+            reason,
+        };
+        let answer =
+            tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
+                .await;
         match answer {
             Ok(Ok(Answer::Ready)) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
-            Err(_elapsed) => Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}"))),
+            Err(_elapsed) => {
+                Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}")))
+            }
         }
     }
 
@@ -414,7 +462,9 @@ impl Engine {
     fn mount_path(&self, source: &MountSource) -> Result<PathBuf, EngineError> {
         match source {
             MountSource::Host(path) if path.is_absolute() => Ok(path.clone()),
-            MountSource::Host(path) => Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display()))),
+            MountSource::Host(path) => {
+                Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display())))
+            }
             MountSource::Volume(name) => self.volume_data(name),
         }
     }
@@ -429,8 +479,15 @@ impl Engine {
         }
     }
 
-    async fn ask(&self, id: &str, connection: &Seq, request: &Request) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
-        client::ask(connection, request, &[]).await.map_err(|source| EngineError::Control { id: id.to_owned(), source })
+    async fn ask(
+        &self,
+        id: &str,
+        connection: &Seq,
+        request: &Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
+        client::ask(connection, request, &[])
+            .await
+            .map_err(|source| EngineError::Control { id: id.to_owned(), source })
     }
 
     /// Ends the processes of the recorded run, gently with a grace, and waits until they are gone.
@@ -569,8 +626,13 @@ fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
     for mount in &spec.mounts {
         let plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
         let path = mount.target.display();
-        if !mount.target.is_absolute() || mount.target.components().count() < 2 || !mount.target.components().all(plain) {
-            return invalid(format!("mount target {path} is not an absolute path below the root without `..`"));
+        if !mount.target.is_absolute()
+            || mount.target.components().count() < 2
+            || !mount.target.components().all(plain)
+        {
+            return invalid(format!(
+                "mount target {path} is not an absolute path below the root without `..`"
+            ));
         }
         let reserved = ["/proc", "/dev", "/sys"].iter().any(|reserved| mount.target.starts_with(reserved));
         if reserved && mount.target != Path::new("/dev/shm") {

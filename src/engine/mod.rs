@@ -35,5 +35,6 @@ pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource, Network, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
+    Network, VolumeInfo,
 };

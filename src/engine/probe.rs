@@ -66,18 +66,27 @@ fn user_namespaces() -> Probe {
         }
     };
     let probe = match attempt() {
-        Ok(()) if sysctl("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") && !rustix::process::geteuid().is_root() => missing(
-            name,
-            "they can be made, but AppArmor takes their capabilities away (kernel.apparmor_restrict_unprivileged_userns=1)",
-            "an AppArmor profile for this program with `userns,`, or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
-        ),
+        Ok(())
+            if sysctl("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1")
+                && !rustix::process::geteuid().is_root() =>
+        {
+            missing(
+                name,
+                "they can be made, but AppArmor takes their capabilities away (kernel.apparmor_restrict_unprivileged_userns=1)",
+                "an AppArmor profile for this program with `userns,`, or `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`",
+            )
+        }
         Ok(()) => found(name, "they can be made, with mount, pid, network, ipc, uts and cgroup namespaces"),
-        Err(error) if sysctl("kernel/unprivileged_userns_clone").as_deref() == Some("0") => {
-            missing(name, format!("kernel.unprivileged_userns_clone is 0 ({error})"), "`sysctl -w kernel.unprivileged_userns_clone=1`")
-        }
-        Err(error) if sysctl("user/max_user_namespaces").as_deref() == Some("0") => {
-            missing(name, format!("user.max_user_namespaces is 0 ({error})"), "`sysctl -w user.max_user_namespaces=10000`")
-        }
+        Err(error) if sysctl("kernel/unprivileged_userns_clone").as_deref() == Some("0") => missing(
+            name,
+            format!("kernel.unprivileged_userns_clone is 0 ({error})"),
+            "`sysctl -w kernel.unprivileged_userns_clone=1`",
+        ),
+        Err(error) if sysctl("user/max_user_namespaces").as_deref() == Some("0") => missing(
+            name,
+            format!("user.max_user_namespaces is 0 ({error})"),
+            "`sysctl -w user.max_user_namespaces=10000`",
+        ),
         Err(error) => missing(
             name,
             format!("they cannot be made: {error}"),
@@ -89,9 +98,11 @@ fn user_namespaces() -> Probe {
 
 fn overlay() -> Probe {
     let name = "overlay";
-    let listed = fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.lines().any(|line| line.trim_end().ends_with("\toverlay")));
+    let listed = fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|text| text.lines().any(|line| line.trim_end().ends_with("\toverlay")));
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut version = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut version =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (version.next().unwrap_or(0), version.next().unwrap_or(0));
     if listed && version >= (5, 11) {
         found(name, format!("in Linux {release}, usable in user namespaces"))
@@ -108,7 +119,11 @@ fn subordinate_ids(ids: &io::Result<IdMap>) -> Probe {
     match ids {
         Ok(ids @ (IdMap::High { .. } | IdMap::Subordinate { .. })) => found(name, ids.describe()),
         Ok(IdMap::Single { .. }) => {
-            let helper = if find_program("newuidmap").is_some() { "no range for this user in /etc/subuid" } else { "newuidmap is not installed" };
+            let helper = if find_program("newuidmap").is_some() {
+                "no range for this user in /etc/subuid"
+            } else {
+                "newuidmap is not installed"
+            };
             missing(
                 name,
                 format!("{helper}; sandboxes have a single id, and changes of owner only seem to succeed"),
@@ -125,7 +140,11 @@ fn state_dir(name: &'static str, dir: &Path) -> Probe {
         tempfile::tempfile_in(dir).map(drop)
     };
     let probe = match attempt() {
-        Err(error) => missing(name, format!("{}: {error}", dir.display()), "make it writable, or choose another by POCKETENV_HOME"),
+        Err(error) => missing(
+            name,
+            format!("{}: {error}", dir.display()),
+            "make it writable, or choose another by POCKETENV_HOME",
+        ),
         Ok(()) => match rustix::fs::statfs(dir).map(|statfs| u32::try_from(statfs.f_type)) {
             Ok(Ok(OVERLAYFS)) => missing(
                 name,
@@ -154,7 +173,11 @@ fn seccomp() -> Probe {
 fn landlock() -> Probe {
     match sys::landlock_abi() {
         Ok(abi) => found("landlock", format!("ABI {abi}")),
-        Err(error) => missing("landlock", format!("not available: {error}"), "a kernel with CONFIG_SECURITY_LANDLOCK and lsm=landlock"),
+        Err(error) => missing(
+            "landlock",
+            format!("not available: {error}"),
+            "a kernel with CONFIG_SECURITY_LANDLOCK and lsm=landlock",
+        ),
     }
 }
 
@@ -183,7 +206,11 @@ mod tests {
     #[test]
     fn every_answer_is_whole_and_what_is_missing_has_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
-        let config = EngineConfig { data_dir: dir.path().join("a/b"), runtime_dir: "/proc/nowhere".into(), exe: "/proc/self/exe".into() };
+        let config = EngineConfig {
+            data_dir: dir.path().join("a/b"),
+            runtime_dir: "/proc/nowhere".into(),
+            exe: "/proc/self/exe".into(),
+        };
         let probes = probe(&config);
         for probe in &probes {
             assert!(!probe.detail.is_empty(), "{probe:?}");

@@ -80,7 +80,13 @@ struct Open {
 ///
 /// # Errors
 /// What the runtime's reactor reports; the sandbox then ends with the shim.
-pub async fn serve(order: Order, caller: Caller, init: OwnedFd, pidfd: OwnedFd, listener: OwnedFd) -> io::Result<bool> {
+pub async fn serve(
+    order: Order,
+    caller: Caller,
+    init: OwnedFd,
+    pidfd: OwnedFd,
+    listener: OwnedFd,
+) -> io::Result<bool> {
     let shim = Arc::new(Shim {
         sandbox: Arc::new(Sandbox(Seq::new(init)?)),
         asked: AtomicBool::new(false),
@@ -155,7 +161,10 @@ impl Shim {
         let Some((bytes, fds)) = message? else { return Ok(()) };
         let request: Request = match seq::decode(&bytes) {
             Ok(request) if is_for_clients(&request) => request,
-            _ => return client.try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS }),
+            _ => {
+                return client
+                    .try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS });
+            }
         };
         match request {
             Request::Exec(_) | Request::Dial(_) | Request::Stop(_) | Request::Listen(_) => {
@@ -163,7 +172,8 @@ impl Shim {
                     self.asked.store(true, Ordering::Relaxed);
                 }
                 fds.iter().for_each(open_to_inside);
-                let fds: Vec<_> = std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
+                let fds: Vec<_> =
+                    std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
                 self.sandbox.0.send(&request, &fds).await
             }
             Request::Status => client.try_send(&Reply::Status(self.status().await)),
@@ -173,7 +183,9 @@ impl Shim {
             },
             Request::SetLinks(links) => match self.set_links(&links).await {
                 Ok(()) => client.try_send(&Reply::Done),
-                Err((link, error)) => client.try_send(&failed(format!("port {} inside", link.listen_port), &error)),
+                Err((link, error)) => {
+                    client.try_send(&failed(format!("port {} inside", link.listen_port), &error))
+                }
             },
         }
     }
@@ -193,7 +205,10 @@ impl Shim {
         let mut opened = Vec::new();
         for forward in wanted {
             if forwards.get(&forward.listen).is_none_or(|open| open.task.is_none()) {
-                opened.push((*forward, listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?));
+                opened.push((
+                    *forward,
+                    listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?,
+                ));
             }
         }
         for (forward, listener) in opened {
@@ -204,7 +219,9 @@ impl Shim {
                 open.port.store(forward.port, Ordering::Relaxed);
             }
         }
-        let gone: Vec<_> = forwards.extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen)).collect();
+        let gone: Vec<_> = forwards
+            .extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen))
+            .collect();
         for (_, open) in gone {
             if let Some(task) = open.task {
                 close(task).await;

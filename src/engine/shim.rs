@@ -172,7 +172,12 @@ fn detach(order: &Order) -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     state::private_dir(&order.dir.join("logs"))?;
-    let log = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(order.dir.join("logs/shim.log"))?;
+    let log = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(order.dir.join("logs/shim.log"))?;
     sys::install_fd(File::open("/dev/null")?, 0)?;
     sys::install_fd(&log, 1)?;
     sys::install_fd(&log, 2)?;
@@ -200,7 +205,9 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         filter: seccomp::program(!request.id_map.has_range()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
-    let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network)).map_err(step("make the namespaces"))? {
+    let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network))
+        .map_err(step("make the namespaces"))?
+    {
         sys::Fork::Child => {
             sys::close_all_but(theirs.as_fd()); // nothing of the host side goes inside
             init::main(theirs, &plan, context)
@@ -214,7 +221,8 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     seq::send(&ours, &slots, &fds).map_err(step("talk to init"))?;
     drop(mounts);
     let answer = seq::recv(&ours).map_err(step("talk to init"))?;
-    let (bytes, _) = answer.ok_or_else(|| step("talk to init")(io::Error::other("it ended before it was ready")))?;
+    let (bytes, _) =
+        answer.ok_or_else(|| step("talk to init")(io::Error::other("it ended before it was ready")))?;
     match seq::decode(&bytes).map_err(step("talk to init"))? {
         Launched::Failed { step, reason } => return Err((step, io::Error::other(reason))),
         Launched::Ready(taken) => choices.extend(taken),
@@ -269,10 +277,21 @@ fn write_id_maps(pid: i32, id_map: &IdMap) -> io::Result<()> {
         IdMap::Subordinate { ids: (uid, gid), uids, gids } => {
             for (program, own, (start, count)) in [("newuidmap", uid, uids), ("newgidmap", gid, gids)] {
                 let path = rootfs::find_program(program).ok_or(io::ErrorKind::NotFound)?;
-                let numbers = [pid.to_string(), "0".into(), own.to_string(), "1".into(), "1".into(), start.to_string(), count.to_string()];
+                let numbers = [
+                    pid.to_string(),
+                    "0".into(),
+                    own.to_string(),
+                    "1".into(),
+                    "1".into(),
+                    start.to_string(),
+                    count.to_string(),
+                ];
                 let output = std::process::Command::new(path).args(numbers).output()?;
                 if !output.status.success() {
-                    return Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())));
+                    return Err(io::Error::other(format!(
+                        "{program}: {}",
+                        String::from_utf8_lossy(&output.stderr).trim()
+                    )));
                 }
             }
             Ok(())

@@ -103,7 +103,11 @@ impl ProcessId {
         };
         // The handle is held, so from here on the number cannot pass to another process unnoticed.
         let stat = match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+            {
+                return Ok(None);
+            }
             other => other?,
         };
         let (state, start) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
@@ -162,7 +166,9 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     };
     let mut bytes = Vec::new();
     file.take(MAX_STATE).read_to_end(&mut bytes)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Replaces a JSON file atomically, readable by its owner alone. With `durable` what was there before survives a power cut
@@ -172,7 +178,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 /// What the file system reports.
 pub fn write<T: Serialize>(path: &Path, value: &T, durable: bool) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;
     // Where nothing is replaced, nothing can be lost.
     if durable && path.exists() {
@@ -254,7 +261,8 @@ impl Lock {
 pub fn socket_address(dir: &Path) -> io::Result<(OwnedFd, rustix::net::SocketAddrUnix)> {
     use std::os::fd::AsRawFd;
     let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let address = rustix::net::SocketAddrUnix::new(format!("/proc/self/fd/{}/control.sock", dir.as_fd().as_raw_fd()))?;
+    let address =
+        rustix::net::SocketAddrUnix::new(format!("/proc/self/fd/{}/control.sock", dir.as_fd().as_raw_fd()))?;
     Ok((dir, address))
 }
 

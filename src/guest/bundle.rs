@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio_util::io::SyncIoBridge;
 
-use super::script::{one_line, run, script, stream_in};
+use super::archive::{Member, Source, changed, io_error, send};
+use super::script::{one_line, run, script};
 use super::tree::{TreeEntry, TreeKind, scan, tree_sha256};
-use crate::model::{sha256_hex, sha256_hex as sha256};
+use crate::model::sha256_hex;
 use crate::provider::{Guest, GuestError};
 
 /// What [`write_bundle`] puts in place.
@@ -90,22 +90,7 @@ pub async fn write_bundle(guest: &dyn Guest, bundle: &Bundle) -> Result<(), Gues
     let what = "writing files";
     let command = |how: &str| script!("write").command([token.as_str(), how, owner]);
 
-    let (mut reader, writer) = tokio::io::duplex(256 * 1024);
-    let for_tar = members.clone();
-    let packing = tokio::task::spawn_blocking(move || pack(&for_tar, SyncIoBridge::new(writer)));
-    let unpack = command("unpack");
-    let output = stream_in(guest, &unpack, &mut reader).await?;
-    drop(reader);
-    let packed = packing.await.map_err(|error| io_error("packing files", io::Error::other(error)))?;
-    // The reason on this side explains a failure inside, unless this side only saw the pipe close.
-    match packed {
-        Err(PackError::Changed(path)) => return Err(changed(&path)),
-        Err(PackError::Read(path, source)) => {
-            return Err(io_error(&format!("reading {}", path.display()), source));
-        }
-        Err(PackError::Write(source)) if output.status.success() => return Err(io_error(what, source)),
-        Err(PackError::Write(_)) | Ok(()) => {}
-    }
+    let output = send(guest, what, &command("unpack"), members.clone()).await?;
     match output.status {
         status if status.success() => Ok(()),
         // No tar inside: one round trip a member.
@@ -149,17 +134,9 @@ pub async fn environment(guest: &dyn Guest) -> Result<BTreeMap<String, String>, 
 
 /// The name of a path's record.
 pub(super) fn key(path: &str) -> String {
-    let mut key = sha256(path.as_bytes());
+    let mut key = sha256_hex(path.as_bytes());
     key.truncate(32);
     key
-}
-
-fn io_error(what: &str, source: io::Error) -> GuestError {
-    GuestError::Io { what: what.to_owned(), source }
-}
-
-fn changed(path: &Path) -> GuestError {
-    GuestError::Unsupported(format!("{} has changed since it was planned; plan again", path.display()))
 }
 
 /// A bundle with every fact about host files known.
@@ -222,28 +199,6 @@ pub(super) fn check_path(path: &str) -> Result<(), GuestError> {
         )));
     }
     Ok(())
-}
-
-/// One member of the archive that travels into the sandbox.
-#[derive(Clone)]
-struct Member {
-    /// Where it is unpacked, below the staging directory.
-    name: String,
-    mode: u32,
-    data: Source,
-}
-
-#[derive(Clone)]
-enum Source {
-    Bytes(std::sync::Arc<[u8]>),
-    File { path: PathBuf, sha256: String },
-    Link { target: String },
-}
-
-impl Member {
-    fn bytes(name: String, mode: u32, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { name, mode, data: Source::Bytes(bytes.into().into()) }
-    }
 }
 
 /// The lines that say what is done with the members: paths gather, a verb uses them up.
@@ -446,82 +401,6 @@ fn host_path(file: &FileToWrite, relative: &str) -> PathBuf {
     }
 }
 
-enum PackError {
-    /// The file is not what was planned.
-    Changed(PathBuf),
-    /// A host file cannot be read.
-    Read(PathBuf, io::Error),
-    /// The other end is gone.
-    Write(io::Error),
-}
-
-/// Writes the archive. It is cut, without its last member, if any file is not what was planned.
-fn pack(members: &[Member], out: impl Write) -> Result<(), PackError> {
-    // A header is 512 bytes, and each write wakes the other side.
-    let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
-    for member in members {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(member.mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(now_seconds());
-        match &member.data {
-            Source::Bytes(bytes) => {
-                header.set_size(bytes.len() as u64);
-                builder.append_data(&mut header, &member.name, &bytes[..]).map_err(PackError::Write)?;
-            }
-            Source::Link { target } => {
-                header.set_entry_type(tar::EntryType::Symlink);
-                header.set_size(0);
-                builder.append_link(&mut header, &member.name, target).map_err(PackError::Write)?;
-            }
-            Source::File { path, sha256 } => {
-                let read = |source| PackError::Read(path.clone(), source);
-                let file = std::fs::File::open(path).map_err(read)?;
-                let size = file.metadata().map_err(read)?.len();
-                header.set_size(size);
-                let mut reader = Hashing::new(file.take(size));
-                builder.append_data(&mut header, &member.name, &mut reader).map_err(PackError::Write)?;
-                if reader.read != size || reader.hex() != *sha256 {
-                    return Err(PackError::Changed(path.clone()));
-                }
-            }
-        }
-    }
-    builder.into_inner().and_then(|mut out| out.flush()).map_err(PackError::Write)
-}
-
-/// The modification time of what is written: now, as for any file just written.
-fn now_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// A reader that hashes what passes.
-struct Hashing<R> {
-    inner: R,
-    hasher: sha2::Sha256,
-    read: u64,
-}
-
-impl<R> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hasher: sha2::Digest::new(), read: 0 }
-    }
-
-    fn hex(self) -> String {
-        hex::encode(sha2::Digest::finalize(self.hasher))
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        sha2::Digest::update(&mut self.hasher, &buffer[..read]);
-        self.read += read as u64;
-        Ok(read)
-    }
-}
-
 /// Puts one member where there is no tar.
 async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), GuestError> {
     let what = "writing files";
@@ -530,8 +409,10 @@ async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), Gues
     match &member.data {
         Source::Bytes(bytes) => {
             let command = script.command([token, &member.name, &mode]);
-            super::script::feed(guest, what, &command, bytes).await.map(drop)
+            super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
+        // Directories come by the control lines.
+        Source::Directory => Ok(()),
         Source::Link { target } => {
             let command = script.command([token, &member.name, &mode, target]);
             run(guest, what, &command, 0).await.map(drop)
@@ -543,7 +424,7 @@ async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), Gues
                 return Err(changed(path));
             }
             let command = script.command([token, &member.name, &mode]);
-            super::script::feed(guest, what, &command, &bytes).await.map(drop)
+            super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
     }
 }

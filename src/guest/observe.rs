@@ -3,16 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::health::probe;
-use super::script::{SHORT, run, script};
+use super::script::{ANSWER_LIMIT, SHORT, run, script};
 use super::service::{ServiceDefaults, surroundings};
 use crate::model::{
     FileState, HealthCheck, ObservedFile, ObservedGuest, ObservedRepository, ObservedService, PresetOutcome,
     Probe, ServiceSpec, ServiceStatus, Timestamp,
 };
 use crate::provider::{Guest, GuestError};
-
-/// More output than this is not an answer: some 40,000 managed files.
-const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
 
 /// What is in place inside a sandbox, checked now: content and mode of managed files, processes of services, and the health of those of `services`
 /// that run and have a check. A sandbox that nothing was put into gives an empty answer. Nothing is changed.

@@ -129,7 +129,9 @@ pub fn tree_sha256(entries: &[TreeEntry]) -> String {
     for entry in entries {
         field(&entry.path);
         match &entry.kind {
-            TreeKind::File { sha256, mode, .. } => ["file", sha256, &octal(*mode)].into_iter().for_each(&mut field),
+            TreeKind::File { sha256, mode, .. } => {
+                ["file", sha256, &octal(*mode)].into_iter().for_each(&mut field)
+            }
             TreeKind::Dir { mode } => ["dir", &octal(*mode)].into_iter().for_each(&mut field),
             TreeKind::Symlink { target } => ["link", target].into_iter().for_each(&mut field),
         }

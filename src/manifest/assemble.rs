@@ -14,7 +14,7 @@ use super::lower::{Declared, FileCache, Lowering, absolute};
 use super::node::{Entry, Node, Value, quote};
 use super::normal;
 use super::origins::Origins;
-use super::schema::schema;
+use super::schema::rules;
 use super::source::{Sources, Span};
 use super::template::{PortTable, Scope, Templates};
 use super::{DeclaredPort, SecretSource};
@@ -55,7 +55,11 @@ pub(crate) struct World<'a> {
     pub capabilities: &'a [&'a Capabilities],
 }
 
-pub(crate) fn assemble(given: &Given, world: Option<&World<'_>>, problems: &mut Problems) -> Option<Assembled> {
+pub(crate) fn assemble(
+    given: &Given,
+    world: Option<&World<'_>>,
+    problems: &mut Problems,
+) -> Option<Assembled> {
     let mut pass = Pass { given, world, templates: Templates::default(), problems };
     pass.run()
 }
@@ -94,8 +98,8 @@ impl<'a> Pass<'a> {
         };
         let volumes_written: Vec<String> = keys(root.get("volumes"));
         let secrets_written: Vec<String> = keys(root.get("secrets"));
-        self.check(&mut root, schema(), start, Some(&scope));
-        let mut rest = root;
+        self.check(&mut root, rules(), start, Some(&scope));
+        let rest = root;
         let defaults: language::Defaults = self.typed(rest.get("defaults")).unwrap_or_default();
         let default_provider = match (&self.given.provider, &defaults.provider) {
             (Some(name), _) => name.clone(),
@@ -113,7 +117,7 @@ impl<'a> Pass<'a> {
             presets,
             ..Declared::default()
         };
-        let volumes = self.volumes(&mut rest, &defaults, &default_provider, &mut declared, &mut origins);
+        let volumes = self.volumes(&rest, &defaults, &default_provider, &mut declared, &mut origins);
         let secrets = self.secrets(rest.get("secrets"));
         let declarations = self.declarations(sandboxes, &scope, &mut declared);
         let table = self.port_table(&declarations, &scope);
@@ -122,13 +126,20 @@ impl<'a> Pass<'a> {
         for declaration in &declarations {
             self.sandbox(
                 declaration,
-                &Common { vars: &vars, project: &project, table: &table, declared: &declared, defaults: &defaults, default_provider: &default_provider },
+                &Common {
+                    vars: &vars,
+                    project: &project,
+                    table: &table,
+                    declared: &declared,
+                    defaults: &defaults,
+                    default_provider: &default_provider,
+                },
                 &mut cache,
                 &mut desired,
                 &mut origins,
             );
         }
-        self.across(&declarations, &desired, &origins);
+        self.across(&declarations, &desired);
         let ports = desired
             .sandboxes
             .iter()
@@ -143,9 +154,15 @@ impl<'a> Pass<'a> {
         Some(Assembled { desired, origins, secrets, settings, ports })
     }
 
-    fn check(&mut self, node: &mut Node, schema: &'static serde_json::Value, at: Span, scope: Option<&Scope<'_>>) -> bool {
+    fn check(
+        &mut self,
+        node: &mut Node,
+        schema: &'static serde_json::Value,
+        at: Span,
+        scope: Option<&Scope<'_>>,
+    ) -> bool {
         Checker {
-            root: super::schema::schema(),
+            root: rules(),
             sources: &self.given.sources,
             templates: &self.templates,
             scope,
@@ -156,7 +173,7 @@ impl<'a> Pass<'a> {
 
     /// Checks one property of the root by itself.
     fn check_property(&mut self, entry: &mut Entry, scope: Option<&Scope<'_>>) -> bool {
-        match schema().get("properties").and_then(|p| p.get(&entry.key)) {
+        match rules().get("properties").and_then(|p| p.get(&entry.key)) {
             Some(property) => self.check(&mut entry.value, property, entry.key_span, scope),
             None => true,
         }
@@ -170,7 +187,11 @@ impl<'a> Pass<'a> {
             Err(error) => {
                 // Reached after a problem was reported and a part removed, or by a mistake of ours in the schema.
                 if self.problems.errors() == 0 {
-                    self.problems.push(Problem::error("internal", node.span, format!("this cannot be read: {error}")));
+                    self.problems.push(Problem::error(
+                        "internal",
+                        node.span,
+                        format!("this cannot be read: {error}"),
+                    ));
                 }
                 None
             }
@@ -183,7 +204,8 @@ impl<'a> Pass<'a> {
         {
             let known = world.capabilities.iter().map(|c| c.provider);
             self.problems.push(
-                Problem::error("unknown-reference", span, format!("there is no provider {}", quote(name))).suggest(name, known),
+                Problem::error("unknown-reference", span, format!("there is no provider {}", quote(name)))
+                    .suggest(name, known),
             );
         }
     }
@@ -218,8 +240,12 @@ impl<'a> Pass<'a> {
             if !vars.contains_key(name) {
                 let known: Vec<&str> = vars.keys().map(String::as_str).collect();
                 self.problems.push(
-                    Problem::error("unknown-reference", span, format!("`--var {name}=…`: the manifest has no variable {}", quote(name)))
-                        .suggest(name, known),
+                    Problem::error(
+                        "unknown-reference",
+                        span,
+                        format!("`--var {name}=…`: the manifest has no variable {}", quote(name)),
+                    )
+                    .suggest(name, known),
                 );
             }
         }
@@ -251,7 +277,8 @@ impl<'a> Pass<'a> {
             let span = node.span_at(&["steps", &i.to_string(), "name"]);
             if let Some(first) = seen.insert(name.0.clone(), span) {
                 self.problems.push(
-                    Problem::error("duplicate", span, format!("two steps are called {}", quote(&name.0))).related(first, "first here"),
+                    Problem::error("duplicate", span, format!("two steps are called {}", quote(&name.0)))
+                        .related(first, "first here"),
                 );
             }
         }
@@ -268,7 +295,11 @@ impl<'a> Pass<'a> {
         self.given.project.clone().or(written).unwrap_or_else(|| self.given.directory_name.clone())
     }
 
-    fn settings(&mut self, node: Option<&Node>, secrets: &[String]) -> BTreeMap<String, BTreeMap<String, Setting>> {
+    fn settings(
+        &mut self,
+        node: Option<&Node>,
+        secrets: &[String],
+    ) -> BTreeMap<String, BTreeMap<String, Setting>> {
         let Some(node) = node else { return BTreeMap::new() };
         for entry in node.as_map().unwrap_or_default() {
             self.provider(&entry.key, entry.key_span);
@@ -277,8 +308,12 @@ impl<'a> Pass<'a> {
                     && let Some(name) = secret.as_text().filter(|n| !secrets.iter().any(|s| s == n))
                 {
                     self.problems.push(
-                        Problem::error("unknown-reference", secret.span, format!("there is no secret {}", quote(name)))
-                            .suggest(name, secrets.iter().map(String::as_str)),
+                        Problem::error(
+                            "unknown-reference",
+                            secret.span,
+                            format!("there is no secret {}", quote(name)),
+                        )
+                        .suggest(name, secrets.iter().map(String::as_str)),
                     );
                 }
             }
@@ -288,7 +323,7 @@ impl<'a> Pass<'a> {
 
     fn volumes(
         &mut self,
-        rest: &mut Node,
+        rest: &Node,
         defaults: &language::Defaults,
         default_provider: &str,
         declared: &mut Declared,
@@ -300,14 +335,20 @@ impl<'a> Pass<'a> {
             let Some(raw) = self.typed::<language::Volume>(Some(&entry.value)) else { continue };
             origins.add(format!("volumes.{}", entry.key), entry.key_span, &entry.value, &self.given.sources);
             let provider = raw.provider.map_or_else(|| default_provider.to_owned(), |p| p.0);
-            self.provider(&provider, entry.value.get("provider").map_or(entry.key_span, |n| n.span));
+            if let Some(node) = entry.value.get("provider") {
+                self.provider(&provider, node.span);
+            }
             if let Some(secret) = raw.s3.as_ref().and_then(|s| s.credentials.as_ref())
                 && !declared.secrets.contains(&secret.secret)
             {
                 let span = entry.value.span_at(&["s3", "credentials", "secret"]);
                 self.problems.push(
-                    Problem::error("unknown-reference", span, format!("there is no secret {}", quote(&secret.secret)))
-                        .suggest(&secret.secret, declared.secrets.iter().map(String::as_str)),
+                    Problem::error(
+                        "unknown-reference",
+                        span,
+                        format!("there is no secret {}", quote(&secret.secret)),
+                    )
+                    .suggest(&secret.secret, declared.secrets.iter().map(String::as_str)),
                 );
             }
             if let Some(sheet) = self.sheet(&provider) {
@@ -335,12 +376,18 @@ impl<'a> Pass<'a> {
                 let path = self.given.sources.resolve_path(span, &path.0, self.given.home.as_deref());
                 sources.push(SecretSource::File(absolute(&path)));
             }
-            sources.extend(raw.command.map(|argv| SecretSource::Command(argv.into_iter().map(|w| w.0).collect())));
+            sources.extend(
+                raw.command.map(|argv| SecretSource::Command(argv.into_iter().map(|w| w.0).collect())),
+            );
             sources.extend(raw.vault.map(|name| SecretSource::Vault(name.0)));
             if sources.len() > 1 || (sources.is_empty() && entry.value.as_map().is_some()) {
                 self.problems.push(
-                    Problem::error("conflict", entry.key_span, format!("the secret `{}` has {} sources", entry.key, sources.len()))
-                        .expected("exactly one of `env`, `file`, `command`, `vault`"),
+                    Problem::error(
+                        "conflict",
+                        entry.key_span,
+                        format!("the secret `{}` has {} sources", entry.key, sources.len()),
+                    )
+                    .expected("exactly one of `env`, `file`, `command`, `vault`"),
                 );
             }
             secrets.extend(sources.into_iter().next().map(|source| (entry.key.clone(), source)));
@@ -348,12 +395,21 @@ impl<'a> Pass<'a> {
         secrets
     }
 
-    fn declarations(&mut self, sandboxes: Option<Entry>, scope: &Scope<'_>, declared: &mut Declared) -> Vec<Declaration> {
+    fn declarations(
+        &mut self,
+        sandboxes: Option<Entry>,
+        scope: &Scope<'_>,
+        declared: &mut Declared,
+    ) -> Vec<Declaration> {
         let Some(mut entry) = sandboxes.filter(|e| !e.value.is_null()) else { return Vec::new() };
         let Value::Map(entries) = std::mem::replace(&mut entry.value.value, Value::Map(Vec::new())) else {
             self.problems.push(
-                Problem::error("wrong-type", entry.key_span, "`sandboxes` is a mapping from names to sandboxes")
-                    .help("write `sandboxes: { NAME: { … } }`"),
+                Problem::error(
+                    "wrong-type",
+                    entry.key_span,
+                    "`sandboxes` is a mapping from names to sandboxes",
+                )
+                .help("write `sandboxes: { NAME: { … } }`"),
             );
             return Vec::new();
         };
@@ -362,13 +418,17 @@ impl<'a> Pass<'a> {
         for Entry { key: name, key_span: key, mut value } in entries {
             if let Err(why) = language::name(&name) {
                 let kind = language::by_name("Name").map_or("a name", |t| t.expected);
-                self.problems.push(Problem::error("bad-name", key, format!("{} {why}", quote(&name))).expected(kind));
+                self.problems
+                    .push(Problem::error("bad-name", key, format!("{} {why}", quote(&name))).expected(kind));
                 continue;
             }
             if value.is_null() {
                 value.value = Value::Map(Vec::new());
             }
-            let count = value.get("count").and_then(|n| self.quiet(n, scope)?.parse::<u32>().ok()).filter(|n| (1..=1000).contains(n));
+            let count = value
+                .get("count")
+                .and_then(|n| self.quiet(n, scope)?.parse::<u32>().ok())
+                .filter(|n| (1..=1000).contains(n));
             let counted = value.get("count").is_some_and(|n| !n.is_null());
             let replicas: Vec<String> = match count {
                 Some(n) => (1..=n).map(|i| format!("{name}-{i}")).collect(),
@@ -377,7 +437,8 @@ impl<'a> Pass<'a> {
             for replica in &replicas {
                 if let Some(first) = places.insert(replica.clone(), key) {
                     self.problems.push(
-                        Problem::error("duplicate", key, format!("two sandboxes are called `{replica}`")).related(first, "the other one"),
+                        Problem::error("duplicate", key, format!("two sandboxes are called `{replica}`"))
+                            .related(first, "the other one"),
                     );
                 }
                 declared.declaration.insert(replica.clone(), name.clone());
@@ -450,9 +511,13 @@ impl Pass<'_> {
         desired: &mut Desired,
         origins: &mut Origins,
     ) {
-        let schema = schema().get("properties").and_then(|p| p.get("sandboxes")).and_then(|s| s.get("additionalProperties"));
+        let schema = rules()
+            .get("properties")
+            .and_then(|p| p.get("sandboxes"))
+            .and_then(|s| s.get("additionalProperties"));
         let Some(schema) = schema else { return };
         let varies = declaration.node.has_template();
+        let services: BTreeSet<String> = keys(declaration.node.get("services")).into_iter().collect();
         let mut shared: Option<(Node, language::Sandbox, BTreeSet<PortRef>)> = None;
         for (i, name) in declaration.replicas.iter().enumerate() {
             let before = self.problems.errors();
@@ -471,7 +536,12 @@ impl Pass<'_> {
                 }
                 normal::sandbox(&mut node, self.problems);
                 if i == 0 {
-                    origins.add(format!("sandboxes.{}", declaration.name), declaration.key, &node, &self.given.sources);
+                    origins.add(
+                        format!("sandboxes.{}", declaration.name),
+                        declaration.key,
+                        &node,
+                        &self.given.sources,
+                    );
                 }
                 let Some(raw) = self.typed::<language::Sandbox>(Some(&node)) else { return };
                 shared = Some((node, raw, scope.used.borrow().clone()));
@@ -488,9 +558,11 @@ impl Pass<'_> {
                 files: self.world.map(|_| &mut *cache),
                 problems: self.problems,
                 node,
+                services: &services,
             }
             .sandbox(name, raw);
-            let used: BTreeSet<PortRef> = used.iter().cloned().chain(scope.used.borrow().iter().cloned()).collect();
+            let used: BTreeSet<PortRef> =
+                used.iter().cloned().chain(scope.used.borrow().iter().cloned()).collect();
             connect(name, &mut sandbox, &used, common.table.endpoints);
             origins.add_replica(name, &declaration.name);
             if i == 0 {
@@ -518,7 +590,7 @@ impl Pass<'_> {
     }
 
     /// What only shows when all sandboxes are there: ports of the host used twice, volumes at other providers, cycles.
-    fn across(&mut self, declarations: &[Declaration], desired: &Desired, origins: &Origins) {
+    fn across(&mut self, declarations: &[Declaration], desired: &Desired) {
         let nodes: BTreeMap<&str, &Declaration> =
             declarations.iter().flat_map(|d| d.replicas.iter().map(move |r| (r.as_str(), d))).collect();
         let span_of = |sandbox: &str| nodes.get(sandbox).map_or(self.given.tree.span, |d| d.key);
@@ -531,12 +603,16 @@ impl Pass<'_> {
                     let mut problem = Problem::error(
                         "port-clash",
                         span,
-                        format!("the port {host} of this machine is taken twice: by `{other}` and by `{name}`"),
+                        format!(
+                            "the port {host} of this machine is taken twice: by `{other}` and by `{name}`"
+                        ),
                     );
                     problem = if first == span {
                         problem.help("leave `host_port` out, or make it differ: \"130{{ index }}\"")
                     } else {
-                        problem.related(first, format!("`{other}` takes it here")).help("leave one of them out for a free port")
+                        problem
+                            .related(first, format!("`{other}` takes it here"))
+                            .help("leave one of them out for a free port")
                     };
                     self.problems.push(problem);
                 }
@@ -544,19 +620,22 @@ impl Pass<'_> {
             for mount in &sandbox.spec.mounts {
                 let Some(volume) = desired.volumes.get(&mount.volume) else { continue };
                 if volume.provider != sandbox.provider {
-                    let span = nodes.get(name.as_str()).map_or(span_of(name), |d| d.node.span_at(&["volumes"]));
+                    let span =
+                        nodes.get(name.as_str()).map_or(span_of(name), |d| d.node.span_at(&["volumes"]));
                     self.problems.push(
                         Problem::error(
                             "conflict",
                             span,
-                            format!("the volume `{}` lives at `{}`, the sandbox `{name}` at `{}`", mount.volume, volume.provider, sandbox.provider),
+                            format!(
+                                "the volume `{}` lives at `{}`, the sandbox `{name}` at `{}`",
+                                mount.volume, volume.provider, sandbox.provider
+                            ),
                         )
                         .help("a volume can be mounted only where it is kept"),
                     );
                 }
             }
         }
-        let _ = origins;
         let edges = desired
             .sandboxes
             .iter()
@@ -568,16 +647,24 @@ impl Pass<'_> {
             names.extend(cycle.iter().copied());
             let from = cycle.first().copied().unwrap_or_default();
             let to = cycle.get(1).copied().unwrap_or_default();
-            let span = nodes.get(from).map_or(span_of(from), |d| {
-                match d.node.get("depends_on").map(|n| &n.value) {
-                    Some(Value::Map(_)) if d.node.at(&["depends_on", &declared(to)]).is_some() => d.node.key_span(&["depends_on", &declared(to)]),
-                    Some(Value::List(items)) => items.iter().find(|i| i.as_text() == Some(&declared(to)) || i.as_text() == Some(to)).map_or(d.key, |i| i.span),
+            let span =
+                nodes.get(from).map_or(span_of(from), |d| match d.node.get("depends_on").map(|n| &n.value) {
+                    Some(Value::Map(_)) if d.node.at(&["depends_on", &declared(to)]).is_some() => {
+                        d.node.key_span(&["depends_on", &declared(to)])
+                    }
+                    Some(Value::List(items)) => items
+                        .iter()
+                        .find(|i| i.as_text() == Some(&declared(to)) || i.as_text() == Some(to))
+                        .map_or(d.key, |i| i.span),
                     _ => d.key,
-                }
-            });
+                });
             self.problems.push(
-                Problem::error("cycle", span, format!("sandboxes wait for one another: {}", names.join(" → ")))
-                    .help("a template that names another sandbox's port counts as a dependency"),
+                Problem::error(
+                    "cycle",
+                    span,
+                    format!("sandboxes wait for one another: {}", names.join(" → ")),
+                )
+                .help("a template that names another sandbox's port counts as a dependency"),
             );
         }
     }
@@ -591,7 +678,9 @@ fn host_port_span(declaration: &Declaration, port: u16) -> Span {
         .iter()
         .find_map(|item| match item.as_text() {
             Some(text) => (text.rsplit(':').next() == Some(number.as_str())).then_some(item.span),
-            None if item.get("port").and_then(Node::as_text) == Some(&number) => item.get("host_port").map(|n| n.span),
+            None if item.get("port").and_then(Node::as_text) == Some(&number) => {
+                item.get("host_port").map(|n| n.span)
+            }
             None => None,
         })
         .unwrap_or_else(|| declaration.node.span_at(&["ports"]))
@@ -623,8 +712,11 @@ fn connect(
 /// The name a directory gives a project: lower-case, with everything else that a name cannot have as `-`.
 pub(crate) fn directory_name(dir: &Path) -> String {
     let name = absolute(dir).file_name().map_or_else(String::new, |n| n.to_string_lossy().to_lowercase());
-    let name: String =
-        name.chars().map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '-' }).take(63).collect();
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' { c } else { '-' })
+        .take(63)
+        .collect();
     let name = name.trim_matches(['-', '_']);
     if name.is_empty() { "project".to_owned() } else { name.to_owned() }
 }

@@ -8,7 +8,8 @@ use super::source::Span;
 use crate::provider::{Capabilities, Support};
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
-const ONLY_IF_HONOURED: &[&[&str]] = &[&["sync"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
+const ONLY_IF_HONOURED: &[&[&str]] =
+    &[&["sync"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
 
 /// Checks everything below `node`. `prefix` is what the sheet's paths begin with (nothing, or `volumes`).
 pub(crate) fn check(node: &Node, prefix: &[&str], sheet: &Capabilities, problems: &mut Problems) {
@@ -23,7 +24,8 @@ pub(crate) fn check(node: &Node, prefix: &[&str], sheet: &Capabilities, problems
     let mut walk = Walk { sheet, problems, reported: BTreeSet::new() };
     let mut path: Vec<&str> = prefix.to_vec();
     for entry in node.as_map().unwrap_or_default() {
-        if suspects.contains(prefix.first().copied().unwrap_or(entry.key.as_str())) || suspects.contains("*") {
+        if suspects.contains(prefix.first().copied().unwrap_or(entry.key.as_str())) || suspects.contains("*")
+        {
             path.push(&entry.key);
             walk.visit(&entry.value, &mut path, &mut vec![entry.key_span]);
             path.pop();
@@ -32,7 +34,13 @@ pub(crate) fn check(node: &Node, prefix: &[&str], sheet: &Capabilities, problems
 }
 
 /// Whether the sheet refuses one value that is not written but implied; reported at `span`.
-pub(crate) fn check_implied(path: &[&str], value: &str, span: Span, sheet: &Capabilities, problems: &mut Problems) {
+pub(crate) fn check_implied(
+    path: &[&str],
+    value: &str,
+    span: Span,
+    sheet: &Capabilities,
+    problems: &mut Problems,
+) {
     if let Some((because, instead)) = refusal(sheet, path, Some(value)) {
         problems.push(problem(sheet, &format!("{}: {value}", path.join(".")), because, instead, span));
     }
@@ -74,11 +82,13 @@ impl Walk<'_> {
         let Some((because, instead)) = refusal(self.sheet, path, value) else { return };
         // The outermost field that is refused as a whole is what the user wrote too much; else it is this very value.
         let outer = path.len() - keys.len();
-        let whole = (outer + 1..=path.len()).find(|n| {
-            path.get(..*n).is_some_and(|part| refusal(self.sheet, part, None).is_some())
-        });
+        let whole = (outer + 1..=path.len())
+            .find(|n| path.get(..*n).is_some_and(|part| refusal(self.sheet, part, None).is_some()));
         let (shown, span) = match whole {
-            Some(n) => (path.get(..n).unwrap_or(path).join("."), keys.get(n - outer - 1).copied().unwrap_or(node.span)),
+            Some(n) => (
+                path.get(..n).unwrap_or(path).join("."),
+                keys.get(n - outer - 1).copied().unwrap_or(node.span),
+            ),
             None => (format!("{}: {}", path.join("."), value.unwrap_or_default()), node.span),
         };
         if self.reported.insert(shown.clone()) {

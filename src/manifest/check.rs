@@ -71,7 +71,8 @@ impl Checker<'_> {
             if let Some(property) = properties.and_then(|p| p.get(&entry.key)) {
                 if entry.value.is_null() {
                     // An empty value is as good as an absent key.
-                    usable &= !required.contains(&entry.key.as_str()) || self.missing(&entry.key, entry.key_span);
+                    usable &=
+                        !required.contains(&entry.key.as_str()) || self.missing(&entry.key, entry.key_span);
                     return false;
                 }
                 let good = self.check(&mut entry.value, property, entry.key_span);
@@ -80,7 +81,10 @@ impl Checker<'_> {
             }
             if closed {
                 if !entry.key.starts_with("x-") {
-                    self.unknown_key(entry, properties.into_iter().flat_map(|p| p.keys().map(String::as_str)));
+                    self.unknown_key(
+                        entry,
+                        properties.into_iter().flat_map(|p| p.keys().map(String::as_str)),
+                    );
                 }
                 return false;
             }
@@ -130,7 +134,8 @@ impl Checker<'_> {
         let least = schema.get("minItems").and_then(Json::as_u64).unwrap_or(0);
         if (items.len() as u64) < least {
             let at = if at.start == at.end { span } else { at };
-            self.problems.push(Problem::error("empty-list", at, "the list is empty").expected("at least one item"));
+            self.problems
+                .push(Problem::error("empty-list", at, "the list is empty").expected("at least one item"));
             return false;
         }
         if let Some(schema) = schema.get("items") {
@@ -176,9 +181,13 @@ impl Checker<'_> {
         // The alternative whose kind fits says best what is wrong.
         match misfits.into_iter().find(|m| m.why.is_some() || !m.values.is_empty()) {
             Some(Misfit { why: Some(why), values }) => {
-                let mut problem = Problem::error("bad-value", span, format!("{} {why}", quote(&text)))
-                    .expected(expected(options))
-                    .anchor(anchor);
+                let mut problem = Problem::error(
+                    "bad-value",
+                    span,
+                    format!("{} {why}", quote(&without_credentials(&text))),
+                )
+                .expected(expected(options))
+                .anchor(anchor);
                 if let Some(best) = did_you_mean(&text, values.iter().copied()) {
                     problem = problem.help(format!("did you mean `{best}`?"));
                 }
@@ -191,15 +200,24 @@ impl Checker<'_> {
 
     fn mismatch(&mut self, node: &Node, options: &[Resolved<'static>]) -> bool {
         let expected = expected(options);
-        let mut problem = Problem::error("wrong-type", node.span, format!("{} cannot stand here", node.describe()))
-            .found(node.describe())
-            .expected(expected.clone())
-            .anchor(node.anchor);
+        let mut problem =
+            Problem::error("wrong-type", node.span, format!("{} cannot stand here", node.describe()))
+                .found(node.describe())
+                .expected(expected.clone())
+                .anchor(node.anchor);
         match &node.value {
-            Value::Map(entries) if entries.iter().any(|e| e.key.contains('{') || e.value.is_null()) && !options.iter().any(|o| has_type(o.schema, "object")) => {
+            Value::Map(entries)
+                if entries.iter().any(|e| e.key.contains('{') || e.value.is_null())
+                    && !options.iter().any(|o| has_type(o.schema, "object")) =>
+            {
                 problem = problem.help("quote a value that begins with `{{`: \"{{ … }}\"");
             }
-            Value::Scalar(s) if s.kind != Kind::Text && s.kind != Kind::Null && options.iter().any(|o| has_type(o.schema, "string")) => {
+            Value::Scalar(s)
+                if s.kind != Kind::Text
+                    && s.kind != Kind::Null
+                    && options.iter().any(|o| has_type(o.schema, "string"))
+                    && !options.iter().any(|o| matches!(o.name, Some("Duration" | "Quantity"))) =>
+            {
                 problem = problem.help(format!("quote it to make it text: \"{}\"", s.text));
             }
             Value::Scalar(s)
@@ -232,6 +250,22 @@ impl Checker<'_> {
                 .suggest(&entry.key, known),
         );
     }
+}
+
+/// A URL without user name and password: a message may end in a log.
+pub(crate) fn without_credentials(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let authority = after.find(['/', ' ', '"', '\'', '\n']).unwrap_or(after.len());
+        let user = after.get(..authority).and_then(|a| a.rfind('@')).unwrap_or(0);
+        out.push_str(&"*".repeat(user));
+        rest = after.get(user..).unwrap_or("");
+    }
+    out.push_str(rest);
+    out
 }
 
 /// The scalar as the alternative wants it.
@@ -270,7 +304,9 @@ fn fit(scalar: &Scalar, option: Resolved<'static>, rendered: bool) -> Result<Sca
         let value = parse_int(&scalar.text);
         let (least, most) = (limit("minimum"), limit("maximum"));
         let fits = value.is_some_and(|v| {
-            least.is_none_or(|l| v as f64 >= l) && most.is_none_or(|m| v as f64 <= m) && i64::try_from(v).is_ok()
+            least.is_none_or(|l| v as f64 >= l)
+                && most.is_none_or(|m| v as f64 <= m)
+                && i64::try_from(v).is_ok()
         });
         if !fits {
             let why = match (least, most) {
@@ -309,7 +345,12 @@ fn expected(options: &[Resolved<'static>]) -> String {
         } else if has_type(schema, "boolean") {
             "`true` or `false`".to_owned()
         } else if has_type(schema, "integer") {
-            "a whole number".to_owned()
+            let limit = |key: &str| schema.get(key).and_then(Json::as_f64);
+            match (limit("minimum"), limit("maximum")) {
+                (Some(l), Some(m)) if l == m => format!("the number {l}"),
+                (Some(l), Some(m)) => format!("a whole number from {l} to {m}"),
+                _ => "a whole number".to_owned(),
+            }
         } else if has_type(schema, "number") {
             "a number".to_owned()
         } else {

@@ -199,7 +199,8 @@ impl Problem {
 /// The known name nearest to `name`, if one is near enough to be meant.
 pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase();
-    let limit = (name.chars().count() / 3).clamp(1, 3);
+    // Two letters of three must be right, else anything is near.
+    let limit = (name.chars().count() / 3).min(3);
     known
         .into_iter()
         .map(|k| (strsim::damerau_levenshtein(&name, &k.to_lowercase()), k))

@@ -89,7 +89,12 @@ fn parts(text: &str) -> Option<Vec<Part>> {
                 let (mut first, last) = (line_of(range.start), line_of(range.start + length - 1));
                 if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded) {
                     // The span of a block begins with its text; the line with the `|` stands before it.
-                    let blank = |line: usize| starts.get(line).and_then(|s| text.get(*s..)).is_some_and(|t| t.split('\n').next().is_none_or(|l| l.trim().is_empty()));
+                    let blank = |line: usize| {
+                        starts
+                            .get(line)
+                            .and_then(|s| text.get(*s..))
+                            .is_some_and(|t| t.split('\n').next().is_none_or(|l| l.trim().is_empty()))
+                    };
                     first = (0..first).rev().find(|line| !blank(*line)).unwrap_or(0);
                 }
                 for part in parts.iter_mut().take(last + 1).skip(first + 1) {
@@ -166,7 +171,9 @@ fn reindent(text: &str) -> Option<String> {
                     to += 2;
                     settle_at(&mut levels, from, to);
                 }
-                text = format!("{}{}{}", " ".repeat(column), "- ".repeat(dashes.len()), rest).trim_end().to_owned();
+                text = format!("{}{}{}", " ".repeat(column), "- ".repeat(dashes.len()), rest)
+                    .trim_end()
+                    .to_owned();
                 // Comments above a line move with it if they stand in its column, else with the level they stand in.
                 for at in comments.drain(..) {
                     let comment = lines.get(at).copied().unwrap_or_default();
@@ -175,7 +182,11 @@ fn reindent(text: &str) -> Option<String> {
                     let new = if old == indent {
                         column
                     } else {
-                        levels.iter().rev().find(|(from, _)| *from <= old).map_or(old, |(from, to)| to + (old - from))
+                        levels
+                            .iter()
+                            .rev()
+                            .find(|(from, _)| *from <= old)
+                            .map_or(old, |(from, to)| to + (old - from))
                     };
                     out[at] = format!("{}{}", " ".repeat(new), body.trim_end());
                 }

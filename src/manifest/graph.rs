@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn finds_a_cycle_and_shows_it() {
-        let edges = BTreeMap::from([("a", vec!["b"]), ("b", vec!["d", "c"]), ("c", vec!["b"]), ("d", vec![])]);
+        let edges =
+            BTreeMap::from([("a", vec!["b"]), ("b", vec!["d", "c"]), ("c", vec!["b"]), ("d", vec![])]);
         assert_eq!(cycle(&edges), Some(vec!["b", "c", "b"]));
         let edges = BTreeMap::from([("a", vec!["b", "c"]), ("b", vec!["c"]), ("c", vec![])]);
         assert_eq!(cycle(&edges), None);

@@ -50,7 +50,10 @@ pub fn starter(dir: &Path) -> Starter {
             match image {
                 Some(image) => {
                     chosen.push(format!("{file}: the image {image}, for providers that run images"));
-                    let _ = write!(text, "  dev:\n    # From {file}; leave it out to use the programs of this machine.\n    # image: {image}\n");
+                    let _ = write!(
+                        text,
+                        "  dev:\n    # From {file}; leave it out to use the programs of this machine.\n    # image: {image}\n"
+                    );
                 }
                 None => {
                     chosen.push(format!("{file}: found; it names no image"));
@@ -71,17 +74,27 @@ fn body(dir: &Path, name: &str, text: &mut String, chosen: &mut Vec<String>) {
     let kind = KINDS.iter().find(|(file, ..)| dir.join(file).is_file());
     let Some((file, preset, command, port)) = kind else {
         chosen.push("nothing that tells the kind of project: a sandbox with this directory in it".to_owned());
-        let _ = write!(text, "    files:\n      - {{ path: /workspace/{name}, source: . }}\n    working_dir: /workspace/{name}\n");
+        let _ = write!(
+            text,
+            "    files:\n      - {{ path: /workspace/{name}, source: . }}\n    working_dir: /workspace/{name}\n"
+        );
         text.push_str("    # services:\n    #   web: { command: \"./serve\", healthcheck: { tcp: 8080 } }\n    # ports: [8080]\n");
         return;
     };
-    chosen.push(format!("{file}: a sandbox with this directory, the preset `{preset}` and the service `{command}`"));
+    chosen.push(format!(
+        "{file}: a sandbox with this directory, the preset `{preset}` and the service `{command}`"
+    ));
     let hash = if builtin_text(preset).is_some() { "" } else { "# " };
     let _ = write!(text, "    {hash}presets: [{preset}]\n");
-    let _ = write!(text, "    files:\n      - {{ path: /workspace/{name}, source: . }}\n    working_dir: /workspace/{name}\n");
-    let _ = write!(text, "    services:\n      web:\n        command: {command}\n        restart: on-failure\n");
+    let _ = write!(
+        text,
+        "    files:\n      - {{ path: /workspace/{name}, source: . }}\n    working_dir: /workspace/{name}\n"
+    );
+    let _ =
+        write!(text, "    services:\n      web:\n        command: {command}\n        restart: on-failure\n");
     if let Some(port) = port {
-        let _ = write!(text, "        healthcheck: {{ tcp: {port}, start_period: 30s }}\n    ports: [{port}]\n");
+        let _ =
+            write!(text, "        healthcheck: {{ tcp: {port}, start_period: 30s }}\n    ports: [{port}]\n");
     }
 }
 
@@ -95,7 +108,8 @@ fn tree(path: &Path) -> Option<Node> {
 fn devcontainer_image(path: &Path) -> Option<String> {
     let text = String::from_utf8(read_bounded(path).ok()?).ok()?;
     // The format allows comments; whole lines of them are what people write.
-    let json: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let json: String =
+        text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let image = serde_json::from_str::<serde_json::Value>(&json).ok()?.get("image")?.as_str()?.to_owned();
     super::language::by_name("ImageRef").and_then(|t| (t.check)(&image).ok()).map(|()| image)
 }
@@ -108,12 +122,16 @@ fn from_compose(path: &Path, chosen: &mut Vec<String>, file: &str) -> Option<Str
     for service in services {
         let name = service.key.to_lowercase().replace('.', "-");
         if super::language::name(&name).is_err() {
-            chosen.push(format!("{file}: the service `{}` is left out: its name does not fit", super::node::quote(&service.key)));
+            chosen.push(format!(
+                "{file}: the service `{}` is left out: its name does not fit",
+                super::node::quote(&service.key)
+            ));
             continue;
         }
         let _ = write!(text, "  {name}:\n");
         let mut taken = Vec::new();
-        let good_image = |t: &&str| super::language::by_name("ImageRef").is_some_and(|k| (k.check)(t).is_ok());
+        let good_image =
+            |t: &&str| super::language::by_name("ImageRef").is_some_and(|k| (k.check)(t).is_ok());
         if let Some(image) = service.value.get("image").and_then(Node::as_text).filter(good_image) {
             let _ = write!(text, "    image: {}\n", json_text(image));
             taken.push("image");
@@ -157,7 +175,10 @@ fn from_compose(path: &Path, chosen: &mut Vec<String>, file: &str) -> Option<Str
         if !left.is_empty() {
             let _ = write!(text, "    # Not taken over from {file}: {}\n", left.join(", "));
         }
-        chosen.push(format!("{file}: the service `{name}` became a sandbox ({})", if taken.is_empty() { "its name only".to_owned() } else { taken.join(", ") }));
+        chosen.push(format!(
+            "{file}: the service `{name}` became a sandbox ({})",
+            if taken.is_empty() { "its name only".to_owned() } else { taken.join(", ") }
+        ));
     }
     (!text.is_empty()).then_some(text)
 }

@@ -55,6 +55,8 @@ pub(crate) struct Lowering<'a> {
     pub problems: &'a mut Problems,
     /// The normalised sandbox, for spans.
     pub node: &'a Node,
+    /// The services as written, usable or not.
+    pub services: &'a BTreeSet<String>,
 }
 
 impl Lowering<'_> {
@@ -102,11 +104,20 @@ impl Lowering<'_> {
         self.problems.push(problem);
     }
 
-    fn unknown<'k>(&mut self, path: &[&str], what: &str, name: &str, known: impl IntoIterator<Item = &'k str>) {
+    fn unknown<'k>(
+        &mut self,
+        path: &[&str],
+        what: &str,
+        name: &str,
+        known: impl IntoIterator<Item = &'k str>,
+    ) {
         let span = self.node.at(path).map_or_else(|| self.node.span_at(path), |n| n.span);
         // A name that is a key (`depends_on: { db: … }`) is wrong at the key.
         let span = if path.last() == Some(&name) { self.node.key_span(path) } else { span };
-        self.push(Problem::error("unknown-reference", span, format!("there is no {what} {}", quote(name))).suggest(name, known));
+        self.push(
+            Problem::error("unknown-reference", span, format!("there is no {what} {}", quote(name)))
+                .suggest(name, known),
+        );
     }
 
     fn exactly_one(&mut self, path: &[&str], names: &[&str], present: &[bool], required: bool) -> bool {
@@ -117,16 +128,23 @@ impl Lowering<'_> {
             [] if !required => true,
             [] => {
                 let span = self.node.key_span(path);
-                self.push(Problem::error("missing-key", span, "nothing is written here that says what it is").expected(format!("one of {list}")));
+                self.push(
+                    Problem::error("missing-key", span, "nothing is written here that says what it is")
+                        .expected(format!("one of {list}")),
+                );
                 false
             }
             [first, second, ..] => {
                 let first_at = self.node.key_span(&[path, &[*first]].concat());
                 let second_at = self.node.key_span(&[path, &[*second]].concat());
                 self.push(
-                    Problem::error("conflict", second_at, format!("`{first}` and `{second}` exclude one another"))
-                        .related(first_at, format!("`{first}` stands here"))
-                        .expected(format!("one of {list}")),
+                    Problem::error(
+                        "conflict",
+                        second_at,
+                        format!("`{first}` and `{second}` exclude one another"),
+                    )
+                    .related(first_at, format!("`{first}` stands here"))
+                    .expected(format!("one of {list}")),
                 );
                 false
             }
@@ -151,7 +169,11 @@ impl Lowering<'_> {
             let context = self.host_path(&["build", "context"], &build.context.0);
             let dockerfile = build.dockerfile.as_ref().map(|d| d.0.clone());
             if self.files.is_some() && !context.is_dir() {
-                let problem = self.error("unreadable", &["build", "context"], format!("{} is not a directory", context.display()));
+                let problem = self.error(
+                    "unreadable",
+                    &["build", "context"],
+                    format!("{} is not a directory", context.display()),
+                );
                 self.push(problem);
             }
             return Image::Build { context: absolute(&context), dockerfile };
@@ -173,7 +195,8 @@ impl Lowering<'_> {
             match read.clone() {
                 Ok(values) => env.extend(values),
                 Err(why) => {
-                    let problem = self.error("unreadable", &["env_file", &index], format!("{}: {why}", path.display()));
+                    let problem =
+                        self.error("unreadable", &["env_file", &index], format!("{}: {why}", path.display()));
                     self.push(problem);
                 }
             }
@@ -199,7 +222,12 @@ impl Lowering<'_> {
         let mut uses = BTreeMap::new();
         for (name, how) in &raw.secrets {
             self.secret(&["secrets", name], name);
-            if !self.exactly_one(&["secrets", name], &["as_env", "as_file"], &[how.as_env.is_some(), how.as_file.is_some()], false) {
+            if !self.exactly_one(
+                &["secrets", name],
+                &["as_env", "as_file"],
+                &[how.as_env.is_some(), how.as_file.is_some()],
+                false,
+            ) {
                 continue;
             }
             let given = match (&how.as_env, &how.as_file) {
@@ -219,7 +247,12 @@ impl Lowering<'_> {
                 Some(read_only) => *read_only,
                 None => {
                     let declared = self.declared;
-                    self.unknown(&["volumes", path, "name"], "volume", &mount.name.0, declared.volumes.keys().map(String::as_str));
+                    self.unknown(
+                        &["volumes", path, "name"],
+                        "volume",
+                        &mount.name.0,
+                        declared.volumes.keys().map(String::as_str),
+                    );
                     continue;
                 }
             };
@@ -240,7 +273,11 @@ impl Lowering<'_> {
             let host_port = port.host_port.as_ref().and_then(|p| parse_port(&p.0).ok());
             if let Some(host) = host_port.filter(|p| *p < 1024) {
                 let problem = self
-                    .error("privileged-port", &["ports", key, "host_port"], format!("the port {host} of this machine needs privilege"))
+                    .error(
+                        "privileged-port",
+                        &["ports", key, "host_port"],
+                        format!("the port {host} of this machine needs privilege"),
+                    )
                     .expected("a port from 1024 to 65535")
                     .help(format!("for example {}", u32::from(host) + 8000));
                 self.push(problem);
@@ -262,16 +299,27 @@ impl Lowering<'_> {
         let mode = network.mode.unwrap_or_default();
         if !network.allow.is_empty() && network.egress != Some(Egress::Deny) {
             let problem = self
-                .error("conflict", &["network", "allow"], "`allow` has no effect: outbound access is not denied".to_owned())
+                .error(
+                    "conflict",
+                    &["network", "allow"],
+                    "`allow` has no effect: outbound access is not denied".to_owned(),
+                )
                 .help("write `egress: deny` next to it");
             self.push(problem);
         }
         if network.egress.is_some() && mode != NetworkMode::Isolated {
-            let problem =
-                self.error("conflict", &["network", "egress"], "`egress` needs the network mode `isolated`".to_owned());
+            let problem = self.error(
+                "conflict",
+                &["network", "egress"],
+                "`egress` needs the network mode `isolated`".to_owned(),
+            );
             self.push(problem);
         }
-        NetworkSpec { mode, egress: network.egress, allow: network.allow.iter().map(|r| r.0.clone()).collect() }
+        NetworkSpec {
+            mode,
+            egress: network.egress,
+            allow: network.allow.iter().map(|r| r.0.clone()).collect(),
+        }
     }
 
     fn lifecycle(&mut self, raw: &Sandbox) -> LifecycleSpec {
@@ -282,7 +330,11 @@ impl Lowering<'_> {
                 self.push(problem.help("leave it out for no limit"));
             }
         }
-        LifecycleSpec { keep_alive: lifecycle.keep_alive, idle_timeout: lifecycle.idle_timeout, ttl: lifecycle.ttl }
+        LifecycleSpec {
+            keep_alive: lifecycle.keep_alive,
+            idle_timeout: lifecycle.idle_timeout,
+            ttl: lifecycle.ttl,
+        }
     }
 
     fn depends_on(&mut self, name: &str, raw: &Sandbox) -> BTreeMap<String, DependencyCondition> {
@@ -294,13 +346,24 @@ impl Lowering<'_> {
                 (Some(replicas), _) => (on, replicas.clone()),
                 (None, Some(declaration)) => (declaration, vec![on.clone()]),
                 (None, None) => {
-                    self.unknown(&["depends_on", on], "sandbox", on, declared.replicas.keys().map(String::as_str));
+                    self.unknown(
+                        &["depends_on", on],
+                        "sandbox",
+                        on,
+                        declared.replicas.keys().map(String::as_str),
+                    );
                     continue;
                 }
             };
             if condition == DependencyCondition::Healthy && !declared.checked.contains(declaration) {
                 let problem = self
-                    .error("no-healthcheck", &["depends_on", on, "condition"], format!("no service of the sandbox `{on}` has a health check, so it never becomes healthy"))
+                    .error(
+                        "no-healthcheck",
+                        &["depends_on", on, "condition"],
+                        format!(
+                            "no service of the sandbox `{on}` has a health check, so it never becomes healthy"
+                        ),
+                    )
                     .help("give a service of it a `healthcheck`, or write `condition: started`");
                 self.push(problem);
             }
@@ -381,14 +444,24 @@ impl Lowering<'_> {
             self.secret_ref(&["repo", path, "credentials"], repository.credentials.as_ref());
             let Ok(address) = repo::parse(&repository.url.0) else { continue };
             if let Some(reference) = &repository.reference
-                && (reference.0.starts_with('-') || reference.0.is_empty() || reference.0.contains(|c: char| c.is_whitespace() || c.is_control()))
+                && (reference.0.starts_with('-')
+                    || reference.0.is_empty()
+                    || reference.0.contains(|c: char| c.is_whitespace() || c.is_control()))
             {
-                let problem = self.error("bad-value", &["repo", path, "ref"], format!("{} is not a branch, tag or commit", quote(&reference.0)));
+                let problem = self.error(
+                    "bad-value",
+                    &["repo", path, "ref"],
+                    format!("{} is not a branch, tag or commit", quote(&reference.0)),
+                );
                 self.push(problem);
                 continue;
             }
             if repository.credentials.is_some() && !address.url.starts_with("https://") {
-                let problem = self.error("conflict", &["repo", path, "credentials"], "`credentials` are for https URLs".to_owned());
+                let problem = self.error(
+                    "conflict",
+                    &["repo", path, "credentials"],
+                    "`credentials` are for https URLs".to_owned(),
+                );
                 self.push(problem);
             }
             let spec = RepositorySpec {
@@ -408,7 +481,11 @@ impl Lowering<'_> {
             let index = i.to_string();
             let name = &used.name.0;
             if all.iter().any(|p| p.name == *name) {
-                let problem = self.error("duplicate", &["presets", &index, "name"], format!("the preset `{name}` stands here twice"));
+                let problem = self.error(
+                    "duplicate",
+                    &["presets", &index, "name"],
+                    format!("the preset `{name}` stands here twice"),
+                );
                 self.push(problem);
                 continue;
             }
@@ -420,13 +497,27 @@ impl Lowering<'_> {
                 None => match presets::builtin(name) {
                     Some(Ok(preset)) => preset,
                     Some(Err(error)) => {
-                        let problem = self.error("internal", &["presets", &index, "name"], format!("the built-in preset `{name}` is broken: {error}"));
+                        let problem = self.error(
+                            "internal",
+                            &["presets", &index, "name"],
+                            format!("the built-in preset `{name}` is broken: {error}"),
+                        );
                         self.push(problem);
                         continue;
                     }
                     None => {
-                        let known: Vec<String> = declared.presets.keys().cloned().chain(presets::builtin_names().map(str::to_owned)).collect();
-                        self.unknown(&["presets", &index, "name"], "preset", name, known.iter().map(String::as_str));
+                        let known: Vec<String> = declared
+                            .presets
+                            .keys()
+                            .cloned()
+                            .chain(presets::builtin_names().map(str::to_owned))
+                            .collect();
+                        self.unknown(
+                            &["presets", &index, "name"],
+                            "preset",
+                            name,
+                            known.iter().map(String::as_str),
+                        );
                         continue;
                     }
                 },
@@ -434,7 +525,7 @@ impl Lowering<'_> {
             for variable in used.vars.keys() {
                 if !preset.vars.contains_key(variable) {
                     let path = ["presets", index.as_str(), "vars", variable];
-                    self.unknown(&path, &format!("variable of the preset `{name}`"), variable, preset.vars.keys().map(String::as_str));
+                    self.unknown(&path, "preset variable", variable, preset.vars.keys().map(String::as_str));
                 }
             }
             all.push(preset_spec(name, &preset, &used.vars));
@@ -443,24 +534,40 @@ impl Lowering<'_> {
     }
 
     fn services(&mut self, raw: &Sandbox) -> BTreeMap<String, ServiceSpec> {
-        let names: BTreeSet<String> = self
-            .node
-            .get("services")
-            .and_then(Node::as_map)
-            .map(|all| all.iter().map(|e| e.key.clone()).collect())
-            .unwrap_or_default();
-        let all: BTreeMap<String, ServiceSpec> =
-            raw.services.iter().map(|(name, service)| (name.clone(), self.service(name, service, raw, &names))).collect();
-        let edges = all.iter().map(|(n, s)| (n.as_str(), s.depends_on.keys().map(String::as_str).collect())).collect();
+        let names = self.services;
+        let all: BTreeMap<String, ServiceSpec> = raw
+            .services
+            .iter()
+            .map(|(name, service)| (name.clone(), self.service(name, service, raw, names)))
+            .collect();
+        let edges = all
+            .iter()
+            .map(|(n, s)| (n.as_str(), s.depends_on.keys().map(String::as_str).collect()))
+            .collect();
         if let Some(cycle) = graph::cycle(&edges) {
-            let path = ["services", cycle.first().copied().unwrap_or_default(), "depends_on", cycle.get(1).copied().unwrap_or_default()];
+            let path = [
+                "services",
+                cycle.first().copied().unwrap_or_default(),
+                "depends_on",
+                cycle.get(1).copied().unwrap_or_default(),
+            ];
             let span = self.node.key_span(&path);
-            self.push(Problem::error("cycle", span, format!("services wait for one another: {}", cycle.join(" → "))));
+            self.push(Problem::error(
+                "cycle",
+                span,
+                format!("services wait for one another: {}", cycle.join(" → ")),
+            ));
         }
         all
     }
 
-    fn service(&mut self, name: &str, raw: &Service, sandbox: &Sandbox, names: &BTreeSet<String>) -> ServiceSpec {
+    fn service(
+        &mut self,
+        name: &str,
+        raw: &Service,
+        sandbox: &Sandbox,
+        names: &BTreeSet<String>,
+    ) -> ServiceSpec {
         let mut depends_on = BTreeMap::new();
         for (on, dependency) in &raw.depends_on {
             let path = ["services", name, "depends_on", on.as_str()];
@@ -472,7 +579,11 @@ impl Lowering<'_> {
             let checked = sandbox.services.get(on).is_none_or(|s| s.healthcheck.is_some());
             if condition == DependencyCondition::Healthy && !checked {
                 let problem = self
-                    .error("no-healthcheck", &[&path[..], &["condition"]].concat(), format!("the service `{on}` has no health check, so it never becomes healthy"))
+                    .error(
+                        "no-healthcheck",
+                        &[&path[..], &["condition"]].concat(),
+                        format!("the service `{on}` has no health check, so it never becomes healthy"),
+                    )
                     .help("give it a `healthcheck`, or write `condition: started`");
                 self.push(problem);
             }
@@ -480,7 +591,11 @@ impl Lowering<'_> {
         }
         let command: Vec<String> = raw.command.iter().map(|w| w.0.clone()).collect();
         if command.first().is_some_and(String::is_empty) {
-            let problem = self.error("bad-value", &["services", name, "command", "0"], "the program's name is empty".to_owned());
+            let problem = self.error(
+                "bad-value",
+                &["services", name, "command", "0"],
+                "the program's name is empty".to_owned(),
+            );
             self.push(problem);
         }
         let logs = raw.logs.as_ref();
@@ -492,8 +607,16 @@ impl Lowering<'_> {
             env: raw.env.iter().map(|(k, v)| (k.clone(), v.0.clone())).collect(),
             depends_on,
             healthcheck: raw.healthcheck.as_ref().and_then(|h| self.healthcheck(name, h)),
-            restart: raw.restart.as_ref().and_then(|r| parse_restart(&r.0).ok()).unwrap_or(RestartPolicy::Always),
-            stop_signal: raw.stop_signal.as_ref().map_or("TERM", |s| s.0.strip_prefix("SIG").unwrap_or(&s.0)).to_owned(),
+            restart: raw
+                .restart
+                .as_ref()
+                .and_then(|r| parse_restart(&r.0).ok())
+                .unwrap_or(RestartPolicy::Always),
+            stop_signal: raw
+                .stop_signal
+                .as_ref()
+                .map_or("TERM", |s| s.0.strip_prefix("SIG").unwrap_or(&s.0))
+                .to_owned(),
             stop_timeout: raw.stop_timeout.unwrap_or(Duration::from_secs(10)),
             log_max_size: logs.and_then(|l| l.max_size).unwrap_or(Quantity::from_bytes(10 << 20)),
             log_max_files: logs.and_then(|l| l.max_files).unwrap_or(3),
@@ -510,13 +633,21 @@ impl Lowering<'_> {
         let timeout = raw.timeout.unwrap_or(Duration::from_secs(5));
         for (key, value) in [("interval", interval), ("timeout", timeout)] {
             if value.as_millis() == 0 {
-                let problem = self.error("bad-value", &[&at[..], &[key]].concat(), format!("`{key}` is zero, so the check can never pass"));
+                let problem = self.error(
+                    "bad-value",
+                    &[&at[..], &[key]].concat(),
+                    format!("`{key}` is zero, so the check can never pass"),
+                );
                 self.push(problem.expected("a duration above zero"));
             }
         }
         if timeout > interval && raw.timeout.is_some() {
             let span = self.node.span_at(&[&at[..], &["timeout"]].concat());
-            self.push(Problem::warning("healthcheck", span, format!("a probe may take {timeout} but the next is due after {interval}")));
+            self.push(Problem::warning(
+                "healthcheck",
+                span,
+                format!("a probe may take {timeout} but the next is due after {interval}"),
+            ));
         }
         let probe = if let Some(port) = &raw.tcp {
             Probe::Tcp(parse_port(&port.0).ok()?)
@@ -524,7 +655,11 @@ impl Lowering<'_> {
             let path = http.path.as_ref().map_or("/", |p| p.0.as_str());
             if !path.starts_with('/') || path.chars().any(|c| c.is_control() || c == ' ') {
                 let problem = self
-                    .error("bad-value", &[&at[..], &["http", "path"]].concat(), format!("{} is not the path of a URL", quote(path)))
+                    .error(
+                        "bad-value",
+                        &[&at[..], &["http", "path"]].concat(),
+                        format!("{} is not the path of a URL", quote(path)),
+                    )
                     .expected("a path that begins with `/`, such as `/healthz`");
                 self.push(problem);
                 return None;
@@ -546,7 +681,7 @@ impl Lowering<'_> {
         for (i, sync) in raw.sync.iter().enumerate() {
             let index = i.to_string();
             if let Some(service) = sync.on_change.as_ref().and_then(|c| c.restart.as_ref())
-                && self.node.at(&["services", &service.0]).is_none()
+                && !self.services.contains(&service.0)
             {
                 let known: Vec<&str> = raw.services.keys().map(String::as_str).collect();
                 self.unknown(&["sync", &index, "on_change", "restart"], "service", &service.0, known);
@@ -557,7 +692,11 @@ impl Lowering<'_> {
 }
 
 fn resources(raw: &language::Resources) -> Resources {
-    Resources { cpu_millis: raw.cpu.as_ref().and_then(|c| parse_cpu(&c.0).ok()), memory: raw.memory, disk: raw.disk }
+    Resources {
+        cpu_millis: raw.cpu.as_ref().and_then(|c| parse_cpu(&c.0).ok()),
+        memory: raw.memory,
+        disk: raw.disk,
+    }
 }
 
 fn preset_spec(name: &str, preset: &language::Preset, vars: &BTreeMap<String, language::Text>) -> PresetSpec {

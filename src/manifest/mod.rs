@@ -170,14 +170,22 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
     let dir = first_dir.filter(|d| !d.as_os_str().is_empty()).unwrap_or_else(|| PathBuf::from("."));
     if let Some(profile) = &request.profile {
         if let Err(why) = language::name(profile) {
-            return Err(Diagnostics::bare("bad-name", format!("the profile {} {why}", node::quote(profile)), None));
+            return Err(Diagnostics::bare(
+                "bad-name",
+                format!("the profile {} {why}", node::quote(profile)),
+                None,
+            ));
         }
         inputs.push(Input::Path(dir.join(format!("pocketenv.{profile}.yaml"))));
     }
     if let Some(project) = &request.project
         && let Err(why) = language::name(project)
     {
-        return Err(Diagnostics::bare("bad-name", format!("the project {} {why}", node::quote(project)), None));
+        return Err(Diagnostics::bare(
+            "bad-name",
+            format!("the project {} {why}", node::quote(project)),
+            None,
+        ));
     }
     let env = environment(request, &mut sources, &mut problems);
     let tree = Reader::new(&mut sources, &mut problems).read_all(&inputs);
@@ -185,7 +193,11 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
     let Some(tree) = tree else {
         let diagnostics = problems.finish(&sources);
         return Err(if diagnostics.is_empty() {
-            Diagnostics::bare("no-manifest", "no manifest was given".to_owned(), Some("`-f FILE` names one".to_owned()))
+            Diagnostics::bare(
+                "no-manifest",
+                "no manifest was given".to_owned(),
+                Some("`-f FILE` names one".to_owned()),
+            )
         } else {
             diagnostics
         });
@@ -203,13 +215,19 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
     Ok((given, problems))
 }
 
-fn resolve(given: &Given, context: &ResolveContext<'_>, mut problems: Problems) -> Result<Resolved, Diagnostics> {
+fn resolve(
+    given: &Given,
+    context: &ResolveContext<'_>,
+    mut problems: Problems,
+) -> Result<Resolved, Diagnostics> {
     let world = World { endpoints: context.endpoints, capabilities: context.capabilities };
     let assembled = assemble::assemble(given, Some(&world), &mut problems);
     let failed = problems.errors() > 0;
     let diagnostics = problems.finish(&given.sources);
     match assembled {
-        Some(Assembled { desired, origins, .. }) if !failed => Ok(Resolved { desired, origins, warnings: diagnostics }),
+        Some(Assembled { desired, origins, .. }) if !failed => {
+            Ok(Resolved { desired, origins, warnings: diagnostics })
+        }
         _ => Err(diagnostics),
     }
 }
@@ -226,7 +244,11 @@ pub fn to_json(name: &str, text: &str) -> Result<serde_json::Value, Diagnostics>
 }
 
 /// The names under `env.` in templates.
-fn environment(request: &LoadRequest, sources: &mut Sources, problems: &mut Problems) -> BTreeMap<String, String> {
+fn environment(
+    request: &LoadRequest,
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     for path in &request.env_files {
         let name = path.display().to_string();
@@ -238,7 +260,8 @@ fn environment(request: &LoadRequest, sources: &mut Sources, problems: &mut Prob
             Ok(values) => env.extend(values),
             Err((line, why)) => {
                 let file = sources.add(name.clone(), PathBuf::new(), String::new());
-                let message = if line > 0 { format!("{name}: line {line}: {why}") } else { format!("{name}: {why}") };
+                let message =
+                    if line > 0 { format!("{name}: line {line}: {why}") } else { format!("{name}: {why}") };
                 problems.push(Problem::error("unreadable", Span { file, start: 0, end: 0 }, message));
             }
         }

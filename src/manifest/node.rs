@@ -242,7 +242,11 @@ impl Node {
 
 /// Text in backquotes for a message: control characters escaped, shortened when long.
 pub(crate) fn quote(text: &str) -> String {
-    let mut shown: String = text.chars().take(60).flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect();
+    let mut shown: String = text
+        .chars()
+        .take(60)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect();
     if text.chars().nth(60).is_some() {
         shown.push('…');
     }

@@ -121,7 +121,8 @@ fn names_to_map(node: &mut Node, what: &str, problems: &mut Problems) {
 }
 
 fn twice(problems: &mut Problems, message: String, again: Span, first: Span) {
-    problems.push(Problem::error("duplicate", again, message).label("again here").related(first, "first here"));
+    problems
+        .push(Problem::error("duplicate", again, message).label("again here").related(first, "first here"));
 }
 
 /// A list of things that each have a `key` becomes a mapping by that key.
@@ -131,7 +132,9 @@ fn keyed(node: &mut Node, key: &str, clash: &str, expand: impl Fn(&mut Node), pr
     let mut seen: HashMap<String, Span> = HashMap::new();
     for mut item in std::mem::take(items) {
         expand(&mut item);
-        let Some((name, span)) = item.get(key).and_then(|n| Some((n.as_text()?.to_owned(), n.span))) else { continue };
+        let Some((name, span)) = item.get(key).and_then(|n| Some((n.as_text()?.to_owned(), n.span))) else {
+            continue;
+        };
         if let Some(first) = seen.insert(name.clone(), span) {
             twice(problems, format!("{clash} {}", quote(&name)), span, first);
             continue;
@@ -176,7 +179,9 @@ fn repository(item: &mut Node) {
     if item.get("path").is_some() {
         return;
     }
-    let Some((name, span)) = item.get("url").and_then(|u| Some((repo::parse(u.as_text()?).ok()?.name, u.span))) else {
+    let Some((name, span)) =
+        item.get("url").and_then(|u| Some((repo::parse(u.as_text()?).ok()?.name, u.span)))
+    else {
         return;
     };
     if let Value::Map(entries) = &mut item.value {

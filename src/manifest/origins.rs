@@ -83,7 +83,8 @@ fn walk(node: &Node, path: String, sources: &Sources, fields: &mut BTreeMap<Stri
         Value::List(items) => {
             for (i, item) in items.iter().enumerate() {
                 // Presets are a list by order and are looked up by name.
-                let key = item.get("name").and_then(Node::as_text).map_or_else(|| i.to_string(), str::to_owned);
+                let key =
+                    item.get("name").and_then(Node::as_text).map_or_else(|| i.to_string(), str::to_owned);
                 record(item, item.span, join(&key), sources, fields);
             }
         }

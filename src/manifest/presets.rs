@@ -67,7 +67,11 @@ mod tests {
     fn every_built_in_preset_is_good() {
         for name in builtin_names() {
             let preset = builtin(name);
-            assert!(matches!(preset, Some(Ok(_))), "{name}: {:?}", preset.and_then(Result::err).map(|e| e.plain()));
+            assert!(
+                matches!(preset, Some(Ok(_))),
+                "{name}: {:?}",
+                preset.and_then(Result::err).map(|e| e.plain())
+            );
         }
     }
 }

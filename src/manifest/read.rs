@@ -35,7 +35,10 @@ pub fn discover(start: &Path, env: &BTreeMap<String, String>) -> Result<Vec<Path
             if path.is_file() {
                 let mut files = vec![path];
                 files.extend(
-                    ["pocketenv.override.yaml", "pocketenv.override.yml"].iter().map(|n| dir.join(n)).filter(|p| p.is_file()),
+                    ["pocketenv.override.yaml", "pocketenv.override.yml"]
+                        .iter()
+                        .map(|n| dir.join(n))
+                        .filter(|p| p.is_file()),
                 );
                 return Ok(files);
             }
@@ -63,7 +66,11 @@ pub fn manifests_in(dir: &Path) -> Result<Vec<PathBuf>, Diagnostics> {
     }
     found.sort();
     if found.is_empty() {
-        return Err(Diagnostics::bare("no-manifest", format!("no manifest (*.yaml) in {}", dir.display()), None));
+        return Err(Diagnostics::bare(
+            "no-manifest",
+            format!("no manifest (*.yaml) in {}", dir.display()),
+            None,
+        ));
     }
     Ok(found)
 }
@@ -90,7 +97,8 @@ impl<'a> Reader<'a> {
                 Input::Path(path) => self.read_root(path),
                 Input::Stdin(bytes) => {
                     self.root.get_or_insert_with(|| canonical(Path::new(".")).unwrap_or_default());
-                    self.parse("<stdin>", PathBuf::from("."), bytes, None).and_then(|n| self.with_includes(n, &mut Vec::new()))
+                    self.parse("<stdin>", PathBuf::from("."), bytes, None)
+                        .and_then(|n| self.with_includes(n, &mut Vec::new()))
                 }
             };
             merged = match (merged, node) {
@@ -110,7 +118,13 @@ impl<'a> Reader<'a> {
         self.file(path, dir, None, &mut chain)
     }
 
-    fn file(&mut self, path: &Path, dir: PathBuf, from: Option<Span>, chain: &mut Vec<PathBuf>) -> Option<Node> {
+    fn file(
+        &mut self,
+        path: &Path,
+        dir: PathBuf,
+        from: Option<Span>,
+        chain: &mut Vec<PathBuf>,
+    ) -> Option<Node> {
         let name = path.display().to_string();
         match read_bounded(path) {
             Ok(bytes) => {
@@ -133,11 +147,21 @@ impl<'a> Reader<'a> {
 
     /// Text to tree, after the checks that come before any parsing.
     fn parse(&mut self, name: &str, dir: PathBuf, bytes: &[u8], from: Option<Span>) -> Option<Node> {
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let file = self.sources.add(name.to_owned(), dir, String::new());
+            let message = format!("{name} is larger than {} MiB", MAX_FILE_BYTES >> 20);
+            self.problems.push(Problem::error("too-large", Span { file, start: 0, end: 0 }, message));
+            return None;
+        }
         let (text, fault) = match std::str::from_utf8(bytes) {
             Ok(text) => {
                 let text = text.strip_prefix('\u{feff}').unwrap_or(text);
                 let fault = text.char_indices().find(|(_, c)| forbidden(*c)).map(|(at, c)| {
-                    (at, c.len_utf8(), format!("the character U+{:04X} may not stand in a manifest", c as u32))
+                    (
+                        at,
+                        c.len_utf8(),
+                        format!("the character U+{:04X} may not stand in a manifest", c as u32),
+                    )
                 });
                 (text.to_owned(), fault)
             }
@@ -162,7 +186,8 @@ impl<'a> Reader<'a> {
         let node = yaml::parse(self.sources, file, self.problems)?;
         if node.as_map().is_none() {
             let found = node.describe();
-            let mut problem = Problem::error("wrong-type", node.span, "a manifest is a mapping").found(found)
+            let mut problem = Problem::error("wrong-type", node.span, "a manifest is a mapping")
+                .found(found)
                 .help("a manifest begins with `version: 1`");
             if let Some(from) = from {
                 problem = problem.related(from, "included here");
@@ -184,7 +209,8 @@ impl<'a> Reader<'a> {
         for item in items {
             let Some(text) = item.as_text().filter(|t| !t.is_empty()) else {
                 self.problems.push(
-                    Problem::error("wrong-type", item.span, "an include is the path of a file").found(item.describe()),
+                    Problem::error("wrong-type", item.span, "an include is the path of a file")
+                        .found(item.describe()),
                 );
                 continue;
             };
@@ -213,20 +239,30 @@ impl<'a> Reader<'a> {
         };
         let real = match std::fs::canonicalize(&path) {
             Ok(real) => real,
-            Err(error) => return refuse("unreadable", format!("{}: {}", path.display(), io_text(&error)), None),
+            Err(error) => {
+                return refuse("unreadable", format!("{}: {}", path.display(), io_text(&error)), None);
+            }
         };
         if !self.root.as_ref().is_some_and(|root| real.starts_with(root)) {
             return refuse(
                 "include-outside",
                 format!("`{text}` leads out of the directory of the manifest"),
-                Some("an included file must stand in the manifest's directory or below it, links resolved".to_owned()),
+                Some(
+                    "an included file must stand in the manifest's directory or below it, links resolved"
+                        .to_owned(),
+                ),
             );
         }
         if let Some(at) = chain.iter().position(|p| *p == real) {
-            let show = |p: &PathBuf| p.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+            let show =
+                |p: &PathBuf| p.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
             let mut names: Vec<String> = chain.iter().skip(at).map(show).collect();
             names.push(show(&real));
-            return refuse("include-cycle", format!("files include one another: {}", names.join(" → ")), None);
+            return refuse(
+                "include-cycle",
+                format!("files include one another: {}", names.join(" → ")),
+                None,
+            );
         }
         self.included += 1;
         if chain.len() > MAX_INCLUDE_DEPTH || self.included > MAX_INCLUDES {
@@ -285,7 +321,8 @@ pub(crate) fn merge(mut base: Node, over: Node) -> Node {
     }
     match (&mut base.value, over.value) {
         (Value::Map(entries), Value::Map(overs)) => {
-            let index: HashMap<String, usize> = entries.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
+            let index: HashMap<String, usize> =
+                entries.iter().enumerate().map(|(i, e)| (e.key.clone(), i)).collect();
             for entry in overs {
                 match index.get(&entry.key).and_then(|i| entries.get_mut(*i)) {
                     Some(existing) => {

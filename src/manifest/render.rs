@@ -16,7 +16,9 @@ impl Diagnostics {
                 let _ = write!(out, "{at}: ");
             }
             let _ = writeln!(out, "{}: {} [{}]", word(d.severity), d.message, d.code);
-            for (name, text) in [("found", found(d)), ("expected", d.expected.as_ref()), ("help", d.help.as_ref())] {
+            for (name, text) in
+                [("found", found(d)), ("expected", d.expected.as_ref()), ("help", d.help.as_ref())]
+            {
                 if let Some(text) = text {
                     let _ = writeln!(out, "  {name}: {text}");
                 }
@@ -32,8 +34,10 @@ impl Diagnostics {
     /// With snippets and labels, for people at a terminal of `width` columns.
     pub fn graphical(&self, colour: bool, width: usize) -> String {
         let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler =
-            GraphicalReportHandler::new_themed(theme).with_width(width.max(40)).with_links(false).without_cause_chain();
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(width.max(40))
+            .with_links(false)
+            .without_cause_chain();
         let mut out = String::new();
         for item in &self.items {
             let shown = Shown::new(item, self);
@@ -124,10 +128,14 @@ impl<'a> Shown<'a> {
         let mut labels = Vec::new();
         for (i, label) in item.labels.iter().enumerate() {
             if Some(label.span.file) == file {
-                let range = label.span.start as usize..(label.span.end as usize).max(label.span.start as usize);
+                let range =
+                    label.span.start as usize..(label.span.end as usize).max(label.span.start as usize);
                 let text = (!label.text.is_empty()).then(|| label.text.clone());
                 labels.push(if i == 0 {
-                    LabeledSpan::new_primary_with_span(text, first_line(source.map_or("", |s| &s.text), range))
+                    LabeledSpan::new_primary_with_span(
+                        text,
+                        first_line(source.map_or("", |s| &s.text), range),
+                    )
                 } else {
                     LabeledSpan::new_with_span(text, first_line(source.map_or("", |s| &s.text), range))
                 });
@@ -144,9 +152,9 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// The text for snippets: the same bytes, with what would move a terminal's cursor replaced by spaces of the same length.
+/// The text for snippets, of the same length: what would move a terminal's cursor is a space, credentials in URLs are stars.
 fn snippet_text(text: &str) -> String {
-    text.replace('\r', " ")
+    super::check::without_credentials(text).replace('\r', " ")
 }
 
 /// Only the first line of a range is marked: a label over a whole block hides more than it shows.

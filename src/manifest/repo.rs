@@ -8,8 +8,11 @@ pub(crate) struct RepoAddress {
     pub name: String,
 }
 
-const SHORTHANDS: &[(&str, &str)] =
-    &[("github:", "https://github.com/"), ("gitlab:", "https://gitlab.com/"), ("tangled:", "https://tangled.org/")];
+const SHORTHANDS: &[(&str, &str)] = &[
+    ("github:", "https://github.com/"),
+    ("gitlab:", "https://gitlab.com/"),
+    ("tangled:", "https://tangled.org/"),
+];
 
 /// Reads a URL or shorthand. `Err` says what is wrong, as a clause after the text.
 pub(crate) fn parse(text: &str) -> Result<RepoAddress, String> {
@@ -42,7 +45,9 @@ pub(crate) fn parse(text: &str) -> Result<RepoAddress, String> {
             return Err("carries a password; use an SSH key".to_owned());
         }
         rest
-    } else if let Some((user_host, path)) = text.split_once(':').filter(|(u, p)| u.contains('@') && !p.starts_with("//")) {
+    } else if let Some((user_host, path)) =
+        text.split_once(':').filter(|(u, p)| u.contains('@') && !p.starts_with("//"))
+    {
         // The form of scp: git@host:owner/name.
         if user_host.starts_with('-') || path.is_empty() {
             return Err("is not a repository".to_owned());
@@ -98,8 +103,19 @@ mod tests {
             assert_eq!(parse(text).unwrap(), RepoAddress { url: url.into(), name: name.into() }, "{text}");
         }
         for text in [
-            "", "github:acme", "github:a/b/c", "https://user:pw@host/a/b", "https://token@host/a", "http://h/a", "--upload-pack=x",
-            "file:///etc", "https://host", "a b", "https://h/a?b=c", "ssh://u:p@h/a", "-x@h:a/b",
+            "",
+            "github:acme",
+            "github:a/b/c",
+            "https://user:pw@host/a/b",
+            "https://token@host/a",
+            "http://h/a",
+            "--upload-pack=x",
+            "file:///etc",
+            "https://host",
+            "a b",
+            "https://h/a?b=c",
+            "ssh://u:p@h/a",
+            "-x@h:a/b",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

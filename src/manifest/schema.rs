@@ -7,11 +7,22 @@ use serde_json::{Value as Json, json};
 
 use super::language;
 
-/// The schema of `pocketenv.yaml`.
+/// The schema of `pocketenv.yaml` for editors: where a number or a form is wanted, a text with a template may stand as well.
 pub fn schema() -> &'static Json {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
     SCHEMA.get_or_init(|| {
-        let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<language::Manifest>();
+        let mut schema = rules().clone();
+        allow_templates(&mut schema);
+        schema
+    })
+}
+
+/// The schema that rendered values are held against.
+pub(crate) fn rules() -> &'static Json {
+    static SCHEMA: OnceLock<Json> = OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let schema =
+            SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<language::Manifest>();
         finish(schema.into(), "Pocketenv manifest")
     })
 }
@@ -20,7 +31,8 @@ pub fn schema() -> &'static Json {
 pub fn preset_schema() -> &'static Json {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
     SCHEMA.get_or_init(|| {
-        let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<language::Preset>();
+        let schema =
+            SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<language::Preset>();
         finish(schema.into(), "Pocketenv preset")
     })
 }
@@ -45,6 +57,42 @@ fn open_for_users(schema: &mut Json) {
     }
 }
 
+/// What a text with a template looks like, as a pattern.
+const TEMPLATE: &str = r"\{\{";
+
+fn allow_templates(schema: &mut Json) {
+    match schema {
+        Json::Object(object) => {
+            object.values_mut().for_each(allow_templates);
+            let types: Vec<String> = match object.get("type") {
+                Some(Json::String(only)) => vec![only.clone()],
+                Some(Json::Array(several)) => {
+                    several.iter().filter_map(Json::as_str).map(str::to_owned).collect()
+                }
+                _ => Vec::new(),
+            };
+            if let Some(options) = object.get_mut("oneOf").and_then(Json::as_array_mut)
+                && options.iter().all(|o| o.get("const").is_some())
+            {
+                options.push(json!({ "type": "string", "pattern": TEMPLATE }));
+            } else if let Some(pattern) = object.get("pattern").and_then(Json::as_str).map(str::to_owned) {
+                if !types.is_empty() {
+                    object.insert("pattern".to_owned(), json!(format!("({pattern})|{TEMPLATE}")));
+                    object.remove("maxLength");
+                }
+            } else if types.iter().any(|t| matches!(t.as_str(), "integer" | "number" | "boolean"))
+                && !types.iter().any(|t| t == "string")
+            {
+                let with_text: Vec<&str> = types.iter().map(String::as_str).chain(["string"]).collect();
+                object.insert("type".to_owned(), json!(with_text));
+                object.insert("pattern".to_owned(), json!(TEMPLATE));
+            }
+        }
+        Json::Array(items) => items.iter_mut().for_each(allow_templates),
+        _ => {}
+    }
+}
+
 /// A schema with its references followed: the schema and the name of the definition it came from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resolved<'s> {
@@ -57,7 +105,8 @@ pub(crate) fn follow<'s>(root: &'s Json, schema: &'s Json) -> Resolved<'s> {
     let mut resolved = Resolved { schema, name: None };
     // Definitions of ours never refer in circles; the bound is against a mistake.
     for _ in 0..16 {
-        let Some(name) = resolved.schema.get("$ref").and_then(Json::as_str).and_then(|r| r.strip_prefix("#/$defs/"))
+        let Some(name) =
+            resolved.schema.get("$ref").and_then(Json::as_str).and_then(|r| r.strip_prefix("#/$defs/"))
         else {
             break;
         };

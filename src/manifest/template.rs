@@ -48,7 +48,11 @@ pub(crate) struct Scope<'a> {
 enum Lookup {
     Value(String),
     /// What is not known, and what could have been meant.
-    Unknown { what: String, part: String, known: Vec<String> },
+    Unknown {
+        what: String,
+        part: String,
+        known: Vec<String>,
+    },
 }
 
 impl Scope<'_> {
@@ -82,7 +86,11 @@ impl Scope<'_> {
                 part: (*first).to_owned(),
                 known: self.shapes(),
             },
-            ([], ..) => Lookup::Unknown { what: "there is no name here".into(), part: String::new(), known: self.shapes() },
+            ([], ..) => Lookup::Unknown {
+                what: "there is no name here".into(),
+                part: String::new(),
+                known: self.shapes(),
+            },
         }
     }
 
@@ -212,7 +220,9 @@ impl Templates {
             Err(refused) => {
                 let span = at.within(text, refused.offset, &refused.raw);
                 return Err(vec![
-                    Problem::error("template", span, refused.message.clone()).help(refused.help).anchor(at.anchor),
+                    Problem::error("template", span, refused.message.clone())
+                        .help(refused.help)
+                        .anchor(at.anchor),
                 ]);
             }
         };
@@ -264,9 +274,15 @@ fn evaluate(
 }
 
 fn compile(text: &str) -> Result<Vec<Piece>, Refused> {
-    let refuse = |message: String, help, offset, raw: &str| Refused { message, help, offset, raw: raw.to_owned() };
+    let refuse =
+        |message: String, help, offset, raw: &str| Refused { message, help, offset, raw: raw.to_owned() };
     if text.len() > MAX_TEMPLATE_BYTES {
-        return Err(refuse(format!("a template has at most {MAX_TEMPLATE_BYTES} bytes"), "make it a `source` file", 0, ""));
+        return Err(refuse(
+            format!("a template has at most {MAX_TEMPLATE_BYTES} bytes"),
+            "make it a `source` file",
+            0,
+            "",
+        ));
     }
     fence(text)?;
     let template = Template::compile(text).map_err(|error| {
@@ -353,13 +369,17 @@ fn reduce(template: &Template, text: &str) -> Result<Vec<Piece>, Refused> {
 
 fn condition(block: &HelperTemplate, text: &str, offset: usize) -> Result<Piece, Refused> {
     let helper = raw(&block.name);
-    let refused = |message: String, raw: &str| {
-        Err(Refused { message, help: ESCAPE_HELP, offset, raw: raw.to_owned() })
-    };
+    let refused =
+        |message: String, raw: &str| Err(Refused { message, help: ESCAPE_HELP, offset, raw: raw.to_owned() });
     let negate = match helper.as_str() {
         "if" => false,
         "unless" => true,
-        other => return refused(format!("templates have no block {}; there is `if` and `unless`", quote(other)), other),
+        other => {
+            return refused(
+                format!("templates have no block {}; there is `if` and `unless`", quote(other)),
+                other,
+            );
+        }
     };
     let [parameter] = block.params.as_slice() else {
         return refused(format!("`{helper}` takes one name"), &helper);
@@ -407,8 +427,10 @@ mod tests {
 
     fn render(text: &str) -> Result<String, Vec<Problem>> {
         let env = BTreeMap::from([("HOME".to_owned(), "/h<&>".to_owned())]);
-        let vars = BTreeMap::from([("tag".to_owned(), "1.4".to_owned()), ("off".to_owned(), "false".to_owned())]);
-        let endpoints = BTreeMap::from([(PortRef { sandbox: "db-1".into(), port: 5432 }, ("127.0.0.1".to_owned(), 9))]);
+        let vars =
+            BTreeMap::from([("tag".to_owned(), "1.4".to_owned()), ("off".to_owned(), "false".to_owned())]);
+        let endpoints =
+            BTreeMap::from([(PortRef { sandbox: "db-1".into(), port: 5432 }, ("127.0.0.1".to_owned(), 9))]);
         let declared = BTreeMap::from([("db-1".to_owned(), BTreeSet::from([5432, 80]))]);
         let table = PortTable { declared, endpoints: &endpoints };
         let scope = Scope {

@@ -111,7 +111,8 @@ impl<'t> Builder<'t> {
     }
 
     fn run(&mut self, problems: &mut Problems) -> Result<(), Fatal> {
-        let mut options = granit_parser::options! { emit_unresolved_aliases: true, disallow_directives: false };
+        let mut options =
+            granit_parser::options! { emit_unresolved_aliases: true, disallow_directives: false };
         options.set_emit_comments(false);
         // One more than ours, so that the message about depth is ours.
         options.flow_nesting_limit = MAX_DEPTH + 8;
@@ -168,7 +169,8 @@ impl<'t> Builder<'t> {
                     }
                 }
                 Event::MappingEnd => {
-                    if let Some(Frame::Map { start, anchor, mut entries, mut index, merges, .. }) = self.stack.pop()
+                    if let Some(Frame::Map { start, anchor, mut entries, mut index, merges, .. }) =
+                        self.stack.pop()
                     {
                         let span = self.covering(start, span, entries.last().map(|e| e.value.span));
                         for merge in merges {
@@ -186,13 +188,18 @@ impl<'t> Builder<'t> {
                 Event::Alias(id) => self.alias(id, span, problems)?,
                 Event::UnresolvedAlias(name) => {
                     problems.push(
-                        Problem::error("unknown-anchor", span, format!("no anchor `&{name}` stands before this alias"))
-                            .help("an anchor must be written earlier in the same file"),
+                        Problem::error(
+                            "unknown-anchor",
+                            span,
+                            format!("no anchor `&{name}` stands before this alias"),
+                        )
+                        .help("an anchor must be written earlier in the same file"),
                     );
                     self.finish(Node::new(Value::Scalar(Scalar::plain("")), span), 0, false, problems);
                 }
                 _ => {}
             }
+            self.count(0, 0, span)?;
         }
         Ok(())
     }
@@ -213,12 +220,18 @@ impl<'t> Builder<'t> {
     fn syntax(&self, at: usize, info: &str) -> Fatal {
         let start = (0..=at).rev().find(|i| self.text.is_char_boundary(*i)).unwrap_or(0);
         let end = self.text[start..].chars().next().map_or(start, |c| start + c.len_utf8());
-        let mut problem = Problem::error("syntax", self.span(start, end), format!("this is not valid YAML: {info}"));
-        if self.text[..start].rsplit('\n').next().is_some_and(|line| line.contains('\t')) || self.text[start..].starts_with('\t') {
+        if info.contains("recursion limit") {
+            return Box::new(too_deep(self.span(start, end)));
+        }
+        let mut problem =
+            Problem::error("syntax", self.span(start, end), format!("this is not valid YAML: {info}"));
+        if self.text[..start].rsplit('\n').next().is_some_and(|line| line.contains('\t'))
+            || self.text[start..].starts_with('\t')
+        {
             problem = problem.help("YAML does not allow tabs for indentation; use spaces");
         } else if info.contains("mapping values are not allowed") {
             problem = problem.help("quote a text that contains `: `, and check the indentation");
-        } else if info.contains("quoted scalar") || info.contains("end of stream") {
+        } else if info.contains("unclosed") || info.contains("end of stream") {
             problem = problem.help("a quote or bracket that was opened is never closed");
         }
         Box::new(problem)
@@ -227,10 +240,7 @@ impl<'t> Builder<'t> {
     fn open(&mut self, span: Span, frame: Frame) -> Result<(), Fatal> {
         self.count(1, 0, span)?;
         if self.stack.len() >= MAX_DEPTH {
-            return Err(Box::new(
-                Problem::error("too-deep", span, format!("more than {MAX_DEPTH} levels are nested here"))
-                    .help("a manifest needs fewer than ten"),
-            ));
+            return Err(Box::new(too_deep(span)));
         }
         self.stack.push(frame);
         Ok(())
@@ -264,25 +274,24 @@ impl<'t> Builder<'t> {
         let node = match self.anchors.get(&id) {
             Some(anchored) => {
                 let (node, nodes, bytes) = (Rc::clone(&anchored.node), anchored.nodes, anchored.bytes);
-                self.count(nodes, bytes, span).map_err(|p| {
-                    Box::new(p.related(node.span, "what the alias brings in stands here"))
-                })?;
+                self.count(nodes, bytes, span)
+                    .map_err(|p| Box::new(p.related(node.span, "what the alias brings in stands here")))?;
                 node.used_at(span)
             }
             None => {
                 problems.push(
-                    Problem::error("recursive-alias", span, "the alias stands inside the value that it refers to")
-                        .help("a value cannot contain itself"),
+                    Problem::error(
+                        "recursive-alias",
+                        span,
+                        "the alias stands inside the value that it refers to",
+                    )
+                    .help("a value cannot contain itself"),
                 );
                 Node::new(Value::Scalar(Scalar::plain("")), span)
             }
         };
         if node_depth(&node) + self.stack.len() > MAX_DEPTH {
-            return Err(Box::new(Problem::error(
-                "too-deep",
-                span,
-                format!("more than {MAX_DEPTH} levels are nested here, aliases expanded"),
-            )));
+            return Err(Box::new(too_deep(span)));
         }
         self.finish(node, 0, false, problems);
         Ok(())
@@ -319,8 +328,11 @@ impl<'t> Builder<'t> {
     fn finish(&mut self, node: Node, anchor: usize, plain: bool, problems: &mut Problems) {
         if anchor != 0 {
             let (nodes, bytes) = weight(&node);
-            self.anchored += nodes;
-            self.anchors.insert(anchor, Anchored { node: Rc::new(node.clone()), nodes, bytes });
+            self.anchored = self.anchored.saturating_add(nodes);
+            // Checked before the copy: anchors within anchors are copied once for each level.
+            if self.anchored <= 2 * MAX_NODES {
+                self.anchors.insert(anchor, Anchored { node: Rc::new(node.clone()), nodes, bytes });
+            }
         }
         let Some(frame) = self.stack.last_mut() else {
             self.root.get_or_insert(node);
@@ -345,17 +357,22 @@ fn next_key(node: Node, plain: bool, index: &mut HashMap<String, Span>, problems
     let span = node.span;
     let Value::Scalar(scalar) = node.value else {
         problems.push(
-            Problem::error("complex-key", span, "a key must be a plain text").found("a list or a mapping as a key")
+            Problem::error("complex-key", span, "a key must be a plain text")
+                .found("a list or a mapping as a key")
                 .help("quote a value that begins with `{{`: \"{{ … }}\""),
         );
         return Pending::Discard;
     };
     if let Some(first) = index.get(&scalar.text) {
         problems.push(
-            Problem::error("duplicate-key", span, format!("the key {} stands here twice", quote(&scalar.text)))
-                .label("again here")
-                .related(*first, "first here")
-                .help("remove one, or merge the two"),
+            Problem::error(
+                "duplicate-key",
+                span,
+                format!("the key {} stands here twice", quote(&scalar.text)),
+            )
+            .label("again here")
+            .related(*first, "first here")
+            .help("remove one, or merge the two"),
         );
         return Pending::Discard;
     }
@@ -394,6 +411,15 @@ fn merge(node: Node, key_span: Span, merges: &mut Vec<Node>, problems: &mut Prob
 fn unknown_tag(tag: &Tag, span: Span) -> Problem {
     Problem::error("unknown-tag", span, format!("the tag {} is not known", quote(&tag.original())))
         .help("a manifest needs no tags; quote a value to make it text")
+}
+
+fn too_deep(span: Span) -> Problem {
+    Problem::error(
+        "too-deep",
+        span,
+        format!("more than {MAX_DEPTH} levels are nested here, aliases expanded"),
+    )
+    .help("a manifest needs fewer than ten")
 }
 
 fn weight(node: &Node) -> (usize, usize) {

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use pocketenv::manifest::{Diagnostics, Input, LoadRequest, Manifest, ResolveContext, Resolved, load, validate};
+use pocketenv::manifest::{
+    Diagnostics, Input, LoadRequest, Manifest, ResolveContext, Resolved, load, validate,
+};
 use pocketenv::model::PortRef;
 use pocketenv::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
 
@@ -58,7 +61,10 @@ fn root() -> PathBuf {
 fn request(path: &Path) -> LoadRequest {
     LoadRequest {
         files: vec![Input::Path(path.to_path_buf())],
-        env: BTreeMap::from([("HOME".to_owned(), "/home/me".to_owned()), ("EMPTY".to_owned(), String::new())]),
+        env: BTreeMap::from([
+            ("HOME".to_owned(), "/home/me".to_owned()),
+            ("EMPTY".to_owned(), String::new()),
+        ]),
         home: Some(PathBuf::from("/home/me")),
         ..LoadRequest::default()
     }
@@ -109,6 +115,12 @@ fn expect(path: &Path, text: &str, failures: &mut String) {
 #[test]
 fn good_manifests_mean_what_they_should() {
     let mut failures = String::new();
+    // Modes are part of a tree's hash and differ with the umask of whoever checked it out.
+    let mode = |path: &str, mode| {
+        std::fs::set_permissions(root().join(path), std::fs::Permissions::from_mode(mode)).unwrap()
+    };
+    mode("valid/data/a.txt", 0o644);
+    mode("valid/parts/b.txt", 0o644);
     for path in corpus("valid") {
         match both(&request(&path)) {
             Ok(resolved) => {
@@ -137,7 +149,11 @@ fn bad_manifests_are_told_what_is_wrong() {
             }
             Err(diagnostics) => {
                 assert!(diagnostics.has_errors());
-                assert!(diagnostics.items.iter().all(|d| d.location().is_some()), "{} has no place", path.display());
+                assert!(
+                    diagnostics.items.iter().all(|d| d.location().is_some()),
+                    "{} has no place",
+                    path.display()
+                );
                 let text = format!("{}\n{}", diagnostics.plain(), diagnostics.graphical(false, 100));
                 expect(&path, &text, &mut failures);
             }
@@ -153,7 +169,10 @@ fn fresh(path: &str, text: &str) {
         std::fs::write(path, text).unwrap();
     }
     let found = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(found == text, "{path} is not what the types say; UPDATE=1 cargo nextest run manifest rewrites it");
+    assert!(
+        found == text,
+        "{path} is not what the types say; UPDATE=1 cargo nextest run manifest rewrites it"
+    );
 }
 
 #[test]

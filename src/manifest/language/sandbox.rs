@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::short::{self, OneOrMany};
 use super::{
-    EgressRule, EnvName, EnvText, GuestPath, HostPath, ImageRef, Mode, Name, PortNumber, RepoUrl, SecretRef, Service,
-    Text, User, Cpu, env_name_schema, name_schema,
+    Cpu, EgressRule, EnvName, EnvText, GuestPath, HostPath, ImageRef, Mode, Name, PortNumber, RepoUrl,
+    SecretRef, Service, Text, User, env_name_schema, name_schema,
 };
 use crate::model::{
-    DependencyCondition, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol, Quantity, RunState,
+    DependencyCondition, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol, Quantity,
+    RunState,
 };
 
 /// A sandbox.

@@ -49,21 +49,61 @@ const TYPES: &[ScalarType] = &[
         expected: "a name: lower-case letters, digits, `-` and `_`, at most 63, beginning and ending with a letter or digit",
         check: name,
     },
-    ScalarType { name: "EnvName", expected: "a variable name: letters, digits and `_`, not beginning with a digit", check: env_name },
-    ScalarType { name: "SecretName", expected: "the name of a secret: letters, digits and `_`, not beginning with a digit", check: env_name },
+    ScalarType {
+        name: "EnvName",
+        expected: "a variable name: letters, digits and `_`, not beginning with a digit",
+        check: env_name,
+    },
+    ScalarType {
+        name: "SecretName",
+        expected: "the name of a secret: letters, digits and `_`, not beginning with a digit",
+        check: env_name,
+    },
     ScalarType { name: "EnvPair", expected: "`KEY=VALUE`", check: env_pair },
-    ScalarType { name: "GuestPath", expected: "an absolute path inside the sandbox, such as `/work/data`", check: guest_path },
+    ScalarType {
+        name: "GuestPath",
+        expected: "an absolute path inside the sandbox, such as `/work/data`",
+        check: guest_path,
+    },
     ScalarType { name: "HostPath", expected: "a path of this machine", check: host_path },
-    ScalarType { name: "ImageRef", expected: "`host` or an image reference such as `docker.io/library/debian:12`", check: image_ref },
-    ScalarType { name: "Mode", expected: "permission bits in octal, such as `\"0644\"`", check: |t| parse_mode(t).map(drop) },
-    ScalarType { name: "Cpu", expected: "a number of processors, such as `2` or `0.5`", check: |t| parse_cpu(t).map(drop) },
+    ScalarType {
+        name: "ImageRef",
+        expected: "`host` or an image reference such as `docker.io/library/debian:12`",
+        check: image_ref,
+    },
+    ScalarType {
+        name: "Mode",
+        expected: "permission bits in octal, such as `\"0644\"`",
+        check: |t| parse_mode(t).map(drop),
+    },
+    ScalarType {
+        name: "Cpu",
+        expected: "a number of processors, such as `2` or `0.5`",
+        check: |t| parse_cpu(t).map(drop),
+    },
     ScalarType { name: "User", expected: "a user name, or `uid[:gid]`", check: user },
     ScalarType { name: "PortNumber", expected: "a port, 1 to 65535", check: |t| parse_port(t).map(drop) },
     ScalarType { name: "PortText", expected: "`HOST_PORT:PORT`", check: |t| parse_port_text(t).map(drop) },
-    ScalarType { name: "MountText", expected: "a mount, `NAME:/path/inside` or `NAME:/path/inside:ro`", check: |t| parse_mount(t).map(drop) },
-    ScalarType { name: "RepoUrl", expected: "a repository: an https or ssh URL, or `github:owner/name`", check: |t| super::super::repo::parse(t).map(drop) },
-    ScalarType { name: "EgressRule", expected: "a destination: `github.com`, `*.example.com`, an address, with an optional `:port`", check: egress_rule },
-    ScalarType { name: "Restart", expected: "`always`, `on-failure`, `on-failure:N` or `never`", check: |t| parse_restart(t).map(drop) },
+    ScalarType {
+        name: "MountText",
+        expected: "a mount, `NAME:/path/inside` or `NAME:/path/inside:ro`",
+        check: |t| parse_mount(t).map(drop),
+    },
+    ScalarType {
+        name: "RepoUrl",
+        expected: "a repository: an https or ssh URL, or `github:owner/name`",
+        check: |t| super::super::repo::parse(t).map(drop),
+    },
+    ScalarType {
+        name: "EgressRule",
+        expected: "a destination: `github.com`, `*.example.com`, an address, with an optional `:port`",
+        check: egress_rule,
+    },
+    ScalarType {
+        name: "Restart",
+        expected: "`always`, `on-failure`, `on-failure:N` or `never`",
+        check: |t| parse_restart(t).map(drop),
+    },
     ScalarType { name: "Signal", expected: "a signal name such as `TERM` or `INT`", check: signal },
     ScalarType {
         name: "Duration",
@@ -82,7 +122,11 @@ fn any(_: &str) -> Result<(), String> {
 }
 
 fn no_nul(text: &str) -> Result<(), String> {
-    if text.contains('\0') { Err("has a NUL character, which no process can be given".to_owned()) } else { Ok(()) }
+    if text.contains('\0') {
+        Err("has a NUL character, which no process can be given".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 /// A name of something the user declares.
@@ -255,7 +299,10 @@ fn egress_rule(text: &str) -> Result<(), String> {
     }
     let bare = host.strip_prefix("*.").unwrap_or(host);
     let label = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && !l.starts_with('-') && !l.ends_with('-')
+        !l.is_empty()
+            && l.len() <= 63
+            && !l.starts_with('-')
+            && !l.ends_with('-')
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     if !bare.is_empty() && bare.len() <= 253 && bare.split('.').all(label) {
@@ -280,8 +327,13 @@ pub(crate) fn parse_restart(text: &str) -> Result<crate::model::RestartPolicy, S
 }
 
 fn signal(text: &str) -> Result<(), String> {
-    const SIGNALS: &[&str] = &["HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "WINCH", "ABRT", "CONT", "ALRM", "PIPE"];
-    if SIGNALS.contains(&text.strip_prefix("SIG").unwrap_or(text)) { Ok(()) } else { Err("is not a signal".to_owned()) }
+    const SIGNALS: &[&str] =
+        &["HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "WINCH", "ABRT", "CONT", "ALRM", "PIPE"];
+    if SIGNALS.contains(&text.strip_prefix("SIG").unwrap_or(text)) {
+        Ok(())
+    } else {
+        Err("is not a signal".to_owned())
+    }
 }
 
 macro_rules! scalar {
@@ -394,7 +446,11 @@ mod tests {
             ("User", &["root", "1000", "1000:1000"], &["", "a:b", "-x", "a b"]),
             ("PortText", &["80", "8080:80"], &["0", "80:", "65536", "a"]),
             ("MountText", &["v:/a", "v:/a:ro", "v:/a:rw"], &["v", "v:a", "v:/a:xx", "./d:/a"]),
-            ("EgressRule", &["github.com", "*.a.b:443", "10.0.0.1", "10.0.0.1:80"], &["", "*", "a..b", "a:0"]),
+            (
+                "EgressRule",
+                &["github.com", "*.a.b:443", "10.0.0.1", "10.0.0.1:80"],
+                &["", "*", "a..b", "a:0"],
+            ),
             ("Restart", &["always", "on-failure:3"], &["on-failure:0", "sometimes"]),
             ("ImageRef", &["host", "a/b:c@sha256:0"], &["", "https://x", "a b"]),
         ] {

@@ -155,4 +155,3 @@ pub(crate) enum HttpProbe {
     /// The long form.
     Long(super::HttpProbe),
 }
-

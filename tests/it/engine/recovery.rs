@@ -9,7 +9,8 @@ use pocketenv::engine::{BoxSpec, BoxState, EngineError};
 use super::support::{Fixture, eventually, processes_in};
 
 fn pids(fixture: &Fixture, id: &str) -> (i32, i32) {
-    let run: serde_json::Value = serde_json::from_slice(&fs::read(fixture.box_dir(id).join("run.json")).unwrap()).unwrap();
+    let run: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture.box_dir(id).join("run.json")).unwrap()).unwrap();
     let pid = |name: &str| run[name]["pid"].as_i64().unwrap() as i32;
     (pid("shim"), pid("init"))
 }
@@ -75,7 +76,10 @@ async fn stale_broken_and_half_made_state_is_listed_and_deleted() {
 async fn many_callers_of_one_sandbox_agree() {
     let fixture = Fixture::new();
     let (labels, spec) = (BTreeMap::new(), BoxSpec::default());
-    let (a, b) = tokio::join!(fixture.engine.create("one", &spec, &labels), fixture.engine.create("one", &spec, &labels));
+    let (a, b) = tokio::join!(
+        fixture.engine.create("one", &spec, &labels),
+        fixture.engine.create("one", &spec, &labels)
+    );
     assert_eq!(a.unwrap(), b.unwrap());
     assert_eq!(processes_in(fixture.dir.path()).len(), 2, "one shim and one init");
     let (a, b) = tokio::join!(fixture.engine.delete("one"), fixture.engine.delete("one"));
@@ -83,7 +87,8 @@ async fn many_callers_of_one_sandbox_agree() {
     b.unwrap();
     assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
     for _ in 0..5 {
-        let (created, deleted) = tokio::join!(fixture.engine.create("one", &spec, &labels), fixture.engine.delete("one"));
+        let (created, deleted) =
+            tokio::join!(fixture.engine.create("one", &spec, &labels), fixture.engine.delete("one"));
         created.unwrap();
         deleted.unwrap();
     }
@@ -100,10 +105,17 @@ async fn stopping_asks_first_and_kills_after_the_grace() {
     fixture.engine.stop("one", Duration::from_secs(10)).await.unwrap();
     fixture.engine.start("one").await.unwrap();
     assert_eq!(fixture.sh("one", "cat /root/term").await.ok(), "term");
-    fixture.sh("one", "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.01; done' >/dev/null 2>&1 & sleep 0.05").await.ok();
+    fixture
+        .sh("one", "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.01; done' >/dev/null 2>&1 & sleep 0.05")
+        .await
+        .ok();
     let started = std::time::Instant::now();
     fixture.engine.stop("one", Duration::from_millis(300)).await.unwrap();
-    assert!(started.elapsed() >= Duration::from_millis(250) && started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= Duration::from_millis(250) && started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!(fixture.engine.get("one").await.unwrap().unwrap().state, BoxState::Stopped { unclean: None });
 }
 
@@ -113,13 +125,20 @@ async fn labels_and_spec_change_and_a_failed_start_leaves_nothing() {
     fixture.create("one").await;
     let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
     fixture.engine.set_labels("one", &labels).await.unwrap();
-    let spec = BoxSpec { hostname: Some("renamed".into()), env: vec![("X".into(), "y".into())], ..BoxSpec::default() };
+    let spec = BoxSpec {
+        hostname: Some("renamed".into()),
+        env: vec![("X".into(), "y".into())],
+        ..BoxSpec::default()
+    };
     assert!(matches!(fixture.engine.reconfigure("one", &spec).await, Err(EngineError::Running(_))));
     fixture.sh("one", "echo kept > /etc/kept").await.ok();
     fixture.engine.stop("one", Duration::ZERO).await.unwrap();
     fixture.engine.reconfigure("one", &spec).await.unwrap();
     fixture.engine.start("one").await.unwrap();
-    assert_eq!(fixture.sh("one", "cat /etc/kept /etc/hostname /proc/sys/kernel/hostname; echo $X").await.ok(), "kept\nrenamed\nrenamed\ny");
+    assert_eq!(
+        fixture.sh("one", "cat /etc/kept /etc/hostname /proc/sys/kernel/hostname; echo $X").await.ok(),
+        "kept\nrenamed\nrenamed\ny"
+    );
     let info = fixture.engine.get("one").await.unwrap().unwrap();
     assert_eq!((info.labels, info.spec), (labels, spec));
 

@@ -1,6 +1,8 @@
 //! The guest room against real processes and files.
 
+mod builtin_presets;
 mod bundle;
+mod copy;
 mod health;
 mod logs;
 mod preset;

@@ -168,7 +168,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
         let entries = tokio::task::spawn_blocking(move || scan(&root))
             .await
             .map_err(|error| io_error("reading a directory", io::Error::other(error)))?
-            .map_err(|source| io_error(&format!("reading {}", path.display()), io::Error::other(source)))?;
+            .map_err(|source| io_error(&format!("reading {}", path.display()), source.into()))?;
         if tree_sha256(&entries) != *sha256 {
             return Err(changed(path));
         }

@@ -7,7 +7,7 @@ use tokio_util::io::SyncIoBridge;
 
 use super::archive::{Member, Source, io_error, send};
 use super::script::{SHORT, Tail, feed_all, one_line, run, script};
-use super::tree::{TreeKind, hash_file, scan};
+use super::tree::{TreeKind, file_sha256, scan};
 use crate::provider::{ExecIo, Guest, GuestError, Input, Output};
 
 /// Copies a file or directory of the host into a sandbox and gives the path it got there. `to` that is a directory, or ends with a slash, takes it
@@ -205,7 +205,7 @@ fn members(from: &Path) -> io::Result<(&'static str, Vec<Member>)> {
     use std::os::unix::fs::PermissionsExt;
     let metadata = std::fs::metadata(from)?;
     if metadata.is_file() {
-        let (sha256, _) = hash_file(from)?;
+        let (sha256, _) = file_sha256(from)?;
         let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mode = metadata.permissions().mode() & 0o7777;
         let data = Source::File { path: from.to_owned(), sha256 };
@@ -252,7 +252,7 @@ fn unpack(
             }
             if entry.header().entry_type().is_file() {
                 let relative = path.strip_prefix(".").unwrap_or(&path);
-                let (sha256, _) = hash_file(&target.join(relative))?;
+                let (sha256, _) = file_sha256(&target.join(relative))?;
                 files.push((relative.to_string_lossy().into_owned(), sha256));
             }
         }
@@ -271,7 +271,7 @@ fn unpack(
     staged.flush()?;
     let mode = entry.header().mode()? & 0o777;
     std::fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-    files.push((name.to_owned(), hash_file(staged.path())?.0));
+    files.push((name.to_owned(), file_sha256(staged.path())?.0));
     staged.persist(target).map_err(|error| error.error)?;
     Ok(files)
 }

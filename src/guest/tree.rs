@@ -72,6 +72,12 @@ pub enum TreeError {
     TooMany(PathBuf),
 }
 
+impl From<TreeError> for std::io::Error {
+    fn from(error: TreeError) -> Self {
+        Self::other(error)
+    }
+}
+
 /// Everything below `root` that no ignore file leaves out, sorted by path, with a hash of every file.
 pub fn scan(root: &Path) -> Result<Vec<TreeEntry>, TreeError> {
     let read = |path: &Path| {

@@ -95,11 +95,14 @@ fn install_log(context: &Context) -> Result<(), CliError> {
 fn dispatch(cx: &Context, verb: Verb) -> Result<Exit, CliError> {
     match verb {
         // These open no store and start no runtime.
+        Verb::Init(args) => verb::init::run(cx, &args),
         Verb::Validate(args) => verb::validate::validate(cx, &args),
+        Verb::Fmt(args) => verb::fmt::run(cx, &args),
         Verb::Config(_) => verb::validate::config(cx),
         Verb::Schema(args) => verb::schema::run(cx, &args),
         Verb::Preset(command) => verb::preset::run(cx, &command),
         Verb::Provider(command) => verb::provider::run(cx, &command),
+        Verb::Doctor(_) => verb::doctor::run(cx),
         Verb::Completion(args) => verb::completion::run(cx, &args),
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, &args),
@@ -122,9 +125,7 @@ fn dispatch(cx: &Context, verb: Verb) -> Result<Exit, CliError> {
         Verb::Exec(args) => cx.block_on(verb::exec::exec(cx, args)),
         Verb::Shell(args) => cx.block_on(verb::exec::shell(cx, args)),
         Verb::Logs(args) => cx.block_on(verb::logs::run(cx, &args)),
-        Verb::Init(_) | Verb::Fmt(_) | Verb::Cp(_) | Verb::Doctor(_) => {
-            Err(CliError::new(Exit::Failed, "this verb is not there yet"))
-        }
+        Verb::Cp(args) => cx.block_on(verb::cp::run(cx, args)),
     }
 }
 

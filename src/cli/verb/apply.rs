@@ -8,6 +8,7 @@ use crate::cli::args::ApplyArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
+use crate::cli::ui::progress::Progress;
 use crate::plan::Policy;
 
 /// A saved plan is not larger than this.
@@ -31,7 +32,14 @@ pub async fn run(cx: &Context, args: ApplyArgs) -> Result<Exit, CliError> {
         ..defaults
     };
     let project = cx.open().await?;
-    carry_out(cx, &project, &options, Given { yes: args.yes, data_loss: args.allow_data_loss }).await
+    carry_out(
+        cx,
+        &project,
+        &options,
+        Given { yes: args.yes, data_loss: args.allow_data_loss },
+        &Progress::new(&cx.ui),
+    )
+    .await
 }
 
 /// `POCKETENV_PARALLELISM`.

@@ -24,7 +24,7 @@ pub struct Given {
     pub data_loss: bool,
 }
 
-/// Runs the loop and says how it ended.
+/// Runs the loop and says how it ended. Runs that belong together share their progress.
 ///
 /// # Errors
 /// What kept it from being run.
@@ -33,12 +33,12 @@ pub async fn carry_out(
     project: &Project<'_>,
     options: &ApplyOptions,
     given: Given,
+    progress: &Progress,
 ) -> Result<Exit, CliError> {
     let began = cx.now();
     let cancel = on_interrupt(cx.ui.clone())?;
-    let progress = Progress::new(&cx.ui);
     let asker = Asker { ui: &cx.ui, given, cancel: &cancel, streams: progress.is_data() };
-    let result = project.apply(options, &asker, &progress, &cancel).await;
+    let result = project.apply(options, &asker, progress, &cancel).await;
     progress.finish();
     let report = result?;
     let interrupted = report.outcome == Outcome::Declined && cancel.graceful.is_cancelled();

@@ -6,6 +6,7 @@ use crate::cli::args::DestroyArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
+use crate::cli::ui::progress::Progress;
 use crate::plan::Policy;
 
 /// Deletes what the project has.
@@ -19,5 +20,5 @@ pub async fn run(cx: &Context, args: DestroyArgs) -> Result<Exit, CliError> {
         ..ApplyOptions::default()
     };
     let project = cx.open().await?;
-    carry_out(cx, &project, &options, Given { yes: args.yes, data_loss: false }).await
+    carry_out(cx, &project, &options, Given { yes: args.yes, data_loss: false }, &Progress::new(&cx.ui)).await
 }

@@ -7,9 +7,18 @@ use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::style::Role;
 use crate::cli::ui::table::{Cell, Table};
+#[cfg(target_os = "linux")]
 use crate::engine::{EngineConfig, Probe, probe};
 
+/// Where the engine is not built there is nothing to look at.
+#[cfg(not(target_os = "linux"))]
+pub fn run(_: &Context) -> Result<Exit, CliError> {
+    Err(CliError::new(Exit::Failed, "the local engine needs Linux; on this system sandboxes live at other providers")
+        .hint("`pocketenv provider list` shows them".to_owned()))
+}
+
 /// Prints what was found; fails if something that cannot be done without is missing.
+#[cfg(target_os = "linux")]
 pub fn run(cx: &Context) -> Result<Exit, CliError> {
     let environment = cx.app.environment();
     let probes = probe(&EngineConfig {
@@ -29,6 +38,7 @@ pub fn run(cx: &Context) -> Result<Exit, CliError> {
     Ok(if able { Exit::Done } else { Exit::Failed })
 }
 
+#[cfg(target_os = "linux")]
 fn table(cx: &Context, probes: &[Probe]) -> String {
     let mut table = Table::new(["", "WHAT", "FOUND"]);
     for probe in probes {

@@ -49,14 +49,14 @@ fn files(cx: &Context, args: &FmtArgs) -> Result<Vec<PathBuf>, CliError> {
         return Ok(cx.selection().files.clone());
     }
     let environment = cx.app.environment();
-    Ok(manifest::discover(&environment.cwd, &environment.vars).map_err(CliError::Manifest)?)
+    manifest::discover(&environment.cwd, &environment.vars).map_err(CliError::Manifest)
 }
 
 fn bounded(from: &mut dyn std::io::Read, name: &Path) -> Result<String, CliError> {
     let mut text = String::new();
-    let read = from.take(MAX_FILE_BYTES as u64 + 1).read_to_string(&mut text);
+    let read = from.take(MAX_FILE_BYTES + 1).read_to_string(&mut text);
     read.map_err(|error| CliError::system(name.display(), &error))?;
-    if text.len() as u64 > MAX_FILE_BYTES as u64 {
+    if u64::try_from(text.len()).is_ok_and(|length| length > MAX_FILE_BYTES) {
         return Err(CliError::new(Exit::InvalidConfiguration, format!("{} is too large", name.display())));
     }
     Ok(text)

@@ -103,7 +103,11 @@ fn environment(process: Process) -> Environment {
     let set = |name: &str| vars.get(name).filter(|value| !value.is_empty());
     let home = set("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let uid = rustix::process::getuid().as_raw();
-    let user = set("USER").or_else(|| set("LOGNAME")).cloned().unwrap_or_else(|| format!("uid {uid}"));
+    let user = match set("USER").or_else(|| set("LOGNAME")) {
+        Some(user) => user.clone(),
+        None if uid == 0 => "root".to_owned(),
+        None => format!("uid {uid}"),
+    };
     let host = rustix::system::uname();
     Environment {
         directories: Directories::resolve(&vars, home.as_deref(), uid),

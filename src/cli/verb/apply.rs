@@ -36,7 +36,7 @@ pub async fn run(cx: &Context, args: ApplyArgs) -> Result<Exit, CliError> {
         cx,
         &project,
         &options,
-        Given { yes: args.yes, data_loss: args.allow_data_loss },
+        Given { yes: args.yes, data_loss: args.allow_data_loss, obvious: false },
         &Progress::new(&cx.ui),
     )
     .await

@@ -4,6 +4,7 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::plan;
+use super::status::reached_at;
 use crate::app::{Answer, ApplyOptions, ApplyReport, Approval, Consent, Goal, Outcome, Project};
 use crate::cli::args::OutputForm;
 use crate::cli::context::Context;
@@ -12,6 +13,7 @@ use crate::cli::ui::exit::Exit;
 use crate::cli::ui::progress::Progress;
 use crate::cli::ui::style::Role;
 use crate::cli::ui::{Ui, lines, prompt, time};
+use crate::model::Address;
 use crate::plan::report::waiting_text;
 use crate::reconcile::execute::Cancel;
 
@@ -22,6 +24,8 @@ pub struct Given {
     pub yes: bool,
     /// Data may be lost.
     pub data_loss: bool,
+    /// The plan is what was typed, so that showing it would say nothing.
+    pub obvious: bool,
 }
 
 /// Runs the loop and says how it ended. Runs that belong together share their progress.
@@ -54,7 +58,12 @@ pub async fn carry_out(
         OutputForm::Table | OutputForm::Wide if report.outcome == Outcome::DryRun => {
             plan::show(&cx.ui, &report.plan)?
         }
-        OutputForm::Table | OutputForm::Wide => say(&cx.ui, &report, cx.now().millis_since(began)),
+        OutputForm::Table | OutputForm::Wide => {
+            say(&cx.ui, &report, cx.now().millis_since(began));
+            if report.outcome == Outcome::Done && options.goal == Goal::Apply && !given.obvious {
+                say_ports(cx, project).await?;
+            }
+        }
     }
     Ok(if interrupted { Exit::Interrupted } else { Exit::Code(report.exit_code) })
 }
@@ -102,6 +111,18 @@ fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
     }
 }
 
+/// Where to look at what was just made.
+async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(), CliError> {
+    let (status, _) = project.status().await?;
+    for resource in &status.resources {
+        if let (Address::Port(sandbox, port), Some(_)) = (&resource.address, &resource.endpoint) {
+            let at = reached_at(resource.endpoint.as_ref());
+            cx.ui.say(&format!("  {sandbox} port {port} is at {}", cx.ui.err.paint(Role::Hint, &at)));
+        }
+    }
+    Ok(())
+}
+
 /// Ctrl-C and SIGTERM: first no further step is started, then running ones are given up.
 fn on_interrupt(ui: Ui) -> Result<Cancel, CliError> {
     let listen = |kind| signal(kind).map_err(|error| CliError::system("listening for signals", &error));
@@ -137,7 +158,7 @@ struct Asker<'a> {
 impl Consent for Asker<'_> {
     fn approve(&self, approval: &Approval<'_>) -> Answer {
         let asks = self.ui.interactive && !self.streams;
-        if approval.round == 1 && !self.streams {
+        if approval.round == 1 && !self.streams && !self.given.obvious {
             self.ui.say(plan::text(approval.plan, self.ui.err).trim_end());
         }
         let destroys = *approval.goal == Goal::Destroy;

@@ -69,7 +69,7 @@ async fn one(
         lock_timeout: args.lock_timeout.into(),
         ..ApplyOptions::default()
     };
-    carry_out(cx, project, &options, Given { yes: true, data_loss: false }, progress).await
+    carry_out(cx, project, &options, Given { yes: true, data_loss: false, obvious: true }, progress).await
 }
 
 /// The same addresses with names where ids of the provider were given.

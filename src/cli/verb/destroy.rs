@@ -20,5 +20,12 @@ pub async fn run(cx: &Context, args: DestroyArgs) -> Result<Exit, CliError> {
         ..ApplyOptions::default()
     };
     let project = cx.open().await?;
-    carry_out(cx, &project, &options, Given { yes: args.yes, data_loss: false }, &Progress::new(&cx.ui)).await
+    carry_out(
+        cx,
+        &project,
+        &options,
+        Given { yes: args.yes, data_loss: false, obvious: false },
+        &Progress::new(&cx.ui),
+    )
+    .await
 }

@@ -13,8 +13,11 @@ use crate::engine::{EngineConfig, Probe, probe};
 /// Where the engine is not built there is nothing to look at.
 #[cfg(not(target_os = "linux"))]
 pub fn run(_: &Context) -> Result<Exit, CliError> {
-    Err(CliError::new(Exit::Failed, "the local engine needs Linux; on this system sandboxes live at other providers")
-        .hint("`pocketenv provider list` shows them".to_owned()))
+    Err(CliError::new(
+        Exit::Failed,
+        "the local engine needs Linux; on this system sandboxes live at other providers",
+    )
+    .hint("`pocketenv provider list` shows them".to_owned()))
 }
 
 /// Prints what was found; fails if something that cannot be done without is missing.

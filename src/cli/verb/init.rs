@@ -17,11 +17,12 @@ const NAMES: [&str; 2] = ["pocketenv.yaml", "pocketenv.yml"];
 pub fn run(cx: &Context, args: &InitArgs) -> Result<Exit, CliError> {
     let dir = cx.app.environment().cwd.join(&args.dir);
     let path = dir.join(NAMES[0]);
-    let shown = args.dir.join(NAMES[0]);
+    let shown_dir = args.dir.strip_prefix(".").unwrap_or(&args.dir);
+    let shown = shown_dir.join(NAMES[0]);
     let failed = |error: std::io::Error| CliError::system(format!("writing {}", shown.display()), &error);
     let starter = manifest::starter(&dir);
     if let Some(name) = NAMES.iter().find(|name| dir.join(name).symlink_metadata().is_ok()) {
-        return Err(there_already(&args.dir.join(name)));
+        return Err(there_already(&shown_dir.join(name)));
     }
     // `create_new` settles the race with whoever else writes one.
     let mut file = match std::fs::OpenOptions::new().write(true).create_new(true).open(&path) {

@@ -440,3 +440,22 @@ fn completion_and_manual_cover_every_shell_and_verb() {
     assert_eq!(code(&world.run(&["man", "--dir", "man"])), 0);
     assert!(world.path().join("man/pocketenv-apply.1").is_file());
 }
+
+#[test]
+fn a_directory_is_its_project_or_every_project_in_it() {
+    let world = World::new();
+    for dir in ["one", "many"] {
+        std::fs::create_dir(world.path().join(dir)).unwrap();
+    }
+    world.write("one/pocketenv.yaml", ONE);
+    world.write("one/pocketenv.prod.yaml", "version: 1\nsandboxes: { api: { hostname: prod } }\n");
+    assert_eq!(out(&world.run(&["ls", "-f", "one", "-o", "name"])), "api\n");
+    world.write("many/a.yaml", "version: 1\nname: a\nsandboxes: { x: {} }\n");
+    world.write("many/b.yaml", "version: 1\nname: b\nsandboxes: { y: {} }\n");
+    assert_eq!(out(&world.run(&["plan", "-f", "many", "-o", "name"])), "sandbox/x\nsandbox/y\n");
+    assert_eq!(code(&world.run(&["plan", "-f", "many", "--detailed-exitcode"])), 2);
+    assert_eq!(code(&world.run(&["exec", "-f", "many", "x", "--", "true"])), 64);
+    world.write("many/b.yaml", "version: 2\n");
+    let output = world.run(&["plan", "-f", "many", "-o", "name"]);
+    assert_eq!((code(&output), out(&output).as_str()), (4, "sandbox/x\n"), "{}", err(&output));
+}

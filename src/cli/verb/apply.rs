@@ -15,11 +15,11 @@ use crate::plan::Policy;
 const MAX_PLAN_BYTES: u64 = 256 << 20;
 
 /// Applies the manifest, or a saved plan.
-pub async fn run(cx: &Context, args: ApplyArgs) -> Result<Exit, CliError> {
+pub async fn run(cx: &Context, args: &ApplyArgs) -> Result<Exit, CliError> {
     let saved = args.plan.as_deref().map(read).transpose()?;
     let defaults = ApplyOptions::default();
     let options = ApplyOptions {
-        policy: Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target },
+        policy: Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() },
         parallelism: match args.parallelism {
             Some(n) => n.into(),
             None => parallelism(cx)?.unwrap_or(defaults.parallelism),

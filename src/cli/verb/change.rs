@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::plan;
 use super::status::reached_at;
 use crate::app::{Answer, ApplyOptions, ApplyReport, Approval, Consent, Goal, Outcome, Project};
-use crate::cli::args::OutputForm;
+use crate::cli::args::{OutputForm, ProgressHow};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
@@ -87,7 +87,9 @@ fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
             parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         if parts.is_empty() { "nothing was done".to_owned() } else { format!("steps: {}", parts.join(", ")) }
     };
-    for step in report.steps.iter().filter(|step| step.result == "failed") {
+    // Where progress is shown, a failure was shown when it happened; among many it is lost.
+    let again = ui.progress == ProgressHow::Quiet || report.steps.len() > 20;
+    for step in report.steps.iter().filter(|step| again && step.result == "failed") {
         let message = step.message.as_deref().unwrap_or("it failed");
         ui.error(&format!("{} {}: {message}", step.op, step.resource));
     }

@@ -16,7 +16,7 @@ use crate::guest;
 const QUICK: Duration = Duration::from_secs(1);
 
 /// Copies.
-pub async fn run(cx: &Context, args: CpArgs) -> Result<Exit, CliError> {
+pub async fn run(cx: &Context, args: &CpArgs) -> Result<Exit, CliError> {
     if let (CopyEnd::Host(_), CopyEnd::Host(_)) = (&args.from, &args.to) {
         return Err(CliError::usage("neither end is in a sandbox; write NAME:PATH for the one that is"));
     }
@@ -24,7 +24,7 @@ pub async fn run(cx: &Context, args: CpArgs) -> Result<Exit, CliError> {
     let mut signals = Signals::new()?;
     let arrived = tokio::select! {
         code = signals.next() => return Ok(Exit::Code(code)),
-        arrived = with_spinner(cx, copy(&project, &args)) => arrived?,
+        arrived = with_spinner(cx, copy(&project, args)) => arrived?,
     };
     cx.ui.say(&format!("copied to {arrived}"));
     Ok(Exit::Done)

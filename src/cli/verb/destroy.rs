@@ -10,11 +10,11 @@ use crate::cli::ui::progress::Progress;
 use crate::plan::Policy;
 
 /// Deletes what the project has.
-pub async fn run(cx: &Context, args: DestroyArgs) -> Result<Exit, CliError> {
+pub async fn run(cx: &Context, args: &DestroyArgs) -> Result<Exit, CliError> {
     let options = ApplyOptions {
         verb: "destroy",
         goal: Goal::Destroy,
-        policy: Policy { prune: true, prune_volumes: args.volumes, targets: args.target },
+        policy: Policy { prune: true, prune_volumes: args.volumes, targets: args.target.clone() },
         timeout: args.timeout.map(Into::into),
         lock_timeout: args.lock_timeout.into(),
         ..ApplyOptions::default()

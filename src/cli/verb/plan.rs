@@ -15,8 +15,8 @@ use crate::cli::ui::{Ui, lines};
 use crate::plan::{Plan, Policy, report};
 
 /// Prints the plan.
-pub async fn run(cx: &Context, args: PlanArgs) -> Result<Exit, CliError> {
-    let policy = Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target };
+pub async fn run(cx: &Context, args: &PlanArgs) -> Result<Exit, CliError> {
+    let policy = Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() };
     let project = cx.open().await?;
     let view = project.look(false, false).await?;
     for warning in &view.warnings {

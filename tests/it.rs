@@ -7,6 +7,7 @@ mod cli;
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
+#[allow(clippy::unwrap_used)]
 #[path = "it/guest/mod.rs"]
 mod guest;
 #[path = "it/manifest.rs"]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::io::SyncIoBridge;
 
 use super::script::stream_in;
+use super::tree::TreeError;
 use crate::provider::{CapturedOutput, Command, Guest, GuestError};
 
 /// One member of the archive that travels into the sandbox.
@@ -63,6 +64,11 @@ pub(super) async fn send(
 /// A failure of this side.
 pub(super) fn io_error(what: &str, source: io::Error) -> GuestError {
     GuestError::Io { what: what.to_owned(), source }
+}
+
+/// A directory of the host cannot be read.
+pub(super) fn unreadable(path: &Path, error: TreeError) -> GuestError {
+    io_error(&format!("reading {}", path.display()), io::Error::other(error))
 }
 
 /// A host file is not what it was.

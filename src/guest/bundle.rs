@@ -1,13 +1,13 @@
 //! Files, directories, secrets and the environment, put in place as one bundle: one round trip, each file replaced at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::archive::{Member, Source, changed, io_error, send};
+use super::archive::{Member, Source, changed, io_error, send, unreadable};
 use super::script::{one_line, run, script};
 use super::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 use crate::model::sha256_hex;
@@ -97,7 +97,7 @@ pub async fn write_bundle(guest: &dyn Guest, bundle: &Bundle) -> Result<(), Gues
         crate::provider::ExitStatus::Code(72) => {
             run(guest, what, &command("prepare"), 0).await?;
             for member in &members {
-                put(guest, &token, member).await?;
+                put(guest, member).await?;
             }
             run(guest, what, &command("commit"), 0).await.map(drop)
         }
@@ -168,7 +168,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
         let entries = tokio::task::spawn_blocking(move || scan(&root))
             .await
             .map_err(|error| io_error("reading a directory", io::Error::other(error)))?
-            .map_err(|source| io_error(&format!("reading {}", path.display()), source.into()))?;
+            .map_err(|error| unreadable(path, error))?;
         if tree_sha256(&entries) != *sha256 {
             return Err(changed(path));
         }
@@ -263,6 +263,14 @@ impl Prepared<'_> {
             control.line(&["env", &env.digest, &sha256_hex(text.as_bytes())]);
             members.push(Member::bytes("mem/new.env".to_owned(), 0o600, text));
         }
+        // Staging directories go when everything has left them; those of interrupted writes go with them.
+        let single =
+            |file: &&FileToWrite| matches!(file.content, Content::Inline(_) | Content::HostFile { .. });
+        let folders: BTreeSet<&str> =
+            self.bundle.files.iter().filter(single).map(|file| parent(&file.path)).collect();
+        for folder in folders {
+            control.line(&["sweep", folder]);
+        }
         members.push(Member::bytes("control".to_owned(), 0o600, control.0));
         members
     }
@@ -304,7 +312,6 @@ fn single(
     control.line(&["pending", &key]);
     control.line(&["own_staged", &stage]);
     control.paths([name], &["move", &stage, if folder.is_empty() { "/" } else { folder }]);
-    control.line(&["sweep", if folder.is_empty() { "/" } else { folder }]);
     control.line(&["record", &key]);
 }
 
@@ -402,19 +409,19 @@ fn host_path(file: &FileToWrite, relative: &str) -> PathBuf {
 }
 
 /// Puts one member where there is no tar.
-async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), GuestError> {
+async fn put(guest: &dyn Guest, member: &Member) -> Result<(), GuestError> {
     let what = "writing files";
     let script = script!("put");
     let mode = format!("{:o}", member.mode);
     match &member.data {
         Source::Bytes(bytes) => {
-            let command = script.command([token, &member.name, &mode]);
+            let command = script.command([&member.name, &mode]);
             super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
         // Directories come by the control lines.
         Source::Directory => Ok(()),
         Source::Link { target } => {
-            let command = script.command([token, &member.name, &mode, target]);
+            let command = script.command([&member.name, &mode, target]);
             run(guest, what, &command, 0).await.map(drop)
         }
         Source::File { path, sha256 } => {
@@ -423,7 +430,7 @@ async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), Gues
             if sha256_hex(&bytes) != *sha256 {
                 return Err(changed(path));
             }
-            let command = script.command([token, &member.name, &mode]);
+            let command = script.command([&member.name, &mode]);
             super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
     }

@@ -214,7 +214,7 @@ fn members(from: &Path) -> io::Result<(&'static str, Vec<Member>)> {
     if !metadata.is_dir() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a directory"));
     }
-    let members = scan(from)?.into_iter().map(|entry| {
+    let members = scan(from).map_err(io::Error::other)?.into_iter().map(|entry| {
         let path = from.join(&entry.path);
         let (mode, data) = match entry.kind {
             TreeKind::File { sha256, mode, .. } => (mode, Source::File { path, sha256 }),

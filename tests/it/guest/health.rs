@@ -108,7 +108,7 @@ async fn waiting_ends_when_healthy_and_early_when_hopeless() {
         let error = wait("broken", &broken).await.unwrap_err().to_string();
         assert!(error.contains("exit code 5") && error.contains("the reason"), "{error}");
         // A check that passes does not make up for a process that is gone.
-        let gone = watched("exit 0", "true");
+        let gone = watched("exit 0", "sleep 0.3");
         assert!(wait("gone", &gone).await.is_err());
 
         let limit = Time::from_secs(5);

@@ -4,6 +4,8 @@ mod builtin_presets;
 mod bundle;
 mod copy;
 mod health;
+#[cfg(target_os = "linux")]
+mod local;
 mod logs;
 mod preset;
 mod repository;

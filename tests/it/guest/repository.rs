@@ -143,6 +143,7 @@ async fn a_token_reaches_git_and_no_disk() {
     let spec = spec(&format!("ssh://host{url}"), Some("main"));
     bring_repository(&room, &room.at("copy"), &spec, "d", access).await.unwrap();
     assert_eq!(room.sh("cat /run/helper/user /run/helper/password").await, "x-access-token\nt0ken-t0ken");
+    assert!(!room.argument_with("t0ken"), "in an argument");
     let found = std::process::Command::new("grep").arg("-rl").arg("t0ken").arg(room.root()).output().unwrap();
     assert_eq!(String::from_utf8(found.stdout).unwrap(), "", "on disk");
     let with_password = RepositorySpec { url: "https://u:p@example.com/r".to_owned(), ..spec };

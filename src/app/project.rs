@@ -111,16 +111,16 @@ impl App {
         let mut providers: BTreeSet<String> =
             manifest.as_ref().map(Manifest::providers_used).unwrap_or_default();
         providers.extend(recorded.providers().into_iter().map(str::to_owned));
-        let registry = self.registry(&providers, manifest.as_ref().map(plain_settings).unwrap_or_default()).await?;
+        let registry = self.registry(&providers, manifest.as_ref()).await?;
         Ok(Project { app: self, name, manifest, store, registry, providers })
     }
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
-    async fn registry(
+    pub(super) async fn registry(
         &self,
         names: &BTreeSet<String>,
-        settings: BTreeMap<String, BTreeMap<String, String>>,
+        manifest: Option<&Manifest>,
     ) -> Result<Registry, Error> {
         let env = &self.environment;
         let context = ProviderContext {
@@ -128,7 +128,7 @@ impl App {
             runtime_dir: env.directories.runtime.clone(),
             executable: env.executable.clone(),
             vars: env.vars.clone(),
-            settings,
+            settings: manifest.map(plain_settings).unwrap_or_default(),
         };
         let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
         let names = names.iter().filter(known).map(String::as_str);

@@ -284,6 +284,10 @@ impl Engine {
         Lock::acquire(&self.root.join("locks"), &format!("box-{id}")).await
     }
 
+    fn is_locked(&self, id: &str) -> Result<bool, EngineError> {
+        Lock::is_held(&self.root.join("locks"), &format!("box-{id}"))
+    }
+
     fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
         read_state(id, &self.dir(id).join("state.json"))
     }
@@ -376,7 +380,14 @@ impl Engine {
 
     /// What the recorded run has come to.
     fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
-        let Some(run) = self.run(id)? else { return Ok((BoxState::Creating, None)) };
+        let Some(run) = self.run(id)? else {
+            // Whoever creates a sandbox holds its lock until it runs.
+            let state = match self.is_locked(id)? {
+                true => BoxState::Creating,
+                false => BoxState::Stopped { unclean: Some("its creation was interrupted".to_owned()) },
+            };
+            return Ok((state, None));
+        };
         let cannot = |source| EngineError::Control { id: id.to_owned(), source };
         let state = match &run.ended {
             Some(Ended::Stopped) => BoxState::Stopped { unclean: None },

@@ -239,6 +239,24 @@ impl Lock {
         }
     }
 
+    /// Whether anybody holds the lock named `name` in `dir` now.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] when the lock file cannot be used.
+    pub fn is_held(dir: &Path, name: &str) -> Result<bool, EngineError> {
+        let path = dir.join(name);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            other => other.map_err(io::Error::from).map_err(EngineError::file("open the lock", &path))?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(EngineError::file("look at the lock", &path)(error.into())),
+        }
+    }
+
     /// A second hold on the same lock: it is let go when both are.
     ///
     /// # Errors

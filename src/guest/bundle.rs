@@ -228,6 +228,15 @@ impl Control {
 }
 
 impl Prepared<'_> {
+    /// The directories in which something is staged.
+    fn folders(&self) -> BTreeSet<&str> {
+        let folder = |file: &'_ FileToWrite| match &file.content {
+            Content::HostTree { .. } => file.path.len(),
+            _ => parent(&file.path).len(),
+        };
+        self.bundle.files.iter().map(|file| &file.path[..folder(file)]).collect()
+    }
+
     /// Everything that travels, the control lines last.
     fn members(&self, token: &str) -> Vec<Member> {
         let mut members = Vec::new();
@@ -251,6 +260,10 @@ impl Prepared<'_> {
                     single(file, source, sha256, *mode, token, &mut members, &mut control);
                 }
             }
+        }
+        // Staging directories last: several files may share one.
+        for folder in self.folders() {
+            control.line(&["sweep", folder]);
         }
         if let Some(env) = &self.bundle.env {
             let mut text = String::new();
@@ -397,7 +410,6 @@ fn tree(
     for (folder, names) in &moves {
         control.paths(names, &["move", &format!("{stage}{folder}"), &format!("{}{folder}", file.path)]);
     }
-    control.line(&["sweep", &file.path]);
     control.line(&["record", &key]);
 }
 

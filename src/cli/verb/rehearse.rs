@@ -6,6 +6,6 @@ use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 
 /// Rehearses.
-pub async fn run(_cx: &Context, _args: RehearseArgs) -> Result<Exit, CliError> {
+pub async fn run(_cx: &Context, _args: &RehearseArgs) -> Result<Exit, CliError> {
     Err(CliError::new(Exit::Failed, "not yet"))
 }

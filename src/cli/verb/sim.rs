@@ -15,7 +15,7 @@ use crate::server::sim::{Settings, SimOptions, profile, serve};
 const MAX_FAULTS_BYTES: u64 = 1 << 20;
 
 /// Serves the cloud.
-pub async fn run(cx: &Context, args: SimArgs) -> Result<Exit, CliError> {
+pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
     let settings = settings(&args.profile, &args.faults)?;
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
@@ -26,7 +26,7 @@ pub async fn run(cx: &Context, args: SimArgs) -> Result<Exit, CliError> {
     writeln!(out, "http://{address}")?;
     out.flush()?;
     cx.ui.say(&format!("a simulated cloud, seed {}, profile {}", args.seed, args.profile));
-    let options = SimOptions { seed: args.seed, state: args.state, settings };
+    let options = SimOptions { seed: args.seed, state: args.state.clone(), settings };
     tokio::select! {
         served = serve(listener, options) => {
             served.map_err(|error| CliError::new(Exit::Failed, with_causes(&error)))?;

@@ -36,7 +36,6 @@ fn drift() {
         ("a changed file", "echo mine > /etc/managed"),
         ("a changed mode", "chmod 0600 /etc/managed"),
         ("a deleted file", "rm /etc/managed"),
-        ("a file that became a directory", "rm /etc/managed; mkdir /etc/managed"),
         ("a changed file in a directory", "echo mine > /srv/tree/sub/b"),
         ("a deleted directory", "rm -r /srv/tree/sub"),
     ] {
@@ -44,6 +43,13 @@ fn drift() {
         drift.is_found_and_healed(what, &all);
         assert_eq!(world.sh("box", "cat /etc/managed /srv/tree/a /srv/tree/sub/b; stat -c %a /etc/managed"), "managed\na\nb\n640", "{what}");
     }
+
+    // a directory in the place of a file may hold what somebody needs: it is not deleted, and apply says so
+    world.sh("box", "rm /etc/managed; mkdir /etc/managed; echo precious > /etc/managed/file");
+    let failed = world.run(&["apply", "--yes"]).ends(1);
+    assert!(failed.stderr.contains("/etc/managed is a directory"), "{}", failed.stderr);
+    assert_eq!(world.sh("box", "cat /etc/managed/file; rm -r /etc/managed"), "precious");
+    drift.is_found_and_healed("a deleted directory in the place of a file", &all);
 
     // a service is stopped behind our back, its supervisor with it
     let supervisors: Vec<_> = world.processes().into_iter().filter(|p| p.command.contains("idle") && p.pid != idle.pid).collect();

@@ -24,10 +24,11 @@ fn fleet() {
     // applied again: nothing happens
     world.assert_converged();
 
-    // fewer are declared: only the others go
+    // fewer are declared: only the others go, and only with consent, since their disks go with them
     let (first, last) = (world.init("worker-1"), world.init("worker-50"));
     world.edit("pocketenv.yaml", "count: 50", "count: 48");
-    world.apply();
+    world.run(&["apply", "--yes"]).ends(8);
+    world.run(&["apply", "--yes", "--allow-data-loss"]).ends(0);
     assert_eq!(world.box_count(), 48);
     assert!(first.lives() && !last.lives());
 

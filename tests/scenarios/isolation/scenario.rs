@@ -38,8 +38,8 @@ fn isolation() {
     // files: system directories to read, its own to write, nothing private of the host
     let home = world.project();
     assert_eq!(inside(&format!("ls {} 2>/dev/null || echo nothing", home.display())), "nothing");
-    assert_eq!(inside("touch /usr/bin/mine && echo written"), "written");
-    assert!(!std::path::Path::new("/usr/bin/mine").exists(), "a write inside stays inside");
+    assert_eq!(inside("touch /usr/local/bin/pocketenv-mine && echo written"), "written");
+    assert!(!std::path::Path::new("/usr/local/bin/pocketenv-mine").exists(), "a write inside stays inside");
     assert_eq!(inside("cat /etc/shadow 2>/dev/null | wc -c"), "0");
     assert_eq!(inside("head -c1 /proc/kcore 2>/dev/null | wc -c; ls /sys/firmware 2>/dev/null | wc -l"), "0\n0");
     assert_eq!(inside("echo 1 > /proc/sys/kernel/panic 2>/dev/null || echo refused"), "refused");

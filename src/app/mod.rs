@@ -7,6 +7,7 @@ mod error;
 mod inside;
 mod ports;
 mod project;
+mod rehearse;
 mod target;
 
 pub use apply::{
@@ -17,6 +18,7 @@ pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
 pub use inside::Sandbox;
 pub use project::{App, Project, Selection, View};
+pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};
 
 /// A lease that is not renewed for this long may be taken by another host.

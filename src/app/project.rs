@@ -91,6 +91,11 @@ impl App {
     /// Opens a project: reads its manifest, opens its store and its providers. Where there is no manifest and a project is named that the
     /// store knows, that project is opened without one; it can then be looked at and destroyed.
     pub async fn open(&self, selection: &Selection) -> Result<Project<'_>, Error> {
+        self.open_with(selection, None).await
+    }
+
+    /// The same, with providers that are open already instead of those that the manifest names.
+    pub(super) async fn open_with(&self, selection: &Selection, registry: Option<Registry>) -> Result<Project<'_>, Error> {
         let (manifest, store) = match (self.load(selection), &selection.project) {
             (Ok(manifest), _) => {
                 resolve(&manifest, &BTreeMap::new())?;
@@ -111,7 +116,10 @@ impl App {
         let mut providers: BTreeSet<String> =
             manifest.as_ref().map(Manifest::providers_used).unwrap_or_default();
         providers.extend(recorded.providers().into_iter().map(str::to_owned));
-        let registry = self.registry(&providers, manifest.as_ref()).await?;
+        let registry = match registry {
+            Some(registry) => registry,
+            None => self.registry(&providers, manifest.as_ref()).await?,
+        };
         Ok(Project { app: self, name, manifest, store, registry, providers })
     }
 

@@ -32,6 +32,9 @@ pub struct SimArgs {
     /// A setting over those of the profile, or a JSON file of them; repeatable
     #[arg(long, value_name = "FILE|NAME=VALUE")]
     pub faults: Vec<String>,
+    /// End when standard input ends, so that it never outlives who started it
+    #[arg(long, hide = true)]
+    pub until_stdin_ends: bool,
 }
 
 /// `rehearse`.

@@ -32,12 +32,19 @@ pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
             served.map_err(|error| CliError::new(Exit::Failed, with_causes(&error)))?;
             Ok(Exit::Done)
         }
+        () = stdin_ends(), if args.until_stdin_ends => Ok(Exit::Done),
         _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
     }
 }
 
+async fn stdin_ends() {
+    let mut stdin = tokio::io::stdin();
+    let mut nothing = [0; 64];
+    while matches!(tokio::io::AsyncReadExt::read(&mut stdin, &mut nothing).await, Ok(1..)) {}
+}
+
 /// A profile with settings laid over it.
-pub fn settings(name: &str, over: &[String]) -> Result<Settings, CliError> {
+fn settings(name: &str, over: &[String]) -> Result<Settings, CliError> {
     let profile = profile::find(name).ok_or_else(|| {
         let names: Vec<&str> = profile::PROFILES.iter().map(|profile| profile.name).collect();
         CliError::usage(format!("there is no profile `{name}`; there are {}", names.join(", ")))

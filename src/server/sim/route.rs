@@ -350,7 +350,7 @@ async fn dial(
     let upgrade = hyper::upgrade::on(&mut request);
     carry(&cloud, Operation::Dial, &id, &headers, |cloud, _, now| {
         if !cloud.listens(now, &id)? {
-            return Err(Refusal::new(502, "refused", "nothing listens on this port"));
+            return Err(Refusal::new(422, "refused", "nothing listens on this port"));
         }
         tokio::spawn(async move {
             if let Ok(stream) = upgrade.await {

@@ -7,6 +7,7 @@ use pocketenv::model::*;
 use pocketenv::plan::lint::lint;
 use pocketenv::plan::{Plan, PlanInput, Policy, env_digest, file_digest, plan, service_digest};
 use pocketenv::provider::{Capabilities, StopMeaning};
+use pocketenv::reconcile::status::status;
 
 const SANDBOXES: usize = 10_000;
 const SERVICES: usize = 3;
@@ -61,7 +62,11 @@ fn measure(what: &str, desired: &Desired, recorded: &Recorded, observed: &Observ
     let findings = lint(&made, &input);
     let linted = begun.elapsed() - planned;
     assert!(findings.is_empty(), "{findings:?}");
-    println!("{what:<14} {:>6} steps: plan {planned:>8.1?}, lint {linted:>8.1?}", made.steps.len());
+    let begun = Instant::now();
+    let rows = status(desired, recorded, observed, &made).resources.len();
+    let told = begun.elapsed();
+    let steps = made.steps.len();
+    println!("{what:<14} {steps:>6} steps: plan {planned:>8.1?}, lint {linted:>8.1?}, status of {rows:>6} {told:>8.1?}");
     made
 }
 

@@ -2,11 +2,15 @@
 //!
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
+pub mod app;
+pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;
 pub mod guest;
+pub mod manifest;
 pub mod model;
 pub mod plan;
 pub mod provider;
+pub mod reconcile;
 pub mod secret;
 pub mod store;

@@ -1,9 +1,21 @@
 //! The integration tests, as one binary.
 
+#[path = "it/architecture.rs"]
+mod architecture;
+#[path = "it/cli.rs"]
+mod cli;
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
+#[allow(clippy::unwrap_used)]
 #[path = "it/guest/mod.rs"]
 mod guest;
+#[path = "it/manifest.rs"]
+mod manifest;
+#[path = "it/manifest_hostile.rs"]
+mod manifest_hostile;
+#[cfg(target_os = "linux")]
+#[path = "it/scenarios.rs"]
+mod scenarios;
 #[path = "it/store.rs"]
 mod store;

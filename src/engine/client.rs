@@ -125,7 +125,11 @@ pub async fn connect(dir: &Path) -> io::Result<Option<Seq>> {
 ///
 /// # Errors
 /// What talking reports; the end of the connection is `UnexpectedEof`.
-pub async fn ask(connection: &Seq, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<(Reply, Vec<OwnedFd>)> {
+pub async fn ask(
+    connection: &Seq,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<(Reply, Vec<OwnedFd>)> {
     connection.send(request, fds).await?;
     let (bytes, fds) = connection.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     Ok((seq::decode(&bytes)?, fds))
@@ -135,7 +139,12 @@ pub async fn ask(connection: &Seq, request: &Request, fds: &[BorrowedFd<'_>]) ->
 ///
 /// # Errors
 /// [`EngineError::Invalid`], [`EngineError::Exec`] or [`EngineError::Control`].
-pub async fn exec(id: &str, connection: Seq, request: ExecRequest, stdio: Stdio) -> Result<ExecHandle, EngineError> {
+pub async fn exec(
+    id: &str,
+    connection: Seq,
+    request: ExecRequest,
+    stdio: Stdio,
+) -> Result<ExecHandle, EngineError> {
     let control = |source| EngineError::Control { id: id.to_owned(), source };
     let size = match stdio {
         Stdio::Pty { rows, cols } => Some((rows, cols)),
@@ -148,9 +157,13 @@ pub async fn exec(id: &str, connection: Seq, request: ExecRequest, stdio: Stdio)
     }
     let (reply, received) = ask(&connection, &Request::Exec(head), &fds).await.map_err(control)?;
     match reply {
-        Reply::Started(pid) => {
-            Ok(ExecHandle { id: id.to_owned(), connection, pty: received.into_iter().next(), exit: None, pid })
-        }
+        Reply::Started(pid) => Ok(ExecHandle {
+            id: id.to_owned(),
+            connection,
+            pty: received.into_iter().next(),
+            exit: None,
+            pid,
+        }),
         Reply::Failed { what, errno } => {
             Err(EngineError::Exec { id: id.to_owned(), what, source: io::Error::from_raw_os_error(errno) })
         }

@@ -20,7 +20,7 @@ const DEFAULT_DIR: &std::ffi::CStr = c"/workspace";
 pub struct Prepared {
     argv: Vec<CString>,
     env: Vec<CString>,
-    cwd: CString,
+    cwd: Option<CString>,
     identity: Identity,
     candidates: Vec<CString>,
     /// Standard input, output, error; or the terminal's inner side alone.
@@ -35,11 +35,18 @@ pub struct Prepared {
 ///
 /// # Errors
 /// The step in words, and why.
-pub fn prepare(context: &Context, head: &ExecHead, command: Command, fds: Vec<OwnedFd>) -> Result<Prepared, (String, io::Error)> {
+pub fn prepare(
+    context: &Context,
+    head: &ExecHead,
+    command: Command,
+    fds: Vec<OwnedFd>,
+) -> Result<Prepared, (String, io::Error)> {
     let user = head.user.as_deref();
-    let identity = user::resolve(user).map_err(|error| (format!("find user {}", user.unwrap_or("root")), error))?;
+    let identity =
+        user::resolve(user).map_err(|error| (format!("find user {}", user.unwrap_or("root")), error))?;
     let (stdio, pty) = match head.pty {
-        Some(size) => open_pty(size, &identity, context.single_id).map_err(|error| ("make a terminal".to_owned(), error))?,
+        Some(size) => open_pty(size, &identity, context.single_id)
+            .map_err(|error| ("make a terminal".to_owned(), error))?,
         None if fds.len() == 3 => {
             let fds = fds.into_iter().map(sys::above_stdio).collect::<io::Result<Vec<_>>>();
             (fds.map_err(|error| ("pass the streams".to_owned(), error))?, None)
@@ -49,11 +56,12 @@ pub fn prepare(context: &Context, head: &ExecHead, command: Command, fds: Vec<Ow
     let env = environment(context, &identity, head.pty.is_some(), &command.env);
     let program = command.argv.first().map(|program| program.as_bytes().to_vec()).unwrap_or_default();
     let candidates = candidates(&program, env.get(&b"PATH"[..]).map_or(&b""[..], Vec::as_slice));
-    let env = env.into_iter().filter_map(|(name, value)| CString::new([name, value].join(&b'=')).ok()).collect();
+    let env =
+        env.into_iter().filter_map(|(name, value)| CString::new([name, value].join(&b'=')).ok()).collect();
     Ok(Prepared {
         argv: command.argv,
         env,
-        cwd: command.cwd.unwrap_or_else(|| DEFAULT_DIR.to_owned()),
+        cwd: command.cwd,
         identity,
         candidates,
         stdio,
@@ -62,7 +70,11 @@ pub fn prepare(context: &Context, head: &ExecHead, command: Command, fds: Vec<Ow
     })
 }
 
-fn open_pty((rows, cols): (u16, u16), identity: &Identity, single_id: bool) -> io::Result<(Vec<OwnedFd>, Option<OwnedFd>)> {
+fn open_pty(
+    (rows, cols): (u16, u16),
+    identity: &Identity,
+    single_id: bool,
+) -> io::Result<(Vec<OwnedFd>, Option<OwnedFd>)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let outer = rustix::pty::openpt(flags)?;
     rustix::pty::unlockpt(&outer)?;
@@ -75,7 +87,12 @@ fn open_pty((rows, cols): (u16, u16), identity: &Identity, single_id: bool) -> i
     Ok((vec![inner], Some(outer)))
 }
 
-fn environment(context: &Context, identity: &Identity, terminal: bool, own: &[CString]) -> BTreeMap<Vec<u8>, Vec<u8>> {
+fn environment(
+    context: &Context,
+    identity: &Identity,
+    terminal: bool,
+    own: &[CString],
+) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut env = BTreeMap::new();
     let mut set = |name: &str, value: &str| env.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
     set("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
@@ -100,7 +117,10 @@ fn candidates(program: &[u8], path: &[u8]) -> Vec<CString> {
     let paths: Vec<Vec<u8>> = if program.contains(&b'/') {
         vec![program.to_vec()]
     } else {
-        path.split(|byte| *byte == b':').filter(|dir| !dir.is_empty()).map(|dir| [dir, program].join(&b'/')).collect()
+        path.split(|byte| *byte == b':')
+            .filter(|dir| !dir.is_empty())
+            .map(|dir| [dir, program].join(&b'/'))
+            .collect()
     };
     paths.into_iter().filter_map(|path| CString::new(path).ok()).collect()
 }
@@ -112,12 +132,20 @@ pub fn become_command(context: &Context, prepared: &Prepared, report: &OwnedFd) 
         rustix::process::setsid().map_err(|error| ("start a session for", error.into()))?;
         streams(&prepared.stdio).map_err(|error| ("connect the streams of", error))?;
         identify(context, &prepared.identity, report).map_err(|error| ("change the user for", error))?;
-        rustix::process::chdir(&*prepared.cwd).map_err(|error| ("enter the working directory for", error.into()))?;
+        enter(prepared.cwd.as_deref()).map_err(|error| ("enter the working directory for", error))?;
         sys::install_filter(&context.filter).map_err(|error| ("restrict", error))
     };
     match attempt() {
         Err(failure) => failure,
         Ok(()) => ("execute", execute(prepared)),
+    }
+}
+
+/// The directory asked for; else the default one, unless it was removed or is closed to this user.
+fn enter(dir: Option<&std::ffi::CStr>) -> io::Result<()> {
+    match dir {
+        Some(dir) => Ok(rustix::process::chdir(dir)?),
+        None => Ok(rustix::process::chdir(DEFAULT_DIR).or_else(|_| rustix::process::chdir("/"))?),
     }
 }
 

@@ -38,10 +38,13 @@ pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> 
     }
     let own = own_addresses().map_err(Failure::Unresolved)?;
     // the resolver also reads the forms that are not names: 127.1, 2130706433, 0x7f.1
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(Failure::Unresolved)?.collect();
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((host, port)).await.map_err(Failure::Unresolved)?.collect();
     match addresses.iter().find_map(|address| forbidden(address.ip(), &own)) {
         Some(what) => Err(refused(what)),
-        None if addresses.is_empty() => Err(Failure::Unresolved(io::Error::new(io::ErrorKind::NotFound, "no address"))),
+        None if addresses.is_empty() => {
+            Err(Failure::Unresolved(io::Error::new(io::ErrorKind::NotFound, "no address")))
+        }
         None => Ok(addresses),
     }
 }
@@ -73,7 +76,9 @@ fn forbidden(address: IpAddr, own: &[IpAddr]) -> Option<&'static str> {
         IpAddr::V4(v4) if v4.is_loopback() => Some("this machine"),
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an unspecified address"),
         IpAddr::V4(v4) if v4.is_link_local() => Some("a link-local address"),
-        IpAddr::V4(v4) if v4.is_multicast() || v4.octets()[0] >= 240 => Some("a multicast or reserved address"),
+        IpAddr::V4(v4) if v4.is_multicast() || v4.octets()[0] >= 240 => {
+            Some("a multicast or reserved address")
+        }
         IpAddr::V6(v6) if v6.is_loopback() => Some("this machine"),
         IpAddr::V6(v6) if v6.is_unspecified() => Some("an unspecified address"),
         IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
@@ -102,8 +107,24 @@ mod tests {
     fn the_host_has_many_names() {
         let own: Vec<IpAddr> = vec!["10.9.8.7".parse().unwrap(), "2001:db8::5".parse().unwrap()];
         for address in [
-            "127.0.0.1", "127.9.9.9", "0.0.0.0", "0.1.2.3", "169.254.169.254", "224.0.0.1", "255.255.255.255", "10.9.8.7", "::1", "::",
-            "::ffff:127.0.0.1", "::ffff:10.9.8.7", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "fe80::1", "ff02::1", "2001:db8::5",
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "10.9.8.7",
+            "::1",
+            "::",
+            "::ffff:127.0.0.1",
+            "::ffff:10.9.8.7",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "fe80::1",
+            "ff02::1",
+            "2001:db8::5",
         ] {
             assert!(forbidden(address.parse().unwrap(), &own).is_some(), "{address}");
         }
@@ -114,7 +135,17 @@ mod tests {
 
     #[tokio::test]
     async fn odd_spellings_of_loopback_are_refused() {
-        for host in ["localhost", "LOCALHOST.", "a.localhost", "127.1", "2130706433", "0x7f.1", "0", "::1", "::ffff:127.0.0.1"] {
+        for host in [
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "127.1",
+            "2130706433",
+            "0x7f.1",
+            "0",
+            "::1",
+            "::ffff:127.0.0.1",
+        ] {
             let result = resolve(host, 80).await;
             assert!(matches!(result, Err(Failure::Refused(_))), "{host}: {result:?}");
         }

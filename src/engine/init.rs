@@ -90,7 +90,8 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
     sys::set_process_name(c"pocketenv-init");
     let result = launch(&shim, plan).and_then(|choices| {
         let signals = sys::child_signal_fd().map_err(|error| ("watch child processes".to_owned(), error))?;
-        seq::send(&shim, &Launched::Ready(choices), &[]).map_err(|error| ("report readiness".to_owned(), error))?;
+        seq::send(&shim, &Launched::Ready(choices), &[])
+            .map_err(|error| ("report readiness".to_owned(), error))?;
         Ok(signals)
     });
     let signals = match result {
@@ -100,7 +101,8 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
             sys::exit_now(1);
         }
     };
-    let mut init = Init { shim, signals, context, running: HashMap::new(), dialing: Vec::new(), kill_at: None };
+    let mut init =
+        Init { shim, signals, context, running: HashMap::new(), dialing: Vec::new(), kill_at: None };
     loop {
         if let Err(error) = init.turn() {
             eprintln!("init: {error}");
@@ -147,7 +149,8 @@ impl Init {
 
     fn wait(&self) -> io::Result<Vec<Source>> {
         let mut sources = vec![Source::Shim, Source::Signals];
-        let mut polls = vec![PollFd::new(&self.shim, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+        let mut polls =
+            vec![PollFd::new(&self.shim, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         for (pid, running) in &self.running {
             if let Some(starting) = &running.starting {
                 sources.push(Source::Starting(*pid));
@@ -171,7 +174,8 @@ impl Init {
             other => other?,
         };
         let events: Vec<bool> = polls.iter().map(|poll| !poll.revents().is_empty()).collect();
-        let mut ready: Vec<Source> = sources.into_iter().zip(events).filter(|(_, ready)| *ready).map(|(source, _)| source).collect();
+        let mut ready: Vec<Source> =
+            sources.into_iter().zip(events).filter(|(_, ready)| *ready).map(|(source, _)| source).collect();
         // handling a dial may remove it: from the back, so that earlier indices stay true
         ready.reverse();
         Ok(ready)
@@ -187,10 +191,14 @@ impl Init {
             Request::Exec(head) => {
                 let prepared = (|| {
                     if fds.is_empty() {
-                        return Err(("read the command".to_owned(), io::Error::from_raw_os_error(libc::EINVAL)));
+                        return Err((
+                            "read the command".to_owned(),
+                            io::Error::from_raw_os_error(libc::EINVAL),
+                        ));
                     }
                     let payload = fds.remove(0);
-                    let command = unpack(&head, payload).map_err(|error| ("read the command".to_owned(), error))?;
+                    let command =
+                        unpack(&head, payload).map_err(|error| ("read the command".to_owned(), error))?;
                     command::prepare(&self.context, &head, command, fds)
                 })();
                 match prepared.and_then(|prepared| self.spawn(prepared)) {
@@ -218,7 +226,8 @@ impl Init {
 
     fn spawn(&self, prepared: Prepared) -> Result<(i32, Running), (String, io::Error)> {
         let describe = |error: io::Error| ("start a process".to_owned(), error);
-        let (receiver, sender) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| describe(error.into()))?;
+        let (receiver, sender) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| describe(error.into()))?;
         match sys::clone_into_namespaces(0).map_err(describe)? {
             sys::Fork::Child => {
                 let (step, error) = command::become_command(&self.context, &prepared, &sender);
@@ -227,9 +236,15 @@ impl Init {
                 let _ = File::from(sender).write_all(&report); // init reads an end without a report as success; it cannot be helped
                 sys::exit_now(127)
             }
-            sys::Fork::Parent { pid, .. } => {
-                Ok((pid, Running { connection: None, starting: Some(receiver), pty: prepared.pty, what: prepared.what }))
-            }
+            sys::Fork::Parent { pid, .. } => Ok((
+                pid,
+                Running {
+                    connection: None,
+                    starting: Some(receiver),
+                    pty: prepared.pty,
+                    what: prepared.what,
+                },
+            )),
         }
     }
 
@@ -248,7 +263,11 @@ impl Init {
         }
         let errno = report.first_chunk().map_or(libc::EIO, |bytes| i32::from_ne_bytes(*bytes));
         let step = String::from_utf8_lossy(report.get(4..).unwrap_or_default()).into_owned();
-        fail(connection, format!("{step} {}", running.what).trim().to_owned(), &io::Error::from_raw_os_error(errno));
+        fail(
+            connection,
+            format!("{step} {}", running.what).trim().to_owned(),
+            &io::Error::from_raw_os_error(errno),
+        );
         running.connection = None;
     }
 
@@ -310,7 +329,13 @@ impl Init {
         match result {
             Ok((socket, true)) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
             Ok((socket, false)) => {
-                self.dialing.push(Dialing { connection, socket, port, v6, deadline: Instant::now() + DIAL_TIMEOUT });
+                self.dialing.push(Dialing {
+                    connection,
+                    socket,
+                    port,
+                    v6,
+                    deadline: Instant::now() + DIAL_TIMEOUT,
+                });
             }
             // programs that listen on "localhost" may have taken only the IPv6 one
             Err(rustix::io::Errno::CONNREFUSED) if !v6 => self.dial(connection, port, true),
@@ -325,8 +350,12 @@ impl Init {
         let dialing = self.dialing.swap_remove(index);
         match rustix::net::sockopt::socket_error(&dialing.socket) {
             Ok(Ok(())) => reply(&dialing.connection, &Reply::Done, &[dialing.socket.as_fd()]),
-            Ok(Err(rustix::io::Errno::CONNREFUSED)) if !dialing.v6 => self.dial(dialing.connection, dialing.port, true),
-            Ok(Err(error)) | Err(error) => fail(&dialing.connection, format!("connect to port {}", dialing.port), &error.into()),
+            Ok(Err(rustix::io::Errno::CONNREFUSED)) if !dialing.v6 => {
+                self.dial(dialing.connection, dialing.port, true)
+            }
+            Ok(Err(error)) | Err(error) => {
+                fail(&dialing.connection, format!("connect to port {}", dialing.port), &error.into())
+            }
         }
     }
 
@@ -336,7 +365,11 @@ impl Init {
             sys::exit_now(0); // the kernel kills whatever is left
         }
         for dialing in self.dialing.extract_if(.., |dialing| dialing.deadline <= now) {
-            fail(&dialing.connection, format!("connect to port {}", dialing.port), &io::Error::from_raw_os_error(libc::ETIMEDOUT));
+            fail(
+                &dialing.connection,
+                format!("connect to port {}", dialing.port),
+                &io::Error::from_raw_os_error(libc::ETIMEDOUT),
+            );
         }
     }
 }
@@ -362,7 +395,8 @@ fn broadcast(signal: i32) {
 
 fn listen(port: u16) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
     rustix::net::listen(&socket, 1024)?;

@@ -55,7 +55,9 @@ impl IdMap {
     pub fn describe(&self) -> String {
         match self {
             IdMap::High { base } => format!("ids: 65536 from {base}"),
-            IdMap::Subordinate { uids, .. } => format!("ids: own user and {} subordinate from {}", uids.1, uids.0),
+            IdMap::Subordinate { uids, .. } => {
+                format!("ids: own user and {} subordinate from {}", uids.1, uids.0)
+            }
             IdMap::Single { .. } => "ids: a single one (changes of owner only seem to succeed)".to_owned(),
         }
     }
@@ -209,10 +211,19 @@ pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
         let second = if name == "etc" {
             Step::Copy { name: name.clone() }
         } else {
-            Step::Bind { from: format!("/{name}"), to: format!("{ROOT}/{name}"), read_only: true, recursive: true }
+            Step::Bind {
+                from: format!("/{name}"),
+                to: format!("{ROOT}/{name}"),
+                read_only: true,
+                recursive: true,
+            }
         };
         let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
-        steps.push(Step::Either { first: Box::new(Step::Overlay { name: name.clone() }), second: Box::new(second), choice });
+        steps.push(Step::Either {
+            first: Box::new(Step::Overlay { name: name.clone() }),
+            second: Box::new(second),
+            choice,
+        });
     }
     if facts.dpkg {
         let to = format!("{ROOT}/var/lib/dpkg");
@@ -221,9 +232,20 @@ pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
     dev(request.id_map.has_range(), &mut steps);
     steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
     steps.push(Step::Mkdir { at: "rootfs/run/lock", mode: 0o1777 });
-    let host_proc = Step::Bind { from: "/proc".into(), to: format!("{ROOT}/proc"), read_only: true, recursive: true };
-    steps.push(Step::Either { first: Box::new(Step::Proc), second: Box::new(host_proc), choice: "/proc is the host's, read-only" });
-    for path in ["rootfs/proc/kcore", "rootfs/proc/keys", "rootfs/proc/timer_list", "rootfs/proc/sysrq-trigger", "rootfs/proc/kmsg"] {
+    let host_proc =
+        Step::Bind { from: "/proc".into(), to: format!("{ROOT}/proc"), read_only: true, recursive: true };
+    steps.push(Step::Either {
+        first: Box::new(Step::Proc),
+        second: Box::new(host_proc),
+        choice: "/proc is the host's, read-only",
+    });
+    for path in [
+        "rootfs/proc/kcore",
+        "rootfs/proc/keys",
+        "rootfs/proc/timer_list",
+        "rootfs/proc/sysrq-trigger",
+        "rootfs/proc/kmsg",
+    ] {
         steps.push(Step::Mask { path, directory: false });
     }
     for path in ["rootfs/proc/acpi", "rootfs/proc/scsi"] {
@@ -269,7 +291,12 @@ pub fn default_hostname(id: &str) -> String {
 
 /// The namespaces of a sandbox, as `CLONE_NEW*` flags.
 pub fn namespaces(network: Network) -> i32 {
-    let all = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let all = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
     if network == Network::Host { all } else { all | libc::CLONE_NEWNET }
 }
 
@@ -304,8 +331,13 @@ mod tests {
     }
 
     fn request(network: Network) -> LaunchRequest {
-        let mount = |target: &str| Mount { source: MountSource::Volume("v".into()), target: target.into(), read_only: false };
-        let spec = BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
+        let mount = |target: &str| Mount {
+            source: MountSource::Volume("v".into()),
+            target: target.into(),
+            read_only: false,
+        };
+        let spec =
+            BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
         let mount_paths = vec!["/v/1".into(), "/v/2".into()];
         LaunchRequest { id: "a.b".into(), spec, id_map: IdMap::High { base: 100_000 }, mount_paths }
     }
@@ -321,12 +353,24 @@ mod tests {
     #[test]
     fn order_keeps_the_rules_the_kernel_has() {
         let mut recorder = recorder(|_| false);
-        assert_eq!(execute(&plan(&request(Network::Isolated), &facts()), &mut recorder).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            execute(&plan(&request(Network::Isolated), &facts()), &mut recorder).unwrap(),
+            Vec::<String>::new()
+        );
         let steps = recorder.done;
         let become_root = position(&steps, |s| matches!(s, Step::BecomeRoot { .. }));
-        assert!(position(&steps, |s| matches!(s, Step::OpenSource { .. })) < become_root, "sources are opened as the caller");
-        assert!(become_root < position(&steps, |s| matches!(s, Step::DieWithParent)), "a change of ids clears the death signal");
-        assert!(position(&steps, |s| matches!(s, Step::PrivateMounts)) < position(&steps, |s| matches!(s, Step::Bind { .. })));
+        assert!(
+            position(&steps, |s| matches!(s, Step::OpenSource { .. })) < become_root,
+            "sources are opened as the caller"
+        );
+        assert!(
+            become_root < position(&steps, |s| matches!(s, Step::DieWithParent)),
+            "a change of ids clears the death signal"
+        );
+        assert!(
+            position(&steps, |s| matches!(s, Step::PrivateMounts))
+                < position(&steps, |s| matches!(s, Step::Bind { .. }))
+        );
         let outer = position(&steps, |s| matches!(s, Step::Mount { slot: 1, .. }));
         let inner = position(&steps, |s| matches!(s, Step::Mount { slot: 0, .. }));
         assert!(outer < inner, "a mount below another comes after it");
@@ -339,7 +383,12 @@ mod tests {
         let choices = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap();
         assert_eq!(choices.len(), 4, "{choices:?}");
         assert!(choices[1].starts_with("/etc is a copy"), "{choices:?}");
-        assert!(recorder.done.iter().any(|s| matches!(s, Step::Bind { from, read_only: true, .. } if from == "/usr")));
+        assert!(
+            recorder
+                .done
+                .iter()
+                .any(|s| matches!(s, Step::Bind { from, read_only: true, .. } if from == "/usr"))
+        );
         assert!(recorder.done.contains(&Step::MoveRoot));
     }
 

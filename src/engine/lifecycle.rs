@@ -18,7 +18,7 @@ use super::proto::{Reply, Request};
 use super::proxy::Upstream;
 use super::rootfs;
 use super::seq::Seq;
-use super::shim::{self, Answer, Order};
+use super::shim::{self, Answer, Order, Task};
 use super::spec::{BoxInfo, BoxSpec, BoxState, ExecRequest, Forward, ForwardInfo, Link, MountSource};
 use super::state::{self, Ended, Lock, Record, Run};
 
@@ -49,7 +49,11 @@ pub struct Engine {
 impl Engine {
     /// An engine on these directories, which are made when first needed.
     pub fn new(config: EngineConfig) -> Engine {
-        Engine { root: config.data_dir.join("engine"), runtime: config.runtime_dir.join("engine"), exe: config.exe }
+        Engine {
+            root: config.data_dir.join("engine"),
+            runtime: config.runtime_dir.join("engine"),
+            exe: config.exe,
+        }
     }
 
     /// Every sandbox. One whose state is unreadable is listed as [`BoxState::Broken`], never left out.
@@ -77,7 +81,9 @@ impl Engine {
     pub async fn get(&self, id: &str) -> Result<Option<BoxInfo>, EngineError> {
         check_name(id)?;
         match self.record(id)? {
-            None if self.dir(id).exists() => Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) })),
+            None if self.dir(id).exists() => {
+                Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) }))
+            }
             None => Ok(None),
             Some(record) => self.info(record).await.map(Some),
         }
@@ -88,17 +94,31 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::AlreadyExists`] for other labels, [`EngineError::Invalid`], [`EngineError::Launch`], [`EngineError::File`].
-    pub async fn create(&self, id: &str, spec: &BoxSpec, labels: &BTreeMap<String, String>) -> Result<BoxInfo, EngineError> {
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &BoxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<BoxInfo, EngineError> {
         check_name(id)?;
         check_spec(spec)?;
         let lock = self.lock(id).await?;
         let record = match self.record(id)? {
-            Some(record) if record.labels != *labels => return Err(EngineError::AlreadyExists(id.to_owned())),
+            Some(record) if record.labels != *labels => {
+                return Err(EngineError::AlreadyExists(id.to_owned()));
+            }
             Some(record) if self.run(id)?.is_some() => return self.info(record).await,
             Some(record) => record,
             None => self.new_record(id, spec, labels)?,
         };
-        if let Err(error) = self.launch(&record).await {
+        // The record is written before the first process starts. A power cut would end that process too, so the disk may catch
+        // up meanwhile; nothing is reported before it has.
+        let path = self.dir(id).join("state.json");
+        let syncing = path.clone();
+        let sync = tokio::task::spawn_blocking(move || state::sync(&syncing));
+        let (launched, synced) = tokio::join!(self.launch(&record, &lock), sync);
+        let synced = synced.map_err(io::Error::other).flatten().map_err(EngineError::file("write", &path));
+        if let Err(error) = launched.and(synced) {
             if let Err(cleanup) = self.remove(id).await {
                 tracing::warn!(id, %cleanup, "a sandbox that could not start could not be removed either");
             } else {
@@ -114,11 +134,11 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::File`].
     pub async fn start(&self, id: &str) -> Result<(), EngineError> {
-        let (_lock, record) = self.existing(id).await?;
+        let (lock, record) = self.existing(id).await?;
         if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
             return Ok(());
         }
-        self.launch(&record).await
+        self.launch(&record, &lock).await
     }
 
     /// Stops a sandbox: SIGTERM to everything inside, SIGKILL after `grace`. Its files stay. One that is stopped is left alone.
@@ -176,7 +196,12 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Exec`] with the system's reason, [`EngineError::NotRunning`], [`EngineError::NotFound`],
     /// [`EngineError::Invalid`], [`EngineError::Control`].
-    pub async fn exec(&self, id: &str, request: ExecRequest, stdio: Stdio) -> Result<ExecHandle, EngineError> {
+    pub async fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+        stdio: Stdio,
+    ) -> Result<ExecHandle, EngineError> {
         client::exec(id, self.connect(id).await?, request, stdio).await
     }
 
@@ -188,9 +213,11 @@ impl Engine {
         let (reply, mut fds) = self.ask(id, &self.connect(id).await?, &Request::Dial(port)).await?;
         match reply {
             Reply::Done if !fds.is_empty() => Ok(fds.swap_remove(0)),
-            Reply::Failed { errno, .. } => {
-                Err(EngineError::Dial { id: id.to_owned(), port, source: io::Error::from_raw_os_error(errno) })
-            }
+            Reply::Failed { errno, .. } => Err(EngineError::Dial {
+                id: id.to_owned(),
+                port,
+                source: io::Error::from_raw_os_error(errno),
+            }),
             _ => Err(EngineError::Control { id: id.to_owned(), source: io::ErrorKind::InvalidData.into() }),
         }
     }
@@ -257,6 +284,10 @@ impl Engine {
         Lock::acquire(&self.root.join("locks"), &format!("box-{id}")).await
     }
 
+    fn is_locked(&self, id: &str) -> Result<bool, EngineError> {
+        Lock::is_held(&self.root.join("locks"), &format!("box-{id}"))
+    }
+
     fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
         read_state(id, &self.dir(id).join("state.json"))
     }
@@ -267,7 +298,9 @@ impl Engine {
 
     fn write_record(&self, record: &Record) -> Result<(), EngineError> {
         let path = self.dir(&record.id).join("state.json");
-        state::write(&path, record, true).map_err(EngineError::file("write", &path))
+        state::write(&path, record, true)
+            .and_then(|()| state::sync(&path))
+            .map_err(EngineError::file("write", &path))
     }
 
     async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
@@ -287,7 +320,12 @@ impl Engine {
         }
     }
 
-    fn new_record(&self, id: &str, spec: &BoxSpec, labels: &BTreeMap<String, String>) -> Result<Record, EngineError> {
+    fn new_record(
+        &self,
+        id: &str,
+        spec: &BoxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Record, EngineError> {
         let id_map = rootfs::choose_ids().map_err(EngineError::file("read", Path::new("/etc/subuid")))?;
         let record = Record {
             version: state::VERSION,
@@ -304,22 +342,27 @@ impl Engine {
         state::private_dir(&boxes).map_err(EngineError::file("create", &boxes))?;
         // Init enters it as a stranger and reads nothing here; the directories above are closed.
         let made = fs::DirBuilder::new().mode(0o711).recursive(true).create(&dir);
-        made.and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))).map_err(EngineError::file("create", &dir))?;
-        self.write_record(&record)?;
+        made.and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)))
+            .map_err(EngineError::file("create", &dir))?;
+        let path = dir.join("state.json");
+        state::write(&path, &record, true).map_err(EngineError::file("write", &path))?;
         Ok(record)
     }
 
     async fn info(&self, record: Record) -> Result<BoxInfo, EngineError> {
         let (state, run) = self.liveness(&record.id)?;
-        let stopped = |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
+        let stopped =
+            |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
         let mut forwards: Vec<ForwardInfo> = record.forwards.iter().map(stopped).collect();
         if matches!(state, BoxState::Running { .. }) && !forwards.is_empty() {
             // Between the look at the processes and this question the sandbox may end: then nothing listens.
             if let Ok(connection) = self.connect(&record.id).await
-                && let Ok((Reply::Status(open), _)) = self.ask(&record.id, &connection, &Request::Status).await
+                && let Ok((Reply::Status(open), _)) =
+                    self.ask(&record.id, &connection, &Request::Status).await
             {
                 for forward in &mut forwards {
-                    forward.listening = open.iter().any(|other| other.listen == forward.listen && other.listening);
+                    forward.listening =
+                        open.iter().any(|other| other.listen == forward.listen && other.listening);
                 }
             }
         }
@@ -337,7 +380,14 @@ impl Engine {
 
     /// What the recorded run has come to.
     fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
-        let Some(run) = self.run(id)? else { return Ok((BoxState::Creating, None)) };
+        let Some(run) = self.run(id)? else {
+            // Whoever creates a sandbox holds its lock until it runs.
+            let state = match self.is_locked(id)? {
+                true => BoxState::Creating,
+                false => BoxState::Stopped { unclean: Some("its creation was interrupted".to_owned()) },
+            };
+            return Ok((state, None));
+        };
         let cannot = |source| EngineError::Control { id: id.to_owned(), source };
         let state = match &run.ended {
             Some(Ended::Stopped) => BoxState::Stopped { unclean: None },
@@ -347,14 +397,18 @@ impl Engine {
             }
             None => match (run.shim.alive().map_err(cannot)?, run.init.alive().map_err(cannot)?) {
                 (Some(_), Some(_)) => BoxState::Running { pid: run.init.pid, since: run.since },
-                (None, _) => BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) },
-                (Some(_), None) => BoxState::Stopped { unclean: Some("its first process was killed".to_owned()) },
+                (None, _) => {
+                    BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) }
+                }
+                (Some(_), None) => {
+                    BoxState::Stopped { unclean: Some("its first process was killed".to_owned()) }
+                }
             },
         };
         Ok((state, Some(run)))
     }
 
-    async fn launch(&self, record: &Record) -> Result<(), EngineError> {
+    async fn launch(&self, record: &Record, lock: &Lock) -> Result<(), EngineError> {
         let id = record.id.as_str();
         self.end(id, None).await?; // whatever is left of a run that ended badly
         let mut mount_paths = Vec::new();
@@ -364,35 +418,48 @@ impl Engine {
         let control = self.runtime.join(id);
         state::private_dir(&control).map_err(EngineError::file("create", &control))?;
         let order = Order {
-            request: LaunchRequest { id: id.to_owned(), spec: record.spec.clone(), id_map: record.id_map, mount_paths },
+            request: LaunchRequest {
+                id: id.to_owned(),
+                spec: record.spec.clone(),
+                id_map: record.id_map,
+                mount_paths,
+            },
             dir: absolute(&self.dir(id))?,
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),
             upstream: Upstream::from_environment(),
         };
-        let failed = |step: &str, reason: String| EngineError::Launch { id: id.to_owned(), step: step.to_owned(), reason };
-        let answer = tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&order)).await;
+        let failed = |step: &str, reason: String| EngineError::Launch {
+            id: id.to_owned(),
+            step: step.to_owned(),
+            reason,
+        };
+        let answer =
+            tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
+                .await;
         match answer {
             Ok(Ok(Answer::Ready)) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
-            Err(_elapsed) => Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}"))),
+            Err(_elapsed) => {
+                Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}")))
+            }
         }
     }
 
-    async fn spawn_shim(&self, order: &Order) -> io::Result<Answer> {
+    async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = tokio::process::Command::new(&self.exe)
             .arg(shim::ARGUMENT)
             .env_clear() // nothing of the caller's environment stays readable in a process that lives on
             .stdin(ProcessStdio::from(OwnedFd::from(theirs)))
-            .stdout(ProcessStdio::null())
+            .stdout(lock.map(Lock::share).transpose()?.map_or_else(ProcessStdio::null, ProcessStdio::from))
             .stderr(ProcessStdio::null())
             .spawn()?;
         let mut stream = tokio::net::UnixStream::from_std(ours)?;
-        stream.write_all(&serde_json::to_vec(order)?).await?;
+        stream.write_all(&serde_json::to_vec(task)?).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
@@ -406,7 +473,9 @@ impl Engine {
     fn mount_path(&self, source: &MountSource) -> Result<PathBuf, EngineError> {
         match source {
             MountSource::Host(path) if path.is_absolute() => Ok(path.clone()),
-            MountSource::Host(path) => Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display()))),
+            MountSource::Host(path) => {
+                Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display())))
+            }
             MountSource::Volume(name) => self.volume_data(name),
         }
     }
@@ -421,18 +490,31 @@ impl Engine {
         }
     }
 
-    async fn ask(&self, id: &str, connection: &Seq, request: &Request) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
-        client::ask(connection, request, &[]).await.map_err(|source| EngineError::Control { id: id.to_owned(), source })
+    async fn ask(
+        &self,
+        id: &str,
+        connection: &Seq,
+        request: &Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
+        client::ask(connection, request, &[])
+            .await
+            .map_err(|source| EngineError::Control { id: id.to_owned(), source })
     }
 
     /// Ends the processes of the recorded run, gently with a grace, and waits until they are gone.
     async fn end(&self, id: &str, grace: Option<Duration>) -> Result<(), EngineError> {
         let control = |source| EngineError::Control { id: id.to_owned(), source };
-        // An unreadable record of the run must not keep a sandbox from being deleted; its socket still leads to its processes.
         let run = match self.run(id) {
             Err(EngineError::Broken { .. }) => None,
             other => other?,
         };
+        if run.is_none()
+            && let Ok(Some(connection)) = client::connect(&self.runtime.join(id)).await
+        {
+            // Its record is lost, but its socket still leads to its processes; init holds this connection until it dies.
+            connection.send(&Request::Stop(0), &[]).await.map_err(control)?;
+            let _ = tokio::time::timeout(END_TIMEOUT, connection.recv()).await;
+        }
         if let Some(run) = run
             && run.boot == state::boot_id().map_err(control)?
         {
@@ -472,17 +554,32 @@ impl Engine {
         if !dir.exists() {
             return Ok(());
         }
-        let removing = dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            for name in names(&removing)? {
-                if name != "state.json" {
-                    let path = removing.join(name);
-                    rootfs::remove_tree(&path).map_err(EngineError::file("remove", &path))?;
-                }
+        for name in names(&dir)? {
+            if name != "state.json" {
+                self.remove_tree(&dir.join(name)).await?;
             }
-            rootfs::remove_tree(&removing).map_err(EngineError::file("remove", &removing))
-        });
-        removed.await.map_err(io::Error::other).map_err(EngineError::file("remove", &dir))?
+        }
+        self.remove_tree(&dir).await
+    }
+
+    /// Removes a tree that may hold files of the sandboxes' own ids.
+    pub(super) async fn remove_tree(&self, path: &Path) -> Result<(), EngineError> {
+        let removing = path.to_owned();
+        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
+        match removed.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => return other.map_err(EngineError::file("remove", path)),
+        }
+        let failed = EngineError::file("remove", path);
+        let task = match rootfs::choose_ids() {
+            Ok(id_map) => Task::Remove { id_map, path: absolute(path)? },
+            Err(error) => return Err(failed(error)),
+        };
+        match self.spawn_shim(&task, None).await {
+            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 
@@ -540,8 +637,13 @@ fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
     for mount in &spec.mounts {
         let plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
         let path = mount.target.display();
-        if !mount.target.is_absolute() || mount.target.components().count() < 2 || !mount.target.components().all(plain) {
-            return invalid(format!("mount target {path} is not an absolute path below the root without `..`"));
+        if !mount.target.is_absolute()
+            || mount.target.components().count() < 2
+            || !mount.target.components().all(plain)
+        {
+            return invalid(format!(
+                "mount target {path} is not an absolute path below the root without `..`"
+            ));
         }
         let reserved = ["/proc", "/dev", "/sys"].iter().any(|reserved| mount.target.starts_with(reserved));
         if reserved && mount.target != Path::new("/dev/shm") {

@@ -15,6 +15,7 @@ mod error;
 mod init;
 mod launch;
 mod lifecycle;
+mod probe;
 mod proto;
 mod proxy;
 mod rootfs;
@@ -32,6 +33,8 @@ mod volume;
 pub use client::{ExecHandle, Stdio, resize};
 pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
+pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource, Network, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
+    Network, VolumeInfo,
 };

@@ -98,9 +98,18 @@ fn c_string(bytes: Vec<u8>, what: &str) -> Result<CString, String> {
 ///
 /// # Errors
 /// The outer error is the system's; the inner text says what the request has wrong.
-pub fn pack(request: ExecRequest, pty: Option<(u16, u16)>) -> io::Result<Result<(ExecHead, OwnedFd), String>> {
+pub fn pack(
+    request: ExecRequest,
+    pty: Option<(u16, u16)>,
+) -> io::Result<Result<(ExecHead, OwnedFd), String>> {
     let mut bytes = Vec::new();
-    let head = ExecHead { args: request.argv.len(), env: request.env.len(), cwd: request.cwd.is_some(), user: request.user, pty };
+    let head = ExecHead {
+        args: request.argv.len(),
+        env: request.env.len(),
+        cwd: request.cwd.is_some(),
+        user: request.user,
+        pty,
+    };
     if request.argv.first().is_none_or(|program| program.is_empty()) {
         return Ok(Err("the command is empty".to_owned()));
     }
@@ -145,7 +154,8 @@ pub fn unpack(head: &ExecHead, payload: OwnedFd) -> io::Result<Command> {
     let mut strings = bytes.split_inclusive(|byte| *byte == 0);
     let mut next = || -> io::Result<CString> {
         let string = strings.next().ok_or(io::ErrorKind::InvalidData)?;
-        CString::from_vec_with_nul(string.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        CString::from_vec_with_nul(string.to_vec())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     };
     let argv = (0..head.args).map(|_| next()).collect::<io::Result<Vec<_>>>()?;
     let env = (0..head.env).map(|_| next()).collect::<io::Result<Vec<_>>>()?;

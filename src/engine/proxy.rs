@@ -36,7 +36,8 @@ impl Upstream {
             Some(value).filter(|value| !value.is_empty())
         };
         let list = get("no_proxy", "NO_PROXY").unwrap_or_default();
-        let no_proxy = list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+        let no_proxy =
+            list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
         Upstream { http: get("http_proxy", "HTTP_PROXY"), https: get("https_proxy", "HTTPS_PROXY"), no_proxy }
     }
 }
@@ -44,26 +45,24 @@ impl Upstream {
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // the URLs may hold a password
-        f.debug_struct("Upstream").field("http", &self.http.is_some()).field("https", &self.https.is_some()).finish()
+        f.debug_struct("Upstream")
+            .field("http", &self.http.is_some())
+            .field("https", &self.https.is_some())
+            .finish()
     }
 }
 
 /// The variables that make programs use it.
 pub fn environment() -> Vec<(&'static str, String)> {
-    let http = format!("http://127.0.0.1:{PORT}");
-    let socks = format!("socks5h://127.0.0.1:{PORT}");
-    let none = "localhost,127.0.0.1,::1".to_owned();
-    vec![
-        ("http_proxy", http.clone()),
-        ("https_proxy", http.clone()),
-        ("HTTP_PROXY", http.clone()),
-        ("HTTPS_PROXY", http),
-        ("all_proxy", socks.clone()),
-        ("ALL_PROXY", socks),
-        ("no_proxy", none.clone()),
-        ("NO_PROXY", none),
-        ("NODE_USE_ENV_PROXY", "1".to_owned()),
-    ]
+    // SOCKS is served on the same port, but named in no variable: HTTP libraries without it fail at the mere sight.
+    let proxy = format!("http://127.0.0.1:{PORT}");
+    let mut variables: Vec<_> =
+        ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]
+            .map(|name| (name, proxy.clone()))
+            .into();
+    variables.extend(["no_proxy", "NO_PROXY"].map(|name| (name, "localhost,127.0.0.1,::1".to_owned())));
+    variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
+    variables
 }
 
 /// The most bytes of a request's head.
@@ -138,8 +137,12 @@ impl Proxy {
     }
 
     async fn http(&self, client: &mut TcpStream) -> io::Result<()> {
-        let Ok(head) = timeout(HEAD_TIMEOUT, read_head(client)).await else { return refuse(client, "408 Request Timeout", "").await };
-        let Some((head, rest)) = head? else { return refuse(client, "431 Request Header Fields Too Large", "").await };
+        let Ok(head) = timeout(HEAD_TIMEOUT, read_head(client)).await else {
+            return refuse(client, "408 Request Timeout", "").await;
+        };
+        let Some((head, rest)) = head? else {
+            return refuse(client, "431 Request Header Fields Too Large", "").await;
+        };
         let mut headers = [httparse::EMPTY_HEADER; 128];
         let mut request = httparse::Request::new(&mut headers);
         if !request.parse(&head).is_ok_and(|status| status.is_complete()) {
@@ -159,9 +162,11 @@ impl Proxy {
                 Err(denied) => refuse_for(client, denied).await,
             };
         }
-        let parts = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")).map(|_| &target[7..]);
+        let parts =
+            target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")).map(|_| &target[7..]);
         let Some(parts) = parts else {
-            return refuse(client, "400 Bad Request", "this is a proxy: it needs an http:// URL or CONNECT").await;
+            return refuse(client, "400 Bad Request", "this is a proxy: it needs an http:// URL or CONNECT")
+                .await;
         };
         let (authority, path) = parts.split_at(parts.find(['/', '?']).unwrap_or(parts.len()));
         let Some((host, port)) = split_authority(authority, Some(80)) else {
@@ -178,7 +183,8 @@ impl Proxy {
         }
         .into_bytes();
         for header in request.headers.iter() {
-            let own = ["connection", "proxy-connection", "keep-alive", "proxy-authorization", "upgrade", "host"];
+            let own =
+                ["connection", "proxy-connection", "keep-alive", "proxy-authorization", "upgrade", "host"];
             if !own.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
                 forwarded.extend([header.name.as_bytes(), b": ", header.value, b"\r\n"].concat());
             }
@@ -195,7 +201,9 @@ impl Proxy {
     }
 
     async fn socks(&self, mut client: TcpStream) -> io::Result<()> {
-        let request = timeout(HEAD_TIMEOUT, socks_request(&mut client)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let request = timeout(HEAD_TIMEOUT, socks_request(&mut client))
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)??;
         let answer = |code: u8| [5, code, 0, 1, 0, 0, 0, 0, 0, 0];
         let (host, port) = match request {
             Ok(destination) => destination,
@@ -207,14 +215,18 @@ impl Proxy {
                 copy(&mut client, &mut outside).await
             }
             Err(Denied::Refused(_)) => client.write_all(&answer(2)).await,
-            Err(Denied::Failed(error)) if error.kind() == io::ErrorKind::ConnectionRefused => client.write_all(&answer(5)).await,
+            Err(Denied::Failed(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                client.write_all(&answer(5)).await
+            }
             Err(Denied::Failed(_)) => client.write_all(&answer(4)).await,
         }
     }
 
     /// A byte stream to the destination.
     async fn tunnel(&self, host: &str, port: u16) -> Result<TcpStream, Denied> {
-        let Some(hop) = self.hop(self.upstream.https.as_deref(), host) else { return direct(host, port).await };
+        let Some(hop) = self.hop(self.upstream.https.as_deref(), host) else {
+            return direct(host, port).await;
+        };
         let (mut stream, authorization) = self.reach(hop, host, port).await?;
         let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
@@ -223,7 +235,9 @@ impl Proxy {
         }
         request.push_str("\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let head = timeout(CONNECT_TIMEOUT, read_answer(&mut stream)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let head = timeout(CONNECT_TIMEOUT, read_answer(&mut stream))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let status = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
         if status != b"200" {
             let text = format!("the host's proxy answered {}", String::from_utf8_lossy(status));
@@ -259,10 +273,14 @@ impl Proxy {
             Err(destination::Failure::Refused(refused)) => return Err(Denied::Refused(refused)),
             Ok(_) | Err(destination::Failure::Unresolved(_)) => {}
         }
-        let rest = hop.strip_prefix("http://").ok_or_else(|| io::Error::other("the host's proxy is not an http:// one"))?;
+        let rest = hop
+            .strip_prefix("http://")
+            .ok_or_else(|| io::Error::other("the host's proxy is not an http:// one"))?;
         let rest = rest.trim_end_matches('/');
-        let (login, authority) = rest.rsplit_once('@').map_or((None, rest), |(login, authority)| (Some(login), authority));
-        let (proxy, port) = split_authority(authority, Some(80)).ok_or_else(|| io::Error::other("the host's proxy is not an address"))?;
+        let (login, authority) =
+            rest.rsplit_once('@').map_or((None, rest), |(login, authority)| (Some(login), authority));
+        let (proxy, port) = split_authority(authority, Some(80))
+            .ok_or_else(|| io::Error::other("the host's proxy is not an address"))?;
         let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect((proxy.as_str(), port)));
         let stream = connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok((stream, login.map(|login| format!("Basic {}", base64(&percent_decode(login))))))
@@ -287,7 +305,9 @@ async fn copy(client: &mut TcpStream, outside: &mut TcpStream) -> io::Result<()>
 async fn refuse(client: &mut TcpStream, status: &str, why: &str) -> io::Result<()> {
     let body = format!("pocketenv egress: {why}\n");
     let length = body.len();
-    let text = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+    let text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
     client.write_all(text.as_bytes()).await?;
     client.shutdown().await
 }
@@ -295,7 +315,9 @@ async fn refuse(client: &mut TcpStream, status: &str, why: &str) -> io::Result<(
 async fn refuse_for(client: &mut TcpStream, denied: Denied) -> io::Result<()> {
     match denied {
         Denied::Refused(refused) => refuse(client, "403 Forbidden", &refused.to_string()).await,
-        Denied::Failed(error) if error.kind() == io::ErrorKind::TimedOut => refuse(client, "504 Gateway Timeout", "no answer").await,
+        Denied::Failed(error) if error.kind() == io::ErrorKind::TimedOut => {
+            refuse(client, "504 Gateway Timeout", "no answer").await
+        }
         Denied::Failed(error) => refuse(client, "502 Bad Gateway", &error.to_string()).await,
     }
 }
@@ -380,7 +402,10 @@ fn percent_decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let (mut decoded, mut at) = (Vec::new(), 0);
     while let Some(byte) = bytes.get(at) {
-        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (byte, hex) {
             (b'%', Some(value)) => {
                 decoded.push(value);
@@ -399,7 +424,8 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let group =
+            chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
         for place in 0..4 {
             let digit = char::from(ALPHABET[(group >> (18 - 6 * place)) as usize & 63]);
             text.push(if place <= chunk.len() { digit } else { '=' });
@@ -434,8 +460,13 @@ mod tests {
 
     #[test]
     fn the_hosts_exceptions_are_kept() {
-        let proxy = Proxy::new(Upstream { no_proxy: vec![".corp".into(), "exact.org".into()], ..Upstream::default() });
-        for (host, direct) in [("x.corp", true), ("corp", true), ("xcorp", false), ("exact.org", true), ("other.org", false)] {
+        let proxy = Proxy::new(Upstream {
+            no_proxy: vec![".corp".into(), "exact.org".into()],
+            ..Upstream::default()
+        });
+        for (host, direct) in
+            [("x.corp", true), ("corp", true), ("xcorp", false), ("exact.org", true), ("other.org", false)]
+        {
             assert_eq!(proxy.hop(Some("http://p"), host).is_none(), direct, "{host}");
         }
     }

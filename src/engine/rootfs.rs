@@ -13,22 +13,69 @@ use super::spec::Network;
 /// Top-level names of the host that hold programs and their configuration. Everything else of the host stays invisible.
 const SYSTEM_DIRS: &[&str] = &["usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix"];
 /// Names under /etc that hold secrets: replaced by files of our own or by nothing.
-const SECRET_FILES: &[&str] = &["shadow", "shadow-", "gshadow", "gshadow-", "sudoers", "krb5.keytab", "machine-id"];
+const SECRET_FILES: &[&str] =
+    &["shadow", "shadow-", "gshadow", "gshadow-", "sudoers", "krb5.keytab", "machine-id"];
 /// Directories under /etc that hold secrets: shown empty.
-const SECRET_DIRS: &[&str] = &["ssl/private", "ssh", "sudoers.d", "wireguard", "NetworkManager", "openvpn", "ppp", "letsencrypt", "docker"];
+const SECRET_DIRS: &[&str] = &[
+    "ssl/private",
+    "ssh",
+    "sudoers.d",
+    "wireguard",
+    "NetworkManager",
+    "openvpn",
+    "ppp",
+    "letsencrypt",
+    "docker",
+];
 /// Directories of the fresh root, with their modes.
 const DIRS: &[(&str, u32)] = &[
-    ("dev", 0o755), ("proc", 0o755), ("sys", 0o755), ("run", 0o755), ("tmp", 0o1777), ("root", 0o700), ("home", 0o755),
-    ("workspace", 0o755), ("mnt", 0o755), ("media", 0o755), ("srv", 0o755), ("boot", 0o755), ("var", 0o755), ("var/tmp", 0o1777),
-    ("var/log", 0o755), ("var/cache", 0o755), ("var/lib", 0o755), ("var/lib/dpkg", 0o755), ("var/spool", 0o755), ("var/mail", 0o755),
+    ("dev", 0o755),
+    ("proc", 0o755),
+    ("sys", 0o755),
+    ("run", 0o755),
+    ("tmp", 0o1777),
+    ("root", 0o700),
+    ("home", 0o755),
+    ("workspace", 0o755),
+    ("mnt", 0o755),
+    ("media", 0o755),
+    ("srv", 0o755),
+    ("boot", 0o755),
+    ("var", 0o755),
+    ("var/tmp", 0o1777),
+    ("var/log", 0o755),
+    ("var/cache", 0o755),
+    ("var/lib", 0o755),
+    ("var/lib/dpkg", 0o755),
+    ("var/spool", 0o755),
+    ("var/mail", 0o755),
 ];
 /// Directories in which root inside may create, though the host's stay untouched below.
-const LOCAL_DIRS: &[&str] = &["local", "local/bin", "local/sbin", "local/lib", "local/share", "local/etc", "local/include", "local/man"];
+const LOCAL_DIRS: &[&str] = &[
+    "local",
+    "local/bin",
+    "local/sbin",
+    "local/lib",
+    "local/share",
+    "local/etc",
+    "local/include",
+    "local/man",
+];
+
+/// Whether a path of the host is one of the secrets that are never shown.
+pub fn is_secret(path: &Path) -> bool {
+    path.strip_prefix("/etc")
+        .is_ok_and(|name| SECRET_FILES.iter().chain(SECRET_DIRS).any(|secret| Path::new(secret) == name))
+}
 
 /// Looks at the machine.
 pub fn host_facts() -> HostFacts {
     let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let system_dirs = SYSTEM_DIRS.iter().filter(|name| is_dir(&Path::new("/").join(name))).map(|name| (*name).to_owned()).collect();
+    let system_dirs = SYSTEM_DIRS
+        .iter()
+        .filter(|name| is_dir(&Path::new("/").join(name)))
+        .map(|name| (*name).to_owned())
+        .collect();
     HostFacts { system_dirs, dpkg: is_dir(Path::new("/var/lib/dpkg")) }
 }
 
@@ -74,11 +121,14 @@ struct Files {
 impl Files {
     /// `Ok(false)` when it was there already.
     fn dir(&self, path: &Path, mode: u32) -> io::Result<bool> {
-        match fs::DirBuilder::new().mode(0o700).create(path) {
+        match fs::DirBuilder::new().mode(mode).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(|error| at(path, &error))?,
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+        // the shim's file mode mask is 022
+        if mode & 0o7022 != 0 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| at(path, &error))?;
+        }
         self.own(path)?;
         Ok(true)
     }
@@ -146,7 +196,8 @@ impl Files {
         self.file(&etc.join("hosts"), hosts.as_bytes(), 0o644)?;
         self.file(&etc.join("resolv.conf"), &resolv, 0o644)?;
         for name in ["passwd", "group"] {
-            let content = fs::read(Path::new("/etc").join(name)).unwrap_or_else(|_| b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
+            let content = fs::read(Path::new("/etc").join(name))
+                .unwrap_or_else(|_| b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
             self.file(&etc.join(name), &content, 0o644)?;
         }
         for name in SECRET_FILES {
@@ -156,7 +207,8 @@ impl Files {
         }
         for name in SECRET_DIRS {
             if Path::new("/etc").join(name).is_dir() {
-                if let Some(parent) = Path::new(name).parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                if let Some(parent) = Path::new(name).parent().filter(|parent| !parent.as_os_str().is_empty())
+                {
                     self.dir(&etc.join(parent), 0o755)?;
                 }
                 self.opaque(&etc.join(name))?;
@@ -176,10 +228,11 @@ fn at(path: &Path, error: &io::Error) -> io::Error {
 /// What the file system reports.
 pub fn forget_network_files(dir: &Path) -> io::Result<()> {
     for name in ["hostname", "hosts", "resolv.conf"] {
-        let path: PathBuf = dir.join("upper/etc").join(name);
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for etc in ["upper/etc", "rootfs/etc"] {
+            match fs::remove_file(dir.join(etc).join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -286,7 +339,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("a/work");
         fs::create_dir_all(&inner).unwrap();
-        fs::set_permissions(&inner, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o000)).unwrap();
         remove_tree(&dir.path().join("a")).unwrap();
         assert!(!dir.path().join("a").exists());
         remove_tree(&dir.path().join("a")).unwrap();

@@ -5,8 +5,8 @@
 //! look unimplemented, so that programs fall back.
 
 use libc::{
-    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO,
-    SECCOMP_RET_KILL_PROCESS, c_long, sock_filter,
+    BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
+    SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, c_long, sock_filter,
 };
 
 /// Offsets in `struct seccomp_data`.
@@ -25,15 +25,56 @@ const FIRST_UNKNOWN: u32 = 467;
 
 /// Answered with "operation not permitted".
 const DENIED: &[c_long] = &[
-    libc::SYS_acct, libc::SYS_add_key, libc::SYS_adjtimex, libc::SYS_bpf, libc::SYS_clock_adjtime, libc::SYS_clock_settime,
-    libc::SYS_delete_module, libc::SYS_fanotify_init, libc::SYS_finit_module, libc::SYS_fsconfig, libc::SYS_fsmount, libc::SYS_fsopen,
-    libc::SYS_fspick, libc::SYS_init_module, libc::SYS_io_uring_enter, libc::SYS_io_uring_register, libc::SYS_io_uring_setup,
-    libc::SYS_kcmp, libc::SYS_kexec_file_load, libc::SYS_kexec_load, libc::SYS_keyctl, libc::SYS_lookup_dcookie, libc::SYS_mount,
-    libc::SYS_mount_setattr, libc::SYS_move_mount, libc::SYS_name_to_handle_at, libc::SYS_nfsservctl, libc::SYS_open_by_handle_at,
-    libc::SYS_open_tree, libc::SYS_perf_event_open, libc::SYS_pidfd_getfd, libc::SYS_pivot_root, libc::SYS_process_madvise,
-    libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_quotactl, libc::SYS_quotactl_fd, libc::SYS_reboot,
-    libc::SYS_request_key, libc::SYS_setdomainname, libc::SYS_sethostname, libc::SYS_setns, libc::SYS_settimeofday, libc::SYS_swapoff,
-    libc::SYS_swapon, libc::SYS_syslog, libc::SYS_umount2, libc::SYS_unshare, libc::SYS_userfaultfd, libc::SYS_vhangup,
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_adjtimex,
+    libc::SYS_bpf,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_fanotify_init,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_init_module,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_kcmp,
+    libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_nfsservctl,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pivot_root,
+    libc::SYS_process_madvise,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_setdomainname,
+    libc::SYS_sethostname,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_syslog,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
     #[cfg(target_arch = "x86_64")]
@@ -50,8 +91,19 @@ const DENIED: &[c_long] = &[
 
 /// Answered with success and not done, where a single id is mapped: package managers insist on them, and there is only one owner.
 const PRETENDED: &[c_long] = &[
-    libc::SYS_capset, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_setfsgid, libc::SYS_setfsuid, libc::SYS_setgid, libc::SYS_setgroups,
-    libc::SYS_setregid, libc::SYS_setresgid, libc::SYS_setresuid, libc::SYS_setreuid, libc::SYS_setuid, libc::SYS_mknodat,
+    libc::SYS_capset,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setfsgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setgid,
+    libc::SYS_setgroups,
+    libc::SYS_setregid,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_setreuid,
+    libc::SYS_setuid,
+    libc::SYS_mknodat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chown,
     #[cfg(target_arch = "x86_64")]
@@ -172,7 +224,14 @@ mod tests {
         for call in DENIED {
             assert_eq!(verdict(false, *call, [0, 0]), errno(libc::EPERM), "call {call}");
         }
-        for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_openat, libc::SYS_ptrace, libc::SYS_futex, libc::SYS_statx] {
+        for call in [
+            libc::SYS_read,
+            libc::SYS_execve,
+            libc::SYS_openat,
+            libc::SYS_ptrace,
+            libc::SYS_futex,
+            libc::SYS_statx,
+        ] {
             assert_eq!(verdict(false, call, [0, 0]), SECCOMP_RET_ALLOW, "call {call}");
         }
     }
@@ -180,7 +239,10 @@ mod tests {
     #[test]
     fn namespaces_cannot_be_made_by_any_road() {
         for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID] {
-            assert_eq!(verdict(false, libc::SYS_clone, [flag as u32 | libc::SIGCHLD as u32, 0]), errno(libc::EPERM));
+            assert_eq!(
+                verdict(false, libc::SYS_clone, [flag as u32 | libc::SIGCHLD as u32, 0]),
+                errno(libc::EPERM)
+            );
         }
         assert_eq!(verdict(false, libc::SYS_clone, [libc::SIGCHLD as u32, 0]), SECCOMP_RET_ALLOW);
         assert_eq!(verdict(false, libc::SYS_clone3, [0, 0]), errno(libc::ENOSYS));

@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -107,7 +107,9 @@ fn recv_flags(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Message>
     }
     match received.bytes {
         0 => Ok(None),
-        n if n > MAX_MESSAGE => Err(io::Error::new(io::ErrorKind::InvalidData, "a control message is too long")),
+        n if n > MAX_MESSAGE => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "a control message is too long"))
+        }
         n => {
             bytes.truncate(n);
             Ok(Some((bytes, fds)))
@@ -158,7 +160,7 @@ impl Seq {
     pub async fn recv(&self) -> io::Result<Option<Message>> {
         loop {
             let mut ready = self.0.readable().await?;
-            if let Ok(result) = ready.try_io(|socket| recv(socket)) {
+            if let Ok(result) = ready.try_io(recv) {
                 return result;
             }
         }

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -18,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::proto::{Reply, Request};
 use super::proxy::{self, Proxy};
 use super::seq::{self, Seq};
-use super::shim::{Answer, Order, is_for_clients};
+use super::shim::{Answer, Caller, Order, is_for_clients};
 use super::spec::{Forward, ForwardInfo, Link, Network};
 use super::sys;
 
@@ -82,7 +80,13 @@ struct Open {
 ///
 /// # Errors
 /// What the runtime's reactor reports; the sandbox then ends with the shim.
-pub async fn serve(order: Order, mut caller: File, init: OwnedFd, pidfd: OwnedFd, listener: OwnedFd) -> io::Result<bool> {
+pub async fn serve(
+    order: Order,
+    caller: Caller,
+    init: OwnedFd,
+    pidfd: OwnedFd,
+    listener: OwnedFd,
+) -> io::Result<bool> {
     let shim = Arc::new(Shim {
         sandbox: Arc::new(Sandbox(Seq::new(init)?)),
         asked: AtomicBool::new(false),
@@ -92,9 +96,7 @@ pub async fn serve(order: Order, mut caller: File, init: OwnedFd, pidfd: OwnedFd
     let gone = sys::watch(pidfd, tokio::io::Interest::READABLE)?;
     let listener = sys::watch(listener, tokio::io::Interest::READABLE)?;
     shim.restore(order).await;
-    // A caller that is gone reads the outcome from the state.
-    let _ = serde_json::to_vec(&Answer::Ready).map(|answer| caller.write_all(&answer));
-    drop(caller);
+    caller.answer(&Answer::Ready);
     loop {
         tokio::select! {
             result = gone.readable() => {
@@ -159,7 +161,10 @@ impl Shim {
         let Some((bytes, fds)) = message? else { return Ok(()) };
         let request: Request = match seq::decode(&bytes) {
             Ok(request) if is_for_clients(&request) => request,
-            _ => return client.try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS }),
+            _ => {
+                return client
+                    .try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS });
+            }
         };
         match request {
             Request::Exec(_) | Request::Dial(_) | Request::Stop(_) | Request::Listen(_) => {
@@ -167,7 +172,8 @@ impl Shim {
                     self.asked.store(true, Ordering::Relaxed);
                 }
                 fds.iter().for_each(open_to_inside);
-                let fds: Vec<_> = std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
+                let fds: Vec<_> =
+                    std::iter::once(client.as_fd()).chain(fds.iter().map(AsFd::as_fd)).collect();
                 self.sandbox.0.send(&request, &fds).await
             }
             Request::Status => client.try_send(&Reply::Status(self.status().await)),
@@ -177,7 +183,9 @@ impl Shim {
             },
             Request::SetLinks(links) => match self.set_links(&links).await {
                 Ok(()) => client.try_send(&Reply::Done),
-                Err((link, error)) => client.try_send(&failed(format!("port {} inside", link.listen_port), &error)),
+                Err((link, error)) => {
+                    client.try_send(&failed(format!("port {} inside", link.listen_port), &error))
+                }
             },
         }
     }
@@ -197,7 +205,10 @@ impl Shim {
         let mut opened = Vec::new();
         for forward in wanted {
             if forwards.get(&forward.listen).is_none_or(|open| open.task.is_none()) {
-                opened.push((*forward, listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?));
+                opened.push((
+                    *forward,
+                    listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?,
+                ));
             }
         }
         for (forward, listener) in opened {
@@ -208,7 +219,9 @@ impl Shim {
                 open.port.store(forward.port, Ordering::Relaxed);
             }
         }
-        let gone: Vec<_> = forwards.extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen)).collect();
+        let gone: Vec<_> = forwards
+            .extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen))
+            .collect();
         for (_, open) in gone {
             if let Some(task) = open.task {
                 close(task).await;
@@ -247,8 +260,8 @@ impl Shim {
 /// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let
 /// in; whoever can name it there holds it already.
 fn open_to_inside(fd: &OwnedFd) {
-    const PIPEFS: i64 = 0x5049_5045;
-    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| statfs.f_type as i64 == PIPEFS) {
+    const PIPEFS: u32 = 0x5049_5045;
+    if rustix::fs::fstatfs(fd).is_ok_and(|statfs| u32::try_from(statfs.f_type) == Ok(PIPEFS)) {
         let _ = rustix::fs::fchmod(fd, rustix::fs::Mode::from_raw_mode(0o666)); // not ours: then it stays as it is
     }
 }

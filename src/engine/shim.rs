@@ -28,6 +28,21 @@ const MAX_ORDER: u64 = 32 * 1024 * 1024;
 
 /// What the engine sends to a new shim, on its standard input.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Launch a sandbox and serve it.
+    Launch(Box<Order>),
+    /// Remove a tree whose files belong to the ids of a sandbox, which the caller itself may not touch.
+    Remove {
+        /// Those ids.
+        id_map: IdMap,
+        /// The tree.
+        path: PathBuf,
+    },
+}
+
+/// A sandbox to launch.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
     /// What to launch.
     pub request: LaunchRequest,
@@ -58,6 +73,23 @@ pub enum Answer {
     },
 }
 
+/// Who asked for the shim, until it is answered.
+#[derive(Debug)]
+pub struct Caller {
+    socket: File,
+    /// The caller's lock on the sandbox, on standard output. Held here too: if the caller dies, nobody else begins a second
+    /// launch while this one is under way.
+    lock: OwnedFd,
+}
+
+impl Caller {
+    /// Answers, and lets go of the lock. A caller that is gone reads the outcome from the state.
+    pub fn answer(mut self, answer: &Answer) {
+        let _ = serde_json::to_vec(answer).map(|bytes| self.socket.write_all(&bytes));
+        drop(self.lock);
+    }
+}
+
 type Failure = (String, io::Error);
 
 fn step(name: &str) -> impl FnOnce(io::Error) -> Failure + '_ {
@@ -67,8 +99,8 @@ fn step(name: &str) -> impl FnOnce(io::Error) -> Failure + '_ {
 /// The program of the shim. Call it before anything starts a thread.
 pub fn main() -> ExitCode {
     sys::close_inherited();
-    let Ok(caller) = sys::above_stdio(sys::take_stdin()) else { return ExitCode::FAILURE };
-    let mut caller = File::from(caller);
+    let (Ok(caller), Ok(lock)) = (sys::copy_of(0), sys::copy_of(1)) else { return ExitCode::FAILURE };
+    let mut caller = Caller { socket: File::from(caller), lock };
     // The caller waits for the first process only; the shim proper is nobody's child.
     match sys::clone_into_namespaces(0) {
         Ok(sys::Fork::Parent { .. }) => return ExitCode::SUCCESS,
@@ -76,20 +108,25 @@ pub fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     sys::set_process_name(c"pocketenv-shim");
-    let result = read_order(&mut caller).and_then(|order| {
-        detach(&order).map_err(step("detach from the caller"))?;
-        let launched = launch(&order)?;
-        Ok((order, launched))
-    });
-    let (order, live) = match result {
-        Ok(launched) => launched,
-        Err((step, error)) => {
-            let answer = Answer::Failed { step, reason: error.to_string() };
-            let _ = serde_json::to_vec(&answer).map(|bytes| caller.write_all(&bytes)); // a caller that is gone cannot be told
-            return ExitCode::FAILURE;
+    let result = read_task(&mut caller.socket).and_then(|task| match task {
+        Task::Remove { id_map, path } => remove(&id_map, &path).map(|()| None).map_err(step("remove files")),
+        Task::Launch(order) => {
+            detach(&order).map_err(step("detach from the caller"))?;
+            let launched = launch(&order)?;
+            Ok(Some((order, launched)))
         }
+    });
+    let answer = match result {
+        Ok(Some((order, live))) => return served(run(*order, caller, live)),
+        Ok(None) => Answer::Ready,
+        Err((step, error)) => Answer::Failed { step, reason: error.to_string() },
     };
-    match run(order, caller, live) {
+    caller.answer(&answer);
+    ExitCode::SUCCESS
+}
+
+fn served(result: io::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("shim: {error}");
@@ -98,7 +135,33 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn read_order(caller: &mut File) -> Result<Order, Failure> {
+/// Removes a tree as root of a user namespace in which all its owners exist.
+fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
+    let (ours, theirs) = seq::pair()?;
+    match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
+        sys::Fork::Child => {
+            drop(ours);
+            let removed = seq::recv(&theirs)
+                .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
+                .and_then(|_| sys::become_user(0, 0, None))
+                .and_then(|()| rootfs::remove_tree(path));
+            let _ = seq::send(&theirs, &removed.map_err(|error| error.to_string()).err(), &[]); // its end says the same, without the reason
+            sys::exit_now(0)
+        }
+        sys::Fork::Parent { pid, .. } => {
+            drop(theirs);
+            write_id_maps(pid, id_map)?;
+            seq::send(&ours, &(), &[])?;
+            let (bytes, _) = seq::recv(&ours)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match seq::decode::<Option<String>>(&bytes)? {
+                None => Ok(()),
+                Some(reason) => Err(io::Error::other(reason)),
+            }
+        }
+    }
+}
+
+fn read_task(caller: &mut File) -> Result<Task, Failure> {
     let mut bytes = Vec::new();
     caller.take(MAX_ORDER).read_to_end(&mut bytes).map_err(step("read the launch order"))?;
     serde_json::from_slice(&bytes).map_err(|error| step("read the launch order")(error.into()))
@@ -109,7 +172,12 @@ fn detach(order: &Order) -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     state::private_dir(&order.dir.join("logs"))?;
-    let log = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(order.dir.join("logs/shim.log"))?;
+    let log = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(order.dir.join("logs/shim.log"))?;
     sys::install_fd(File::open("/dev/null")?, 0)?;
     sys::install_fd(&log, 1)?;
     sys::install_fd(&log, 2)?;
@@ -137,7 +205,9 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         filter: seccomp::program(!request.id_map.has_range()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
-    let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network)).map_err(step("make the namespaces"))? {
+    let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network))
+        .map_err(step("make the namespaces"))?
+    {
         sys::Fork::Child => {
             sys::close_all_but(theirs.as_fd()); // nothing of the host side goes inside
             init::main(theirs, &plan, context)
@@ -151,7 +221,8 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     seq::send(&ours, &slots, &fds).map_err(step("talk to init"))?;
     drop(mounts);
     let answer = seq::recv(&ours).map_err(step("talk to init"))?;
-    let (bytes, _) = answer.ok_or_else(|| step("talk to init")(io::Error::other("it ended before it was ready")))?;
+    let (bytes, _) =
+        answer.ok_or_else(|| step("talk to init")(io::Error::other("it ended before it was ready")))?;
     match seq::decode(&bytes).map_err(step("talk to init"))? {
         Launched::Failed { step, reason } => return Err((step, io::Error::other(reason))),
         Launched::Ready(taken) => choices.extend(taken),
@@ -206,10 +277,21 @@ fn write_id_maps(pid: i32, id_map: &IdMap) -> io::Result<()> {
         IdMap::Subordinate { ids: (uid, gid), uids, gids } => {
             for (program, own, (start, count)) in [("newuidmap", uid, uids), ("newgidmap", gid, gids)] {
                 let path = rootfs::find_program(program).ok_or(io::ErrorKind::NotFound)?;
-                let numbers = [pid.to_string(), "0".into(), own.to_string(), "1".into(), "1".into(), start.to_string(), count.to_string()];
+                let numbers = [
+                    pid.to_string(),
+                    "0".into(),
+                    own.to_string(),
+                    "1".into(),
+                    "1".into(),
+                    start.to_string(),
+                    count.to_string(),
+                ];
                 let output = std::process::Command::new(path).args(numbers).output()?;
                 if !output.status.success() {
-                    return Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())));
+                    return Err(io::Error::other(format!(
+                        "{program}: {}",
+                        String::from_utf8_lossy(&output.stderr).trim()
+                    )));
                 }
             }
             Ok(())
@@ -241,7 +323,7 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
     (slots, mounts, choices)
 }
 
-fn run(order: Order, caller: File, live: Live) -> io::Result<()> {
+fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let Live { init, pidfd, listener, mut run } = live;
     let control = order.control.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -109,7 +109,7 @@ pub enum BoxState {
         /// Why it ended, when nobody asked it to.
         unclean: Option<String>,
     },
-    /// Recorded, never yet started: being created, or its creation was interrupted (create it again, or delete it).
+    /// Being created at this moment. One whose creation was interrupted is stopped, and can be started.
     Creating,
     /// Its state cannot be read; the reason. It can be deleted.
     Broken(String),

@@ -103,7 +103,11 @@ impl ProcessId {
         };
         // The handle is held, so from here on the number cannot pass to another process unnoticed.
         let stat = match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+            {
+                return Ok(None);
+            }
             other => other?,
         };
         let (state, start) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
@@ -162,25 +166,35 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     };
     let mut bytes = Vec::new();
     file.take(MAX_STATE).read_to_end(&mut bytes)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Replaces a JSON file atomically, readable by its owner alone. `durable`: it survives a power cut from when this returns.
+/// Replaces a JSON file atomically, readable by its owner alone. With `durable` what was there before survives a power cut
+/// until [`sync`] makes the new content do so.
 ///
 /// # Errors
 /// What the file system reports.
 pub fn write<T: Serialize>(path: &Path, value: &T, durable: bool) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;
-    if durable {
+    // Where nothing is replaced, nothing can be lost.
+    if durable && path.exists() {
         file.sync_data()?;
     }
-    fs::rename(&temporary, path)?;
-    if durable && let Some(parent) = path.parent() {
-        File::open(parent)?.sync_data()?;
-    }
-    Ok(())
+    fs::rename(&temporary, path)
+}
+
+/// Makes a file and its name survive a power cut.
+///
+/// # Errors
+/// What the file system reports.
+pub fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// A private directory with its parents.
@@ -225,6 +239,32 @@ impl Lock {
         }
     }
 
+    /// Whether anybody holds the lock named `name` in `dir` now.
+    ///
+    /// # Errors
+    /// [`EngineError::File`] when the lock file cannot be used.
+    pub fn is_held(dir: &Path, name: &str) -> Result<bool, EngineError> {
+        let path = dir.join(name);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            other => other.map_err(io::Error::from).map_err(EngineError::file("open the lock", &path))?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(EngineError::file("look at the lock", &path)(error.into())),
+        }
+    }
+
+    /// A second hold on the same lock: it is let go when both are.
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
     /// Lets go and leaves no file behind.
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path); // an empty file left over is harmless and found again by its name
@@ -239,7 +279,8 @@ impl Lock {
 pub fn socket_address(dir: &Path) -> io::Result<(OwnedFd, rustix::net::SocketAddrUnix)> {
     use std::os::fd::AsRawFd;
     let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let address = rustix::net::SocketAddrUnix::new(format!("/proc/self/fd/{}/control.sock", dir.as_fd().as_raw_fd()))?;
+    let address =
+        rustix::net::SocketAddrUnix::new(format!("/proc/self/fd/{}/control.sock", dir.as_fd().as_raw_fd()))?;
     Ok((dir, address))
 }
 

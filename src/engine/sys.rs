@@ -1,6 +1,9 @@
 //! The system calls that no safe crate offers, each behind a safe signature. The only unsafe code of the engine.
 
-#![expect(unsafe_code, reason = "raw system calls: clone, exec, signals, seccomp, ioctl and mount_setattr have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "raw system calls: clone, exec, signals, seccomp, ioctl and mount_setattr have no safe wrapper"
+)]
 
 use std::ffi::CString;
 use std::io;
@@ -135,10 +138,13 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
-/// Takes ownership of the standard input, which a parent set to a socket.
-pub fn take_stdin() -> OwnedFd {
-    // SAFETY: the shim's main calls this once; std does not close descriptor 0.
-    unsafe { OwnedFd::from_raw_fd(0) }
+/// A copy of a standard descriptor that the parent set to something of its own, above the standard ones.
+///
+/// # Errors
+/// What `fcntl(2)` reports.
+pub fn copy_of(standard: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC returns a new descriptor that nothing else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(standard, libc::F_DUPFD_CLOEXEC, 3))?)) }
 }
 
 /// Sets user, group and supplementary groups of this process. `groups` of `None` leaves them (a map of a single id cannot set them).
@@ -153,7 +159,9 @@ pub fn become_user(uid: u32, gid: u32, groups: Option<&[u32]>) -> io::Result<()>
         {
             return Err(io::Error::last_os_error());
         }
-        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) < 0 || libc::syscall(libc::SYS_setresuid, uid, uid, uid) < 0 {
+        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) < 0
+            || libc::syscall(libc::SYS_setresuid, uid, uid, uid) < 0
+        {
             return Err(io::Error::last_os_error());
         }
     }
@@ -171,7 +179,9 @@ pub fn unshare_user() -> io::Result<()> {
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> io::Result<libc::c_int> {
     // SAFETY: only options whose arguments are plain numbers are passed by this module.
-    check(unsafe { libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong) })
+    check(unsafe {
+        libc::prctl(option, argument, 0 as libc::c_ulong, 0 as libc::c_ulong, 0 as libc::c_ulong)
+    })
 }
 
 /// SIGKILL for this process when the thread that created it ends.
@@ -239,7 +249,8 @@ pub fn install_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel copies the program; it is not written through the pointer.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -250,7 +261,11 @@ pub fn install_filter(program: &[libc::sock_filter]) -> io::Result<()> {
 pub fn loopback_up() -> io::Result<()> {
     // SAFETY: `request` is fully initialised and outlives both calls; the socket is owned from the moment it exists.
     unsafe {
-        let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?);
+        let socket = OwnedFd::from_raw_fd(check(libc::socket(
+            libc::AF_INET,
+            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            0,
+        ))?);
         let mut request: libc::ifreq = std::mem::zeroed();
         request.ifr_name[0] = b'l' as libc::c_char;
         request.ifr_name[1] = b'o' as libc::c_char;
@@ -306,7 +321,14 @@ fn raw_mount_setattr(fd: impl AsFd, set: u64, userns: u64, recursive: bool) -> i
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `attr` is initialised, outlives the call and its true size is passed; the path is an empty terminated string.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd.as_fd().as_raw_fd(), c"".as_ptr(), flags, &raw const attr, size_of::<MountAttr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -318,4 +340,17 @@ fn raw_mount_setattr(fd: impl AsFd, set: u64, userns: u64, recursive: bool) -> i
 pub fn watch(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` gives the same open descriptor for as long as the registration owns it.
     unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// The version of Landlock the kernel speaks.
+///
+/// # Errors
+/// `ENOSYS` or `EOPNOTSUPP` where there is none.
+pub fn landlock_abi() -> io::Result<i32> {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the kernel reads no memory.
+    let abi = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0usize, VERSION)
+    };
+    if abi < 0 { Err(io::Error::last_os_error()) } else { Ok(abi as i32) }
 }

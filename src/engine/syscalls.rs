@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::launch::{ROOT, Step, Syscalls};
+use super::rootfs;
 use super::sys::{self, MountAttributes};
 
 /// The capabilities that commands run by root inside have: docker's set without making devices, raw sockets and audit.
@@ -43,7 +44,10 @@ impl Syscalls for Real {
             Step::DieWithParent => sys::die_with_parent(),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
             Step::Loopback => sys::loopback_up(),
-            Step::PrivateMounts => Ok(rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?),
+            Step::PrivateMounts => Ok(rustix::mount::mount_change(
+                "/",
+                MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            )?),
             Step::Bind { from, to, read_only, recursive } => {
                 bind(from, to, MountAttributes { read_only: *read_only, recursive: *recursive })
             }
@@ -51,16 +55,28 @@ impl Syscalls for Real {
             Step::Overlay { name } => {
                 let options = format!("lowerdir=/{name},upperdir=upper/{name},workdir=work/{name},userxattr");
                 let options = std::ffi::CString::new(options)?;
-                Ok(rustix::mount::mount("overlay", format!("{ROOT}/{name}"), "overlay", MountFlags::NOSUID | MountFlags::NODEV, &*options)?)
+                Ok(rustix::mount::mount(
+                    "overlay",
+                    format!("{ROOT}/{name}"),
+                    "overlay",
+                    MountFlags::NOSUID | MountFlags::NODEV,
+                    &*options,
+                )?)
             }
             Step::Copy { name } => copy_over(name),
             Step::Tmpfs { at, options, exec } => {
-                let flags = MountFlags::NOSUID | MountFlags::NODEV | if *exec { MountFlags::empty() } else { MountFlags::NOEXEC };
+                let flags = MountFlags::NOSUID
+                    | MountFlags::NODEV
+                    | if *exec { MountFlags::empty() } else { MountFlags::NOEXEC };
                 let options = std::ffi::CString::new(*options)?;
                 Ok(rustix::mount::mount("tmpfs", *at, "tmpfs", flags, &*options)?)
             }
             Step::Devpts { group } => {
-                let options = if *group { c"newinstance,ptmxmode=0666,mode=620,gid=5" } else { c"newinstance,ptmxmode=0666,mode=620" };
+                let options = if *group {
+                    c"newinstance,ptmxmode=0666,mode=620,gid=5"
+                } else {
+                    c"newinstance,ptmxmode=0666,mode=620"
+                };
                 let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
                 Ok(rustix::mount::mount("devpts", "rootfs/dev/pts", "devpts", flags, options)?)
             }
@@ -74,7 +90,9 @@ impl Syscalls for Real {
                 Ok(rustix::mount::mount("proc", "rootfs/proc", "proc", flags, None)?)
             }
             Step::Mask { path, directory } => absent_is_fine(mask(path, *directory)),
-            Step::Protect(path) => absent_is_fine(bind(path, path, MountAttributes { read_only: true, recursive: true })),
+            Step::Protect(path) => {
+                absent_is_fine(bind(path, path, MountAttributes { read_only: true, recursive: true }))
+            }
             Step::Mount { slot, target, read_only } => self.mount(*slot, target, *read_only),
             Step::PivotRoot => {
                 rustix::process::chdir(ROOT)?;
@@ -93,7 +111,9 @@ impl Syscalls for Real {
                 sys::set_no_new_privs()?;
                 sys::allow_dump(false)
             }
-            Step::Either { .. } => Err(io::Error::new(io::ErrorKind::InvalidInput, "a choice is not one step")),
+            Step::Either { .. } => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "a choice is not one step"))
+            }
         }
     }
 }
@@ -131,7 +151,8 @@ impl Real {
 /// # Errors
 /// What `open_tree(2)` reports.
 pub fn detached(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     Ok(rustix::mount::open_tree(CWD, path, flags)?)
 }
 
@@ -179,8 +200,18 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
     let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let open = |path: &Path| rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
-    let names: Vec<_> = target.components().filter(|component| matches!(component, Component::Normal(_))).collect();
+    let open = |path: &Path| {
+        // The kernel asks to try again while anything on the machine is renamed or mounted during a path with `..`.
+        for _ in 0..1000 {
+            match rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        Err(rustix::io::Errno::AGAIN)
+    };
+    let names: Vec<_> =
+        target.components().filter(|component| matches!(component, Component::Normal(_))).collect();
     let (mut at, mut reached) = (PathBuf::from("."), open(Path::new("."))?);
     for (index, name) in names.iter().enumerate() {
         at.push(name);
@@ -218,6 +249,9 @@ fn copy_tree(from: &Path, to: &Path, budget: &mut u64) -> io::Result<()> {
     for entry in entries {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if rootfs::is_secret(&source) {
+            continue;
+        }
         let kind = entry.file_type()?;
         let result = if kind.is_dir() {
             match fs::create_dir(&target) {
@@ -229,7 +263,9 @@ fn copy_tree(from: &Path, to: &Path, budget: &mut u64) -> io::Result<()> {
         } else if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)
         } else if kind.is_file() {
-            *budget = budget.checked_sub(entry.metadata()?.len()).ok_or_else(|| io::Error::other("too much to copy"))?;
+            *budget = budget
+                .checked_sub(entry.metadata()?.len())
+                .ok_or_else(|| io::Error::other("too much to copy"))?;
             fs::copy(&source, &target).map(drop)
         } else {
             Ok(())

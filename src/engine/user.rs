@@ -52,11 +52,19 @@ fn find(user: &str, passwd: &str, group: &str) -> Option<Identity> {
         let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
         let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
         let matches = number.map_or(name == user, |number| number == uid);
-        matches.then(|| Identity { uid, gid, groups: Vec::new(), name: name.to_owned(), home: home.to_owned() })
+        matches.then(|| Identity {
+            uid,
+            gid,
+            groups: Vec::new(),
+            name: name.to_owned(),
+            home: home.to_owned(),
+        })
     });
     let mut identity = match (listed, number) {
         (Some(identity), _) => identity,
-        (None, Some(uid)) => Identity { uid, gid: uid, groups: Vec::new(), name: uid.to_string(), home: "/".to_owned() },
+        (None, Some(uid)) => {
+            Identity { uid, gid: uid, groups: Vec::new(), name: uid.to_string(), home: "/".to_owned() }
+        }
         (None, None) => return None,
     };
     if identity.uid == 0 && identity.home == "/" {
@@ -79,7 +87,9 @@ fn find(user: &str, passwd: &str, group: &str) -> Option<Identity> {
         }
         None => {
             identity.groups = groups()
-                .filter(|(_, gid, members)| *gid != identity.gid && members.split(',').any(|member| member == identity.name))
+                .filter(|(_, gid, members)| {
+                    *gid != identity.gid && members.split(',').any(|member| member == identity.name)
+                })
                 .map(|(_, gid, _)| gid)
                 .take(64)
                 .collect();
@@ -99,7 +109,10 @@ mod tests {
     #[test]
     fn names_numbers_and_groups() {
         let ann = find("ann", PASSWD, GROUP).unwrap();
-        assert_eq!((ann.uid, ann.gid, ann.groups.as_slice(), ann.home.as_str()), (1000, 1000, &[29][..], "/home/ann"));
+        assert_eq!(
+            (ann.uid, ann.gid, ann.groups.as_slice(), ann.home.as_str()),
+            (1000, 1000, &[29][..], "/home/ann")
+        );
         assert_eq!(find("1000", PASSWD, GROUP).unwrap().name, "ann");
         let stranger = find("4000:29", PASSWD, GROUP).unwrap();
         assert_eq!((stranger.uid, stranger.gid, stranger.home.as_str()), (4000, 29, "/"));

@@ -17,7 +17,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Invalid`], [`EngineError::Broken`], [`EngineError::File`].
-    pub async fn create_volume(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<VolumeInfo, EngineError> {
+    pub async fn create_volume(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<VolumeInfo, EngineError> {
         check_name(name)?;
         let _lock = self.volume_lock(name).await?;
         if let Some(info) = self.volume(name)? {
@@ -34,7 +38,9 @@ impl Engine {
         made().map_err(EngineError::file("create", &data))?;
         let info = VolumeInfo { name: name.to_owned(), labels: labels.clone(), created_at: state::now_ms() };
         let path = self.volume_dir(name).join("volume.json");
-        state::write(&path, &info, true).map_err(EngineError::file("write", &path))?;
+        state::write(&path, &info, true)
+            .and_then(|()| state::sync(&path))
+            .map_err(EngineError::file("write", &path))?;
         Ok(info)
     }
 
@@ -66,9 +72,7 @@ impl Engine {
                 return Err(EngineError::VolumeInUse { name: name.to_owned(), user: info.id });
             }
         }
-        let removing = dir.clone();
-        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
-        removed.map_err(io::Error::other).flatten().map_err(EngineError::file("remove", &dir))?;
+        self.remove_tree(&dir).await?;
         lock.remove();
         Ok(())
     }

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio_util::io::SyncIoBridge;
 
-use super::script::{one_line, run, script, stream_in};
+use super::archive::{Member, Source, changed, io_error, send, unreadable};
+use super::script::{one_line, run, script};
 use super::tree::{TreeEntry, TreeKind, scan, tree_sha256};
-use crate::model::{sha256_hex, sha256_hex as sha256};
+use crate::model::sha256_hex;
 use crate::provider::{Guest, GuestError};
 
 /// What [`write_bundle`] puts in place.
@@ -90,29 +90,14 @@ pub async fn write_bundle(guest: &dyn Guest, bundle: &Bundle) -> Result<(), Gues
     let what = "writing files";
     let command = |how: &str| script!("write").command([token.as_str(), how, owner]);
 
-    let (mut reader, writer) = tokio::io::duplex(256 * 1024);
-    let for_tar = members.clone();
-    let packing = tokio::task::spawn_blocking(move || pack(&for_tar, SyncIoBridge::new(writer)));
-    let unpack = command("unpack");
-    let output = stream_in(guest, &unpack, &mut reader).await?;
-    drop(reader);
-    let packed = packing.await.map_err(|error| io_error("packing files", io::Error::other(error)))?;
-    // The reason on this side explains a failure inside, unless this side only saw the pipe close.
-    match packed {
-        Err(PackError::Changed(path)) => return Err(changed(&path)),
-        Err(PackError::Read(path, source)) => {
-            return Err(io_error(&format!("reading {}", path.display()), source));
-        }
-        Err(PackError::Write(source)) if output.status.success() => return Err(io_error(what, source)),
-        Err(PackError::Write(_)) | Ok(()) => {}
-    }
+    let output = send(guest, what, &command("unpack"), members.clone()).await?;
     match output.status {
         status if status.success() => Ok(()),
         // No tar inside: one round trip a member.
         crate::provider::ExitStatus::Code(72) => {
             run(guest, what, &command("prepare"), 0).await?;
             for member in &members {
-                put(guest, &token, member).await?;
+                put(guest, member).await?;
             }
             run(guest, what, &command("commit"), 0).await.map(drop)
         }
@@ -148,18 +133,10 @@ pub async fn environment(guest: &dyn Guest) -> Result<BTreeMap<String, String>, 
 }
 
 /// The name of a path's record.
-fn key(path: &str) -> String {
-    let mut key = sha256(path.as_bytes());
+pub(super) fn key(path: &str) -> String {
+    let mut key = sha256_hex(path.as_bytes());
     key.truncate(32);
     key
-}
-
-fn io_error(what: &str, source: io::Error) -> GuestError {
-    GuestError::Io { what: what.to_owned(), source }
-}
-
-fn changed(path: &Path) -> GuestError {
-    GuestError::Unsupported(format!("{} has changed since it was planned; plan again", path.display()))
 }
 
 /// A bundle with every fact about host files known.
@@ -191,7 +168,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
         let entries = tokio::task::spawn_blocking(move || scan(&root))
             .await
             .map_err(|error| io_error("reading a directory", io::Error::other(error)))?
-            .map_err(|source| io_error(&format!("reading {}", path.display()), source))?;
+            .map_err(|error| unreadable(path, error))?;
         if tree_sha256(&entries) != *sha256 {
             return Err(changed(path));
         }
@@ -211,7 +188,7 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
     Ok(Prepared { bundle, trees })
 }
 
-fn check_path(path: &str) -> Result<(), GuestError> {
+pub(super) fn check_path(path: &str) -> Result<(), GuestError> {
     one_line("the path", path)?;
     if !path.starts_with('/')
         || path.ends_with('/')
@@ -224,28 +201,6 @@ fn check_path(path: &str) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// One member of the archive that travels into the sandbox.
-#[derive(Clone)]
-struct Member {
-    /// Where it is unpacked, below the staging directory.
-    name: String,
-    mode: u32,
-    data: Source,
-}
-
-#[derive(Clone)]
-enum Source {
-    Bytes(std::sync::Arc<[u8]>),
-    File { path: PathBuf, sha256: String },
-    Link { target: String },
-}
-
-impl Member {
-    fn bytes(name: String, mode: u32, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { name, mode, data: Source::Bytes(bytes.into().into()) }
-    }
-}
-
 /// The lines that say what is done with the members: paths gather, a verb uses them up.
 #[derive(Default)]
 struct Control(String);
@@ -256,10 +211,10 @@ impl Control {
         self.0.push('\n');
     }
 
-    fn paths<'a>(&mut self, paths: impl IntoIterator<Item = &'a String>, verb: &[&str]) {
+    fn paths(&mut self, paths: impl IntoIterator<Item = impl AsRef<str>>, verb: &[&str]) {
         let mut gathered = 0;
         for path in paths {
-            self.line(&["arg", path]);
+            self.line(&["arg", path.as_ref()]);
             gathered += 1;
             if gathered == 200 {
                 self.line(verb);
@@ -273,6 +228,15 @@ impl Control {
 }
 
 impl Prepared<'_> {
+    /// The directories in which something is staged.
+    fn folders(&self) -> BTreeSet<&str> {
+        let folder = |file: &'_ FileToWrite| match &file.content {
+            Content::HostTree { .. } => file.path.len(),
+            _ => parent(&file.path).len(),
+        };
+        self.bundle.files.iter().map(|file| &file.path[..folder(file)]).collect()
+    }
+
     /// Everything that travels, the control lines last.
     fn members(&self, token: &str) -> Vec<Member> {
         let mut members = Vec::new();
@@ -297,6 +261,10 @@ impl Prepared<'_> {
                 }
             }
         }
+        // Staging directories last: several files may share one.
+        for folder in self.folders() {
+            control.line(&["sweep", folder]);
+        }
         if let Some(env) = &self.bundle.env {
             let mut text = String::new();
             for (name, value) in &env.values {
@@ -307,6 +275,14 @@ impl Prepared<'_> {
             }
             control.line(&["env", &env.digest, &sha256_hex(text.as_bytes())]);
             members.push(Member::bytes("mem/new.env".to_owned(), 0o600, text));
+        }
+        // Staging directories go when everything has left them; those of interrupted writes go with them.
+        let single =
+            |file: &&FileToWrite| matches!(file.content, Content::Inline(_) | Content::HostFile { .. });
+        let folders: BTreeSet<&str> =
+            self.bundle.files.iter().filter(single).map(|file| parent(&file.path)).collect();
+        for folder in folders {
+            control.line(&["sweep", folder]);
         }
         members.push(Member::bytes("control".to_owned(), 0o600, control.0));
         members
@@ -343,12 +319,12 @@ fn single(
     members.push(Member::bytes(format!("var/.new.{key}.rec"), 0o600, record("F", file, sha256, mode)));
     // Staged beside its place: on the same filesystem, so that the last move is at once.
     let folder = parent(&file.path).trim_end_matches('/');
-    let staged = format!("{folder}/.pocketenv-{token}/{}", name(&file.path));
-    members.push(Member { name: format!("root{staged}"), mode, data });
+    let stage = format!("{folder}/.pocketenv-{token}");
+    let name = name(&file.path);
+    members.push(Member { name: format!("root{stage}/{name}"), mode, data });
     control.line(&["pending", &key]);
-    control.paths([&staged], &["own"]);
-    control.paths([&staged], &["move", if folder.is_empty() { "/" } else { folder }]);
-    control.line(&["sweep", if folder.is_empty() { "/" } else { folder }]);
+    control.line(&["own_staged", &stage]);
+    control.paths([name], &["move", &stage, if folder.is_empty() { "/" } else { folder }]);
     control.line(&["record", &key]);
 }
 
@@ -374,6 +350,7 @@ fn tree(
     let key = key(&file.path);
     let stage = format!("{}/.pocketenv-{token}", file.path);
     let mut sums = String::new();
+    let mut odd = String::new();
     let mut links = String::new();
     // Directories carry a slash in the list, so that a file that takes a directory's name counts as another entry.
     let mut listed: BTreeMap<String, u32> = BTreeMap::new();
@@ -390,9 +367,9 @@ fn tree(
                 continue;
             }
             TreeKind::File { sha256, mode, .. } => {
-                // `sha256sum -c` reads paths with a backslash in an escaped form.
+                // How `sha256sum -c` reads a path with a backslash differs between implementations.
                 if entry.path.contains('\\') {
-                    sums.push_str(&format!("\\{sha256}  ./{}\n", entry.path.replace('\\', "\\\\")));
+                    odd.push_str(&format!("{}\n{sha256}\n", entry.path));
                 } else {
                     sums.push_str(&format!("{sha256}  ./{}\n", entry.path));
                 }
@@ -409,9 +386,9 @@ fn tree(
             TreeKind::File { mode, .. } => *mode,
             _ => 0o777,
         };
-        let staged = format!("{stage}/{}", entry.path);
-        moves.entry(parent(&full).to_owned()).or_default().push(staged.clone());
-        members.push(Member { name: format!("root{staged}"), mode, data });
+        let folder = entry.path.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("/{folder}"));
+        moves.entry(folder).or_default().push(name(&entry.path).to_owned());
+        members.push(Member { name: format!("root{stage}/{}", entry.path), mode, data });
     }
     let mut push = |part: &str, text: String| {
         members.push(Member::bytes(format!("var/.new.{key}.{part}"), 0o600, text));
@@ -419,6 +396,7 @@ fn tree(
     push("names", listed.keys().map(|name| format!("{name}\n")).collect());
     push("modes", listed.values().map(|mode| format!("{mode:x}\n")).collect());
     push("sums", sums);
+    push("odd", odd);
     push("links", links);
     push("rec", record("T", file, "-", 0));
 
@@ -428,12 +406,10 @@ fn tree(
         control.paths(paths, &["chmod", &format!("{mode:o}")]);
     }
     control.paths(&folders, &["own"]);
-    let staged: BTreeSet<&String> = moves.values().flatten().collect();
-    control.paths(staged, &["own"]);
-    for (folder, paths) in &moves {
-        control.paths(paths, &["move", folder]);
+    control.line(&["own_staged", &stage]);
+    for (folder, names) in &moves {
+        control.paths(names, &["move", &format!("{stage}{folder}"), &format!("{}{folder}", file.path)]);
     }
-    control.line(&["sweep", &file.path]);
     control.line(&["record", &key]);
 }
 
@@ -444,93 +420,20 @@ fn host_path(file: &FileToWrite, relative: &str) -> PathBuf {
     }
 }
 
-enum PackError {
-    /// The file is not what was planned.
-    Changed(PathBuf),
-    /// A host file cannot be read.
-    Read(PathBuf, io::Error),
-    /// The other end is gone.
-    Write(io::Error),
-}
-
-/// Writes the archive. It is cut, without its last member, if any file is not what was planned.
-fn pack(members: &[Member], out: impl Write) -> Result<(), PackError> {
-    let mut builder = tar::Builder::new(out);
-    for member in members {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(member.mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(now_seconds());
-        match &member.data {
-            Source::Bytes(bytes) => {
-                header.set_size(bytes.len() as u64);
-                builder.append_data(&mut header, &member.name, &bytes[..]).map_err(PackError::Write)?;
-            }
-            Source::Link { target } => {
-                header.set_entry_type(tar::EntryType::Symlink);
-                header.set_size(0);
-                builder.append_link(&mut header, &member.name, target).map_err(PackError::Write)?;
-            }
-            Source::File { path, sha256 } => {
-                let read = |source| PackError::Read(path.clone(), source);
-                let file = std::fs::File::open(path).map_err(read)?;
-                let size = file.metadata().map_err(read)?.len();
-                header.set_size(size);
-                let mut reader = Hashing::new(file.take(size));
-                builder.append_data(&mut header, &member.name, &mut reader).map_err(PackError::Write)?;
-                if reader.read != size || reader.hex() != *sha256 {
-                    return Err(PackError::Changed(path.clone()));
-                }
-            }
-        }
-    }
-    builder.into_inner().and_then(|mut out| out.flush()).map_err(PackError::Write)
-}
-
-/// The modification time of what is written: now, as for any file just written.
-fn now_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// A reader that hashes what passes.
-struct Hashing<R> {
-    inner: R,
-    hasher: sha2::Sha256,
-    read: u64,
-}
-
-impl<R> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hasher: sha2::Digest::new(), read: 0 }
-    }
-
-    fn hex(self) -> String {
-        hex::encode(sha2::Digest::finalize(self.hasher))
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        sha2::Digest::update(&mut self.hasher, &buffer[..read]);
-        self.read += read as u64;
-        Ok(read)
-    }
-}
-
 /// Puts one member where there is no tar.
-async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), GuestError> {
+async fn put(guest: &dyn Guest, member: &Member) -> Result<(), GuestError> {
     let what = "writing files";
     let script = script!("put");
     let mode = format!("{:o}", member.mode);
     match &member.data {
         Source::Bytes(bytes) => {
-            let command = script.command([token, &member.name, &mode]);
-            super::script::feed(guest, what, &command, bytes).await.map(drop)
+            let command = script.command([&member.name, &mode]);
+            super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
+        // Directories come by the control lines.
+        Source::Directory => Ok(()),
         Source::Link { target } => {
-            let command = script.command([token, &member.name, &mode, target]);
+            let command = script.command([&member.name, &mode, target]);
             run(guest, what, &command, 0).await.map(drop)
         }
         Source::File { path, sha256 } => {
@@ -539,8 +442,8 @@ async fn put(guest: &dyn Guest, token: &str, member: &Member) -> Result<(), Gues
             if sha256_hex(&bytes) != *sha256 {
                 return Err(changed(path));
             }
-            let command = script.command([token, &member.name, &mode]);
-            super::script::feed(guest, what, &command, &bytes).await.map(drop)
+            let command = script.command([&member.name, &mode]);
+            super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
     }
 }

@@ -8,13 +8,24 @@
 //! services; in memory), `/var/log/pocketenv/SERVICE/log`. Without root: `~/.pocketenv` and a private directory in `/dev/shm` or `/tmp`. A record
 //! is written after what it records, so that an interrupted operation is repeated and never believed.
 
+mod archive;
 mod bundle;
+mod copy;
+mod health;
+mod logs;
 mod observe;
+mod preset;
+mod repository;
 mod script;
 mod service;
 pub mod tree;
 
 pub use crate::provider::GuestError;
 pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
+pub use copy::{copy_between, copy_in, copy_out};
+pub use health::{probe, wait_healthy, wait_started};
+pub use logs::{LogLine, LogOptions, logs};
 pub use observe::observe;
+pub use preset::{StepOutcome, forget_steps, run_step};
+pub use repository::{RepositoryAccess, bring_repository, forget_repository};
 pub use service::{ServiceDefaults, remove_service, start_service, stop_service};

@@ -2,38 +2,61 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::script::{SHORT, run, script};
+use super::health::probe;
+use super::script::{ANSWER_LIMIT, SHORT, run, script};
+use super::service::{ServiceDefaults, surroundings};
 use crate::model::{
     FileState, HealthCheck, ObservedFile, ObservedGuest, ObservedRepository, ObservedService, PresetOutcome,
-    ServiceStatus, Timestamp,
+    Probe, ServiceSpec, ServiceStatus, Timestamp,
 };
 use crate::provider::{Guest, GuestError};
 
-/// More output than this is not an answer: some 40,000 managed files.
-const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
-
-/// What is in place inside a sandbox, checked now: content and mode of managed files, processes of services, and the health of the running
-/// services that have one of `checks`, by service name. A sandbox that nothing was put into gives an empty answer. Nothing is changed.
+/// What is in place inside a sandbox, checked now: content and mode of managed files, processes of services, and the health of those of `services`
+/// that run and have a check. A sandbox that nothing was put into gives an empty answer. Nothing is changed.
 ///
 /// # Errors
 /// [`GuestError::Protocol`] if the answer makes no sense; whatever running a command gives.
 pub async fn observe(
     guest: &dyn Guest,
-    checks: &BTreeMap<String, HealthCheck>,
+    services: &BTreeMap<String, ServiceSpec>,
+    defaults: ServiceDefaults<'_>,
 ) -> Result<ObservedGuest, GuestError> {
-    let what = "looking into the sandbox";
+    let mut observed = look(guest).await?;
+    let running: Vec<(&String, &ServiceSpec, &HealthCheck)> = services
+        .iter()
+        .filter_map(|(name, spec)| {
+            let running = observed.services.get(name)?.state == ServiceStatus::Running;
+            running.then_some((name, spec, spec.healthcheck.as_ref()?))
+        })
+        .collect();
+    // Only commands need the environment, and it costs a round trip.
+    let env = if running.iter().any(|(_, _, check)| matches!(check.probe, Probe::Exec(_))) {
+        super::environment(guest).await?
+    } else {
+        BTreeMap::new()
+    };
+    let probes = running.iter().map(async |(_, spec, check)| {
+        let (env, defaults) = surroundings(spec, &env, defaults);
+        probe(guest, check, &env, defaults).await
+    });
+    let results = futures::future::join_all(probes).await;
+    for ((name, _, _), result) in running.into_iter().zip(results) {
+        if let Some(service) = observed.services.get_mut(name) {
+            service.health = Some(result);
+        }
+    }
+    Ok(observed)
+}
+
+/// The same without probes: one round trip.
+pub(super) async fn look(guest: &dyn Guest) -> Result<ObservedGuest, GuestError> {
     let mut command = script!("observe").command::<_, String>([]);
     command.timeout = Some(SHORT);
-    let output = run(guest, what, &command, ANSWER_LIMIT).await?;
+    let output = run(guest, "looking into the sandbox", &command, ANSWER_LIMIT).await?;
     if output.truncated {
         return Err(protocol("the answer is too long"));
     }
-    let mut observed = parse(&String::from_utf8_lossy(&output.stdout))?;
-    let _ = checks;
-    for service in observed.services.values_mut() {
-        service.health = None;
-    }
-    Ok(observed)
+    parse(&String::from_utf8_lossy(&output.stdout))
 }
 
 fn protocol(message: impl Into<String>) -> GuestError {

@@ -32,6 +32,9 @@ pub(super) use script;
 /// How long a script that only looks at or changes our own small state may take, so that a hung sandbox is an error and not a hang.
 pub(super) const SHORT: Duration = Duration::from_secs(120);
 
+/// The longest answer of a script: some 40,000 files.
+pub(super) const ANSWER_LIMIT: usize = 16 * 1024 * 1024;
+
 /// What of a failed script's messages is kept.
 const MESSAGE_LIMIT: usize = 16 * 1024;
 
@@ -61,16 +64,6 @@ pub(super) async fn run(
     checked(what, output)
 }
 
-/// Runs a script command that reads `stdin`, and fails unless it exits 0.
-pub(super) async fn feed(
-    guest: &dyn Guest,
-    what: &str,
-    command: &Command,
-    stdin: &[u8],
-) -> Result<CapturedOutput, GuestError> {
-    checked(what, capture(guest, command, stdin, MESSAGE_LIMIT).await?)
-}
-
 fn checked(what: &str, output: CapturedOutput) -> Result<CapturedOutput, GuestError> {
     if output.status.success() {
         return Ok(output);
@@ -82,17 +75,31 @@ fn checked(what: &str, output: CapturedOutput) -> Result<CapturedOutput, GuestEr
     })
 }
 
-/// Runs a command without output of interest whose standard input is a stream; gives its status and messages.
+/// Runs a script command whose standard input is a stream and keeps what it prints, and fails unless it exits 0.
+pub(super) async fn feed_all(
+    guest: &dyn Guest,
+    what: &str,
+    command: &Command,
+    stdin: &mut (dyn tokio::io::AsyncRead + Send + Unpin),
+) -> Result<CapturedOutput, GuestError> {
+    checked(what, stream_in(guest, command, stdin).await?)
+}
+
+/// Runs a command whose standard input is a stream; gives its status and what it printed.
 pub(super) async fn stream_in(
     guest: &dyn Guest,
     command: &Command,
     stdin: &mut (dyn tokio::io::AsyncRead + Send + Unpin),
 ) -> Result<CapturedOutput, GuestError> {
+    let mut stdout = Tail::new(ANSWER_LIMIT);
     let mut stderr = Tail::new(MESSAGE_LIMIT);
-    let io =
-        ExecIo { stdin: Input::Reader(stdin), stdout: Output::Null, stderr: Output::Writer(&mut stderr) };
+    let io = ExecIo {
+        stdin: Input::Reader(stdin),
+        stdout: Output::Writer(&mut stdout),
+        stderr: Output::Writer(&mut stderr),
+    };
     let status = guest.exec(command, io).await?;
-    Ok(CapturedOutput { status, stdout: Vec::new(), stderr: stderr.into_bytes(), truncated: false })
+    Ok(CapturedOutput { status, stdout: stdout.into_bytes(), stderr: stderr.into_bytes(), truncated: false })
 }
 
 /// A writer that keeps the last bytes.

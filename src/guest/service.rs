@@ -104,9 +104,9 @@ pub async fn start_service(
     }
     let stage = if user.is_some() { "launch" } else { "all" };
     let mut command = service_script!("start").command(arguments(stage, &dir, &logs));
-    command.env = env.clone();
-    command.env.extend(spec.env.clone());
-    command.cwd = spec.working_dir.as_deref().or(defaults.working_dir).map(str::to_owned);
+    let (env, surroundings) = surroundings(spec, env, defaults);
+    command.env = env;
+    command.cwd = surroundings.working_dir.map(str::to_owned);
     command.user = user.map(str::to_owned);
     command.timeout = Some(limit);
     run(guest, &what, &command, 0).await.map(drop)
@@ -133,6 +133,18 @@ async fn stop(guest: &dyn Guest, name: &str, verb: &str, arguments: &[&str]) -> 
     let command = service_script!("stop").command(arguments.iter().copied());
     // No limit of ours: the service's own, kept inside, is one.
     run(guest, &format!("{verb} service {name}"), &command, 0).await.map(drop)
+}
+
+/// What the service's process, and whoever asks for its health, sees: the sandbox's values with the service's own over them.
+pub(super) fn surroundings<'a>(
+    spec: &'a ServiceSpec,
+    env: &Env,
+    defaults: ServiceDefaults<'a>,
+) -> (Env, ServiceDefaults<'a>) {
+    let mut env = env.clone();
+    env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let user = spec.user.as_deref().or(defaults.user);
+    (env, ServiceDefaults { user, working_dir: spec.working_dir.as_deref().or(defaults.working_dir) })
 }
 
 /// A service's name is also a directory's inside.

@@ -19,6 +19,15 @@ pub struct Recorded {
     pub intents: Vec<PendingIntent>,
 }
 
+impl Recorded {
+    /// The providers that anything recorded lives at.
+    pub fn providers(&self) -> BTreeSet<&str> {
+        let sandboxes = self.sandboxes.values().map(|s| s.provider.as_str());
+        let volumes = self.volumes.values().map(|v| v.provider.as_str());
+        sandboxes.chain(volumes).chain(self.intents.iter().map(|i| i.provider.as_str())).collect()
+    }
+}
+
 /// A sandbox as it was last applied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecordedSandbox {

@@ -248,7 +248,8 @@ pub struct Step {
 
 /// What a step does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+// Tag and content side by side: an inner tag would be read through a buffer in which numbers as keys (ports) are lost.
+#[serde(tag = "do", content = "with", rename_all = "snake_case")]
 pub enum Action {
     /// Create a volume.
     CreateVolume {

@@ -119,6 +119,14 @@ pub enum GuestError {
         /// The last of what it wrote, bounded.
         output: String,
     },
+    /// Something inside is not up, or did not stay up.
+    #[error("{what}{}", output_suffix(.output))]
+    NotReady {
+        /// What is not up, and why.
+        what: String,
+        /// The last of what it wrote, bounded.
+        output: String,
+    },
     /// The sandbox answered something that cannot be understood.
     #[error("{what}: unexpected answer: {message}")]
     Protocol {

@@ -1,13 +1,17 @@
 //! Carries out the steps that act inside a running sandbox: each is one call of the guest room.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::execute::StepError;
-use crate::guest;
+use crate::guest::{self, StepOutcome};
 use crate::model::{FileContent, GuestSpec, SecretUse, ServiceSpec};
 use crate::plan::{Action, Setup, SetupContent};
 use crate::provider::Guest;
 use crate::secret::{SecretValue, Secrets};
+
+/// How long a service may take until it runs and is healthy, if its health check does not give up before.
+const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// The inside of one running sandbox.
 pub(super) struct Inside<'a> {
@@ -23,30 +27,40 @@ impl Inside<'_> {
             Action::Setup(setup) => self.setup(setup).await,
             Action::BringRepository { path, spec, digest } => {
                 let token = match &spec.credentials {
-                    Some(name) => Some(self.secret(name)?),
+                    Some(name) => Some(self.secret(name)?.expose().into()),
                     None => None,
                 };
-                let env = self.env(None)?;
-                Ok(guest::bring_repository(self.guest, path, spec, digest, token, &env).await?)
+                let (env, user) = (self.env(None)?, self.spec.user.as_deref());
+                let access = guest::RepositoryAccess { token: token.as_ref(), env: &env, user };
+                Ok(guest::bring_repository(self.guest, path, spec, digest, access).await?)
             }
             Action::ForgetRepository { path } => Ok(guest::forget_repository(self.guest, path).await?),
             Action::RunPresetStep { preset, step } => {
                 let env = self.env(None)?;
                 let mut say = |text: &str| (self.say)(text);
-                guest::run_step(self.guest, preset, step, &env, &mut say).await?;
+                let user = self.spec.user.as_deref();
+                match guest::run_step(self.guest, preset, step, &env, user, &mut say).await? {
+                    StepOutcome::Ran | StepOutcome::Skipped => {}
+                    StepOutcome::FailedAllowed(output) => say(&format!("failed, and may: {output}")),
+                }
                 Ok(())
             }
-            Action::ForgetPresetSteps { ids } => Ok(guest::forget_steps(self.guest, ids).await?),
+            Action::ForgetPresetSteps { ids } => {
+                let ids: Vec<String> = ids.iter().cloned().collect();
+                Ok(guest::forget_steps(self.guest, &ids).await?)
+            }
             Action::StartService { name, spec, digest } => {
                 let env = self.env(Some(spec))?;
                 Ok(guest::start_service(self.guest, name, spec, digest, &env, self.defaults()).await?)
             }
             Action::StopService { name } => Ok(guest::stop_service(self.guest, name).await?),
             Action::RemoveService { name } => Ok(guest::remove_service(self.guest, name).await?),
-            Action::WaitService { name, check: Some(check) } => {
-                Ok(guest::wait_healthy(self.guest, name, check).await?)
+            Action::WaitService { name, .. } => {
+                let missing = || StepError::Plan(format!("service `{name}` is not declared"));
+                let spec = self.spec.services.get(name).ok_or_else(missing)?;
+                let (env, defaults) = (self.env(None)?, self.defaults());
+                Ok(guest::wait_healthy(self.guest, name, spec, &env, defaults, START_LIMIT).await?)
             }
-            Action::WaitService { name, check: None } => Ok(guest::wait_started(self.guest, name).await?),
             other => Err(StepError::Plan(format!("`{}` is not done inside a sandbox", other.verb()))),
         }
     }

@@ -7,6 +7,7 @@ mod event;
 pub mod execute;
 mod inside;
 pub mod observe;
+pub mod queue;
 mod retry;
 pub mod status;
 

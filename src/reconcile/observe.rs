@@ -8,7 +8,7 @@ use futures::stream;
 
 use crate::guest;
 use crate::model::{
-    Desired, HealthCheck, Observation, Observed, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded,
+    Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded,
     SandboxId, SandboxState, labels,
 };
 use crate::provider::{Owner, Provider, ProviderError, Registry};
@@ -20,47 +20,36 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many sandboxes are looked into at once.
 const GUEST_CONCURRENCY: usize = 32;
 
-/// How deep to look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Depth {
-    /// Providers only.
-    Providers,
-    /// The inside of running sandboxes as well.
-    Guests,
-}
+/// What the providers hold of a project.
+pub type Listings = BTreeMap<String, Observation<ObservedProvider>>;
 
-/// Looks at everything that the project has at its providers. Never fails: what could not be found out is part of the answer.
-pub async fn observe(registry: &Registry, desired: &Desired, recorded: &Recorded, depth: Depth) -> Observed {
-    let mut names: BTreeSet<&str> = desired.sandboxes.values().map(|s| s.provider.as_str()).collect();
-    names.extend(desired.volumes.values().map(|v| v.provider.as_str()));
-    names.extend(recorded.sandboxes.values().map(|s| s.provider.as_str()));
-    names.extend(recorded.volumes.values().map(|v| v.provider.as_str()));
-    names.extend(recorded.intents.iter().map(|i| i.provider.as_str()));
-
+/// Asks the named providers, and those that the record mentions, what they hold of the project. Never fails: what could not be found out is
+/// part of the answer.
+pub async fn providers(
+    registry: &Registry,
+    project: &str,
+    names: &BTreeSet<String>,
+    recorded: &Recorded,
+) -> Listings {
+    let mut names: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    names.extend(recorded.providers());
     let listings = names.into_iter().map(|name| async move {
         let observation = match registry.get(name) {
             None => unavailable("this build does not have the provider, or it was not opened"),
-            Some(provider) => observe_provider(name, provider.as_ref(), desired, recorded).await,
+            Some(provider) => observe_provider(name, provider.as_ref(), project, recorded).await,
         };
         (name.to_owned(), observation)
     });
-    let providers: BTreeMap<String, Observation<ObservedProvider>> =
-        futures::future::join_all(listings).await.into_iter().collect();
-
-    let guests = match depth {
-        Depth::Providers => BTreeMap::new(),
-        Depth::Guests => observe_guests(registry, desired, &providers).await,
-    };
-    Observed { providers, guests }
+    futures::future::join_all(listings).await.into_iter().collect()
 }
 
 async fn observe_provider(
     name: &str,
     provider: &dyn Provider,
-    desired: &Desired,
+    project: &str,
     recorded: &Recorded,
 ) -> Observation<ObservedProvider> {
-    let owner = Owner { project: Some(desired.project.clone()), owner: None };
+    let owner = Owner { project: Some(project.to_owned()), owner: None };
     let mut listing = match tokio::time::timeout(LIST_TIMEOUT, provider.list(&owner)).await {
         Ok(Ok(listing)) => listing,
         Ok(Err(error)) => return unavailable(with_causes(&error)),
@@ -79,7 +68,7 @@ async fn observe_provider(
     for answer in answers {
         match answer {
             // An id that lives on with another owner's labels is not ours any more.
-            Ok(Some(found)) if found.labels.get(labels::PROJECT) == Some(&desired.project) => {
+            Ok(Some(found)) if found.labels.get(labels::PROJECT).is_some_and(|p| p == project) => {
                 listing.sandboxes.insert(found.id.clone(), found);
             }
             Ok(_) | Err(ProviderError::NotFound { .. }) => {}
@@ -89,10 +78,11 @@ async fn observe_provider(
     Observation::Complete(listing)
 }
 
-async fn observe_guests(
+/// Looks into every running sandbox that is declared.
+pub async fn guests(
     registry: &Registry,
     desired: &Desired,
-    providers: &BTreeMap<String, Observation<ObservedProvider>>,
+    providers: &Listings,
 ) -> BTreeMap<SandboxId, Observation<ObservedGuest>> {
     let mut wanted = Vec::new();
     for (name, observation) in providers {
@@ -100,18 +90,12 @@ async fn observe_guests(
         for sandbox in listing.sandboxes.values().filter(|s| s.state == SandboxState::Running) {
             let label = sandbox.labels.get(labels::ADDRESS).and_then(|a| a.strip_prefix("sandbox/"));
             let Some(declared) = label.and_then(|n| desired.sandboxes.get(n)) else { continue };
-            let checks: BTreeMap<String, HealthCheck> = declared
-                .guest
-                .services
-                .iter()
-                .filter_map(|(n, s)| s.healthcheck.clone().map(|check| (n.clone(), check)))
-                .collect();
-            wanted.push((provider, sandbox.id.clone(), checks));
+            wanted.push((provider, sandbox.id.clone(), &declared.guest));
         }
     }
     stream::iter(wanted)
-        .map(|(provider, id, checks)| async move {
-            let observation = observe_guest(provider.as_ref(), &id, &checks).await;
+        .map(|(provider, id, declared)| async move {
+            let observation = observe_guest(provider.as_ref(), &id, declared).await;
             (id, observation)
         })
         .buffer_unordered(GUEST_CONCURRENCY)
@@ -122,11 +106,15 @@ async fn observe_guests(
 async fn observe_guest(
     provider: &dyn Provider,
     id: &SandboxId,
-    checks: &BTreeMap<String, HealthCheck>,
+    declared: &GuestSpec,
 ) -> Observation<ObservedGuest> {
+    let defaults = guest::ServiceDefaults {
+        user: declared.user.as_deref(),
+        working_dir: declared.working_dir.as_deref(),
+    };
     let look = async {
         let inside = provider.guest(id).await.map_err(|e| with_causes(&e))?;
-        guest::observe(inside.as_ref(), checks).await.map_err(|e| with_causes(&e))
+        guest::observe(inside.as_ref(), &declared.services, defaults).await.map_err(|e| with_causes(&e))
     };
     match tokio::time::timeout(GUEST_TIMEOUT, look).await {
         Ok(Ok(guest)) => Observation::Complete(guest),

@@ -52,7 +52,9 @@ fn sandbox(id: &str) -> RecordedSandbox {
         provider: "local".to_owned(),
         id: SandboxId(id.to_owned()),
         spec: SandboxSpec { hostname: id.to_owned(), ..SandboxSpec::default() },
+        guest: None,
         generation: 1,
+        depends_on: BTreeSet::new(),
         created_at: Timestamp(1_000),
     }
 }

@@ -33,7 +33,9 @@ pe_make_run() {
   pe_find_run
   [ -z "$pe_run" ] || return 0
   for pe_run in /run/pocketenv "/dev/shm/pocketenv-$pe_uid" "/tmp/pocketenv-$pe_uid"; do
-    [ -w "${pe_run%/*}" ] && pe_is_memory "${pe_run%/*}" && mkdir -m 711 "$pe_run" 2>/dev/null && return
+    [ -w "${pe_run%/*}" ] && pe_is_memory "${pe_run%/*}" || continue
+    # Another script may make it at the same moment.
+    if mkdir -m 711 "$pe_run" 2>/dev/null || { [ -d "$pe_run" ] && [ -O "$pe_run" ]; }; then return; fi
   done
   pe_fail 71 "none of /run, /dev/shm and /tmp is a writable directory in memory; secrets have no place to be"
 }

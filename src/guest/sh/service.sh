@@ -10,9 +10,9 @@ pe_detach() {
   if command -v setsid >/dev/null 2>&1; then setsid setsid "$@"; else "$@" & fi
 }
 
-# Waits about 50 ms; adds to pe_waited. Some shells' sleep knows whole seconds only.
+# Waits about 20 ms; adds to pe_waited. Some shells' sleep knows whole seconds only.
 pe_nap() {
-  if sleep 0.05 2>/dev/null; then pe_waited=$((pe_waited + 52)); else sleep 1; pe_waited=$((pe_waited + 1000)); fi
+  if sleep 0.02 2>/dev/null; then pe_waited=$((pe_waited + 22)); else sleep 1; pe_waited=$((pe_waited + 1000)); fi
 }
 
 pe_signal_group() { # SIGNAL PID

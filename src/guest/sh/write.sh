@@ -3,20 +3,23 @@
 umask 022
 pe_tab='	'
 pe_token=$1 pe_how=$2 pe_owner=${3-}
-mkdir -p "$pe_var/files" || pe_fail 70 "cannot make $pe_var/files"
 pe_make_run
-mkdir -p "$pe_run/secrets" && chmod 711 "$pe_run/secrets" || pe_fail 70 "cannot make $pe_run/secrets"
-pe_stage=$pe_run/in-$pe_token
-
-if [ "$pe_how" = unpack ]; then
-  command -v tar >/dev/null 2>&1 || exit 72
+# The directory the archive is unpacked in: links lead to where its members belong. Made once, because each program that is started costs time.
+pe_stage=$pe_run/stage
+if [ ! -h "$pe_stage/var" ] || [ ! -d "$pe_var/files" ] || [ ! -d "$pe_run/secrets" ]; then
+  rm -rf "$pe_stage"
+  mkdir -p "$pe_var/files" && mkdir -p "$pe_run/secrets" && chmod 711 "$pe_run/secrets" && mkdir -m 700 "$pe_stage" &&
+    ln -s / "$pe_stage/root" && ln -s "$pe_run" "$pe_stage/mem" && ln -s "$pe_var/files" "$pe_stage/var" ||
+    pe_fail 70 "cannot prepare $pe_var and $pe_run"
 fi
+
 if [ "$pe_how" != commit ]; then
   # What an interrupted run left.
-  rm -rf "$pe_run"/in-*
-  mkdir -m 700 "$pe_stage" && ln -s / "$pe_stage/root" && ln -s "$pe_run" "$pe_stage/mem" && ln -s "$pe_var/files" "$pe_stage/var" ||
-    pe_fail 70 "cannot prepare $pe_stage"
+  for pe_left in "$pe_stage/control" "$pe_run"/new.*; do
+    [ ! -e "$pe_left" ] || rm -f "$pe_left"
+  done
   [ "$pe_how" = unpack ] || exit 0
+  command -v tar >/dev/null 2>&1 || exit 72
   tar -xpf - -C "$pe_stage" || pe_fail 70 "tar failed"
 fi
 [ -f "$pe_stage/control" ] || pe_fail 70 "the bundle ended early"
@@ -30,7 +33,8 @@ pe_do() { # WHAT COMMAND…
 # Removes from directory ROOT what list OLD names and list KEEP does not. A directory's name ends with a slash.
 pe_remove() { # OLD KEEP ROOT
   cd -- "$3" 2>/dev/null || return 0
-  LC_ALL=C comm -23 "$1" "$2" | LC_ALL=C sort -r | while IFS= read -r pe_name; do
+  # What is in KEEP comes at least twice.
+  LC_ALL=C sort "$1" "$2" "$2" | uniq -u | LC_ALL=C sort -r | while IFS= read -r pe_name; do
     case $pe_name in
     */) rmdir -- "$pe_name" 2>/dev/null ;;
     *) if [ ! -d "$pe_name" ] || [ -h "$pe_name" ]; then rm -f -- "$pe_name" || exit 1; fi ;;
@@ -54,7 +58,7 @@ pe_forget() { # KEY
     rm -f "$pe_run/secrets/$1" "$pe_run/secrets/$1.sum"
     ;;
   esac
-  rm -f "$pe_record.names" "$pe_record.sums" "$pe_record.modes" "$pe_record.links" "$pe_record.rec"
+  rm -f "$pe_record.names" "$pe_record.sums" "$pe_record.odd" "$pe_record.modes" "$pe_record.links" "$pe_record.rec"
 }
 
 # Before anything of key $1 is touched: a record that claims nothing and still lists whatever may be there.
@@ -77,7 +81,7 @@ pe_pending() { # KEY
 }
 
 pe_record() { # KEY
-  for pe_part in names sums modes links rec; do
+  for pe_part in names sums odd modes links rec; do
     [ ! -e "$pe_var/files/.new.$1.$pe_part" ] ||
       pe_do "writing a record" mv -f "$pe_var/files/.new.$1.$pe_part" "$pe_var/files/$1.$pe_part"
   done
@@ -93,12 +97,12 @@ pe_secret() { # KEY MODE PATH
   if pe_is_memory "$pe_parent"; then
     rm -f "$pe_run/secrets/$1"
     # Between two filesystems a move is a copy; the second one is at once.
-    pe_do "writing $3" mv -f -- "$pe_value" "$pe_parent/.pocketenv-$pe_token"
-    pe_do "writing $3" mv -f -- "$pe_parent/.pocketenv-$pe_token" "$3"
+    pe_do "writing $3" mv -f -- "$pe_value" "$pe_parent/.pocketenv-$pe_token-secret"
+    pe_do "writing $3" mv -f -- "$pe_parent/.pocketenv-$pe_token-secret" "$3"
   else
     pe_do "writing $3" mv -f -- "$pe_value" "$pe_run/secrets/$1"
-    pe_do "linking $3" ln -s "$pe_run/secrets/$1" "$pe_parent/.pocketenv-$pe_token"
-    pe_do "linking $3" mv -f -- "$pe_parent/.pocketenv-$pe_token" "$3"
+    pe_do "linking $3" ln -s "$pe_run/secrets/$1" "$pe_parent/.pocketenv-$pe_token-secret"
+    pe_do "linking $3" mv -f -- "$pe_parent/.pocketenv-$pe_token-secret" "$3"
   fi
   pe_do "writing a record" mv -f "$pe_run/new.$1.sum" "$pe_run/secrets/$1.sum"
 }
@@ -111,12 +115,15 @@ while IFS=$pe_tab read -r pe_op pe_a pe_b pe_c; do
   mkdir) pe_do "mkdir" mkdir -p -- "$@"; set -- ;;
   chmod) pe_do "chmod" chmod "$pe_a" -- "$@"; set -- ;;
   own) [ -z "$pe_owner" ] || pe_do "chown $pe_owner" chown -h -- "$pe_owner" "$@"; set -- ;;
+  own_staged) [ -z "$pe_owner" ] || [ ! -d "$pe_a" ] || pe_do "chown $pe_owner" chown -hR -- "$pe_owner" "$pe_a" ;;
   move)
-    for pe_path do
-      pe_path=$pe_a/${pe_path##*/}
-      if [ -d "$pe_path" ] && [ ! -h "$pe_path" ]; then pe_fail 70 "$pe_path is a directory"; fi
+    # Names in the staging directory A, to directory B. Short lines: a shell reads them byte by byte.
+    cd -- "$pe_a" || pe_fail 70 "cannot enter $pe_a"
+    for pe_name do
+      if [ -d "$pe_b/$pe_name" ] && [ ! -h "$pe_b/$pe_name" ]; then pe_fail 70 "$pe_b/$pe_name is a directory"; fi
     done
-    pe_do "writing into $pe_a" mv -f -- "$@" "$pe_a/"
+    pe_do "writing into $pe_b" mv -f -- "$@" "$pe_b/"
+    cd /
     set --
     ;;
   sweep) rm -rf -- "${pe_a%/}"/.pocketenv-* ;;
@@ -126,11 +133,11 @@ while IFS=$pe_tab read -r pe_op pe_a pe_b pe_c; do
   secret) pe_secret "$pe_a" "$pe_b" "$pe_c" ;;
   env)
     # Both parts change by one rename each, the record last: in between the environment counts as changed.
-    chmod 600 "$pe_run/new.env" && mv -f "$pe_run/new.env" "$pe_run/env" &&
+    mv -f "$pe_run/new.env" "$pe_run/env" &&
       printf '%s %s\n' "$pe_a" "$pe_b" >"$pe_run/env.record.new" && mv -f "$pe_run/env.record.new" "$pe_run/env.record" ||
       pe_fail 70 "cannot write the environment"
     ;;
   *) pe_fail 70 "unknown verb $pe_op" ;;
   esac
 done <"$pe_stage/control"
-rm -rf "$pe_stage"
+rm -f "$pe_stage/control"

@@ -17,12 +17,18 @@ async fn codes_signals_streams_and_errors() {
     let both = fixture.sh("one", "echo out; echo err >&2").await;
     assert_eq!((both.stdout.as_slice(), both.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
     let missing = fixture.run("one", request(["no-such-program"])).await.unwrap_err();
-    assert!(matches!(&missing, EngineError::Exec { what, source, .. }
-        if what.contains("no-such-program") && source.kind() == std::io::ErrorKind::NotFound), "{missing:?}");
+    assert!(
+        matches!(&missing, EngineError::Exec { what, source, .. }
+        if what.contains("no-such-program") && source.kind() == std::io::ErrorKind::NotFound),
+        "{missing:?}"
+    );
     let cwd = ExecRequest { cwd: Some("/nowhere".into()), ..request(["true"]) };
     assert!(matches!(fixture.run("one", cwd).await, Err(EngineError::Exec { .. })));
     let denied = fixture.run("one", request(["/etc/passwd"])).await.unwrap_err();
-    assert!(matches!(&denied, EngineError::Exec { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied), "{denied:?}");
+    assert!(
+        matches!(&denied, EngineError::Exec { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied),
+        "{denied:?}"
+    );
     let nobody = ExecRequest { user: Some("no-such-user".into()), ..request(["true"]) };
     assert!(matches!(fixture.run("one", nobody).await, Err(EngineError::Exec { .. })));
     assert!(matches!(fixture.run("one", ExecRequest::default()).await, Err(EngineError::Invalid(_))));
@@ -44,7 +50,8 @@ async fn ten_mebibytes_pass_both_ways_unchanged() {
     let (mut out, out_writer) = std::io::pipe().unwrap();
     let (mut err, err_writer) = std::io::pipe().unwrap();
     let both = request(["sh", "-c", "tee /dev/stderr"]);
-    let mut handle = fixture.start("one", both, reader.into(), out_writer.into(), err_writer.into()).await.unwrap();
+    let mut handle =
+        fixture.start("one", both, reader.into(), out_writer.into(), err_writer.into()).await.unwrap();
     let sent = data.clone();
     let feed = std::thread::spawn(move || writer.write_all(&sent).unwrap());
     let drain = |mut from: std::io::PipeReader| {
@@ -54,7 +61,10 @@ async fn ten_mebibytes_pass_both_ways_unchanged() {
             bytes
         })
     };
-    let (out, err) = (drain(std::mem::replace(&mut out, std::io::pipe().unwrap().0)), drain(std::mem::replace(&mut err, std::io::pipe().unwrap().0)));
+    let (out, err) = (
+        drain(std::mem::replace(&mut out, std::io::pipe().unwrap().0)),
+        drain(std::mem::replace(&mut err, std::io::pipe().unwrap().0)),
+    );
     assert_eq!(handle.wait().await.unwrap(), Exit::Code(0));
     feed.join().unwrap();
     assert!(out.join().unwrap() == data, "stdout differs");
@@ -64,7 +74,8 @@ async fn ten_mebibytes_pass_both_ways_unchanged() {
 #[tokio::test]
 async fn environment_directory_and_user() {
     let fixture = Fixture::new();
-    let spec = BoxSpec { env: vec![("BASE".into(), "1".into()), ("OVER".into(), "1".into())], ..BoxSpec::default() };
+    let spec =
+        BoxSpec { env: vec![("BASE".into(), "1".into()), ("OVER".into(), "1".into())], ..BoxSpec::default() };
     fixture.create_with("one", spec).await;
     let every: Vec<u8> = (1..=255).collect();
     let value = OsString::from_vec(every.clone());
@@ -73,12 +84,27 @@ async fn environment_directory_and_user() {
     assert_eq!(printed.stdout.strip_suffix(b"\n").unwrap(), every);
     let big = OsString::from("x".repeat(100_000));
     let env = (0..10).map(|n| (format!("BIG{n}").into(), big.clone())).collect();
-    assert_eq!(fixture.run("one", ExecRequest { env, ..request(["sh", "-c", "echo ${#BIG9} $BASE $OVER $HOME"]) }).await.unwrap().ok(), "100000 1 1 /root");
-    assert_eq!(fixture.sh("one", "pwd; hostname 2>/dev/null || cat /etc/hostname").await.ok(), "/workspace\none");
+    assert_eq!(
+        fixture
+            .run("one", ExecRequest { env, ..request(["sh", "-c", "echo ${#BIG9} $BASE $OVER $HOME"]) })
+            .await
+            .unwrap()
+            .ok(),
+        "100000 1 1 /root"
+    );
+    assert_eq!(
+        fixture.sh("one", "pwd; hostname 2>/dev/null || cat /etc/hostname").await.ok(),
+        "/workspace\none"
+    );
+    assert_eq!(fixture.sh("one", "rmdir /workspace").await.exit, Exit::Code(0));
+    assert_eq!(fixture.sh("one", "pwd").await.ok(), "/");
     let cwd = ExecRequest { cwd: Some("/usr/bin".into()), ..request(["pwd"]) };
     assert_eq!(fixture.run("one", cwd).await.unwrap().ok(), "/usr/bin");
     for (user, expected) in [("nobody", "65534"), ("1234", "1234"), ("0", "0")] {
-        let user = ExecRequest { user: Some(user.into()), ..request(["sh", "-c", "id -u; touch /tmp/by-$(id -u); stat -c %u /tmp/by-$(id -u)"]) };
+        let user = ExecRequest {
+            user: Some(user.into()),
+            ..request(["sh", "-c", "id -u; touch /tmp/by-$(id -u); stat -c %u /tmp/by-$(id -u)"])
+        };
         assert_eq!(fixture.run("one", user).await.unwrap().ok(), format!("{expected}\n{expected}"));
     }
 }
@@ -88,7 +114,8 @@ async fn signals_reach_the_group_and_dropping_kills_it() {
     let fixture = Fixture::new();
     fixture.create("one").await;
     let (mut out, writer) = std::io::pipe().unwrap();
-    let trap = request(["sh", "-c", "trap 'echo got; exit 3' USR1; echo ready; while :; do sleep 0.01; done"]);
+    let trap =
+        request(["sh", "-c", "trap 'echo got; exit 3' USR1; echo ready; while :; do sleep 0.01; done"]);
     let mut handle = fixture.start("one", trap, null(), writer.into(), null()).await.unwrap();
     let mut line = [0; 6];
     out.read_exact(&mut line).unwrap();
@@ -97,7 +124,8 @@ async fn signals_reach_the_group_and_dropping_kills_it() {
 
     let sleeper = request(["sh", "-c", "sleep 987654 & sleep 987654"]);
     let handle = fixture.start("one", sleeper, null(), null(), null()).await.unwrap();
-    let count = || async { fixture.sh("one", "grep -lz 98765[4] /proc/*/cmdline 2>/dev/null | wc -l").await.text() };
+    let count =
+        || async { fixture.sh("one", "grep -lz 98765[4] /proc/*/cmdline 2>/dev/null | wc -l").await.text() };
     eventually("two sleepers run", async || count().await.starts_with('3')).await; // the shell and its two
     drop(handle);
     eventually("the group is gone", async || count().await == "0").await;
@@ -109,7 +137,15 @@ async fn a_terminal_of_the_right_size() {
     fixture.create("one").await;
     let mut handle = fixture
         .engine
-        .exec("one", request(["sh", "-c", "tty; stty size; read line; stty size; exec sh -c 'test -t 0 && echo tty:$TERM'"]), Stdio::Pty { rows: 33, cols: 77 })
+        .exec(
+            "one",
+            request([
+                "sh",
+                "-c",
+                "tty; stty size; read line; stty size; exec sh -c 'test -t 0 && echo tty:$TERM'",
+            ]),
+            Stdio::Pty { rows: 33, cols: 77 },
+        )
         .await
         .unwrap();
     let pty: OwnedFd = handle.take_pty().unwrap();
@@ -140,14 +176,26 @@ async fn hundreds_of_commands_at_once_and_orphans_leave_nothing() {
     for _ in 0..5 {
         let mut handles = Vec::new();
         for _ in 0..40 {
-            handles.push(fixture.start("one", request(["sh", "-c", "(true &) ; exit 5"]), null(), null(), null()).await.unwrap());
+            handles.push(
+                fixture
+                    .start("one", request(["sh", "-c", "(true &) ; exit 5"]), null(), null(), null())
+                    .await
+                    .unwrap(),
+            );
         }
         for mut handle in handles {
             assert_eq!(handle.wait().await.unwrap(), Exit::Code(5));
         }
     }
-    eventually("no zombies", async || fixture.sh("one", "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l").await.text() == "0").await;
-    assert_eq!(fixture.sh("one", "ls /proc/self/fd | wc -l").await.ok(), "4", "nothing of init's is inherited");
+    eventually("no zombies", async || {
+        fixture.sh("one", "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l").await.text() == "0"
+    })
+    .await;
+    assert_eq!(
+        fixture.sh("one", "ls /proc/self/fd | wc -l").await.ok(),
+        "4",
+        "nothing of init's is inherited"
+    );
     let stopped = fixture.engine.stop("one", Duration::from_secs(5));
     tokio::time::timeout(Duration::from_secs(4), stopped).await.unwrap().unwrap();
 }

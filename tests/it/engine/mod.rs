@@ -1,5 +1,7 @@
 //! The local engine, for real: processes, mounts, sockets. `ordinary_user` runs the rest again without privileges.
 
+#![allow(clippy::unwrap_used)]
+
 mod exec;
 mod hardening;
 mod lifecycle;

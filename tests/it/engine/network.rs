@@ -15,7 +15,11 @@ fn serve(listener: TcpListener, text: &'static str) {
             std::thread::spawn(move || {
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request);
-                let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+                    text.len()
+                );
             });
         }
     });
@@ -64,7 +68,10 @@ async fn server(fixture: &Fixture, id: &str, port: u16, text: &str) -> bool {
     let mut command = request(["setsid", "-f", "/usr/bin/python3", "-c", SERVER, &port, text, "127.0.0.1"]);
     command.cwd = Some("/".into());
     fixture.run(id, command).await.unwrap();
-    eventually("the server inside listens", async || fixture.engine.dial(id, port.parse().unwrap()).await.is_ok()).await;
+    eventually("the server inside listens", async || {
+        fixture.engine.dial(id, port.parse().unwrap()).await.is_ok()
+    })
+    .await;
     true
 }
 
@@ -90,7 +97,10 @@ async fn forwards_lead_inside_until_they_are_withdrawn() {
 
     let busy = host_service("busy");
     let refused = fixture.engine.set_forwards("one", &[forward(first), forward(busy)]).await.unwrap_err();
-    assert!(matches!(&refused, EngineError::Listen { address, .. } if address.contains(&busy.to_string())), "{refused:?}");
+    assert!(
+        matches!(&refused, EngineError::Listen { address, .. } if address.contains(&busy.to_string())),
+        "{refused:?}"
+    );
     let forwards = fixture.engine.get("one").await.unwrap().unwrap().forwards;
     assert_eq!((forwards.len(), forwards[0].listening), (1, true));
 
@@ -134,21 +144,42 @@ async fn an_isolated_sandbox_cannot_reach_the_host() {
         return;
     }
     let hosts = [
-        "127.0.0.1", "localhost", "127.1", "0.0.0.0", "0", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]",
-        "[::]", "localhost.", "x.localhost",
+        "127.0.0.1",
+        "localhost",
+        "127.1",
+        "0.0.0.0",
+        "0",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::]",
+        "localhost.",
+        "x.localhost",
     ];
     let proxy = "http://127.0.0.1:61080";
     for host in hosts {
-        for way in ["--noproxy '*'", "", &format!("--noproxy '' -x {proxy}"), &format!("--noproxy '' -p -x {proxy}"), "--noproxy '' -x socks5h://127.0.0.1:61080", "--noproxy '' -x socks5://127.0.0.1:61080"] {
+        for way in [
+            "--noproxy '*'",
+            "",
+            &format!("--noproxy '' -x {proxy}"),
+            &format!("--noproxy '' -p -x {proxy}"),
+            "--noproxy '' -x socks5h://127.0.0.1:61080",
+            "--noproxy '' -x socks5://127.0.0.1:61080",
+        ] {
             let output = curl(&fixture, "one", &format!("{way} 'http://{host}:{port}/'")).await;
             assert!(!output.text().contains("secret"), "{way} {host}");
         }
     }
-    let refusal = curl(&fixture, "one", &format!("--noproxy '' -x {proxy} http://127.1.2.3:{port}/")).await.ok();
+    let refusal =
+        curl(&fixture, "one", &format!("--noproxy '' -x {proxy} http://127.1.2.3:{port}/")).await.ok();
     assert!(refusal.contains("this machine"), "{refusal}");
     // every address the host has
-    for address in nix::ifaddrs::getifaddrs().unwrap().filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip())) {
-        let output = curl(&fixture, "one", &format!("--noproxy '' -x {proxy} http://{address}:{port}/")).await;
+    for address in nix::ifaddrs::getifaddrs().unwrap().filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip()))
+    {
+        let output =
+            curl(&fixture, "one", &format!("--noproxy '' -x {proxy} http://{address}:{port}/")).await;
         assert!(output.text().contains("this machine"), "{address}: {output:?}");
     }
     fixture.create("two").await;
@@ -164,7 +195,11 @@ async fn none_has_no_way_and_host_has_the_hosts() {
     fixture.create_with("none", BoxSpec { network: Network::None, ..BoxSpec::default() }).await;
     assert_eq!(fixture.sh("none", "cat /proc/net/route | wc -l; env | grep -ci _proxy").await.text(), "1\n0");
     assert_ne!(curl(&fixture, "none", &format!("http://127.0.0.1:{port}/")).await.exit, Exit::Code(0));
-    assert_ne!(curl(&fixture, "none", "http://127.0.0.1:61080/").await.exit, Exit::Code(0), "no proxy either");
+    assert_ne!(
+        curl(&fixture, "none", "http://127.0.0.1:61080/").await.exit,
+        Exit::Code(0),
+        "no proxy either"
+    );
     fixture.create_with("host", BoxSpec { network: Network::Host, ..BoxSpec::default() }).await;
     assert_eq!(curl(&fixture, "host", &format!("http://127.0.0.1:{port}/")).await.ok(), "of the host");
 }
@@ -220,12 +255,25 @@ async fn an_isolated_sandbox_reaches_the_outside_through_the_proxy() {
     let url = "http://10.231.77.2:8080/path?query";
     assert_eq!(curl(&fixture, "one", url).await.ok(), "outside", "by the default environment");
     assert_eq!(curl(&fixture, "one", &format!("-p {url}")).await.ok(), "outside", "by CONNECT");
-    assert_eq!(curl(&fixture, "one", &format!("-x $all_proxy {url}")).await.ok(), "outside", "by SOCKS");
-    assert_ne!(curl(&fixture, "one", &format!("--noproxy '*' {url}")).await.exit, Exit::Code(0), "there is no other way");
+    assert_eq!(
+        curl(&fixture, "one", &format!("-x socks5h://127.0.0.1:61080 {url}")).await.ok(),
+        "outside",
+        "by SOCKS"
+    );
+    assert_ne!(
+        curl(&fixture, "one", &format!("--noproxy '*' {url}")).await.exit,
+        Exit::Code(0),
+        "there is no other way"
+    );
     // the host's own address on that cable is the host
     let own = host_on("10.231.77.1", "the host's secret");
     assert!(!curl(&fixture, "one", &format!("http://10.231.77.1:{own}/")).await.text().contains("secret"));
-    assert!(curl(&fixture, "one", "http://10.231.77.2:8081/ -o /dev/null -w '%{http_code}'").await.ok().contains("502"));
+    assert!(
+        curl(&fixture, "one", "http://10.231.77.2:8081/ -o /dev/null -w '%{http_code}'")
+            .await
+            .ok()
+            .contains("502")
+    );
 }
 
 fn host_on(address: &str, text: &'static str) -> u16 {

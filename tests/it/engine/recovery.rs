@@ -9,7 +9,8 @@ use pocketenv::engine::{BoxSpec, BoxState, EngineError};
 use super::support::{Fixture, eventually, processes_in};
 
 fn pids(fixture: &Fixture, id: &str) -> (i32, i32) {
-    let run: serde_json::Value = serde_json::from_slice(&fs::read(fixture.box_dir(id).join("run.json")).unwrap()).unwrap();
+    let run: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture.box_dir(id).join("run.json")).unwrap()).unwrap();
     let pid = |name: &str| run[name]["pid"].as_i64().unwrap() as i32;
     (pid("shim"), pid("init"))
 }
@@ -57,7 +58,7 @@ async fn stale_broken_and_half_made_state_is_listed_and_deleted() {
     let listed = fixture.engine.list().await.unwrap();
     let state = |id: &str| listed.iter().find(|info| info.id == id).unwrap().state.clone();
     assert!(matches!(state("broken"), BoxState::Broken(_)));
-    assert_eq!(state("half"), BoxState::Creating);
+    assert!(matches!(state("half"), BoxState::Stopped { unclean: Some(_) }), "nobody is creating it any more");
     assert_eq!(state("empty"), BoxState::Creating);
     assert!(matches!(fixture.engine.get("broken").await, Err(EngineError::Broken { .. })));
     // an interrupted creation is finished by asking again
@@ -75,7 +76,10 @@ async fn stale_broken_and_half_made_state_is_listed_and_deleted() {
 async fn many_callers_of_one_sandbox_agree() {
     let fixture = Fixture::new();
     let (labels, spec) = (BTreeMap::new(), BoxSpec::default());
-    let (a, b) = tokio::join!(fixture.engine.create("one", &spec, &labels), fixture.engine.create("one", &spec, &labels));
+    let (a, b) = tokio::join!(
+        fixture.engine.create("one", &spec, &labels),
+        fixture.engine.create("one", &spec, &labels)
+    );
     assert_eq!(a.unwrap(), b.unwrap());
     assert_eq!(processes_in(fixture.dir.path()).len(), 2, "one shim and one init");
     let (a, b) = tokio::join!(fixture.engine.delete("one"), fixture.engine.delete("one"));
@@ -83,7 +87,8 @@ async fn many_callers_of_one_sandbox_agree() {
     b.unwrap();
     assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
     for _ in 0..5 {
-        let (created, deleted) = tokio::join!(fixture.engine.create("one", &spec, &labels), fixture.engine.delete("one"));
+        let (created, deleted) =
+            tokio::join!(fixture.engine.create("one", &spec, &labels), fixture.engine.delete("one"));
         created.unwrap();
         deleted.unwrap();
     }
@@ -100,10 +105,17 @@ async fn stopping_asks_first_and_kills_after_the_grace() {
     fixture.engine.stop("one", Duration::from_secs(10)).await.unwrap();
     fixture.engine.start("one").await.unwrap();
     assert_eq!(fixture.sh("one", "cat /root/term").await.ok(), "term");
-    fixture.sh("one", "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.01; done' >/dev/null 2>&1 & sleep 0.05").await.ok();
+    fixture
+        .sh("one", "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.01; done' >/dev/null 2>&1 & sleep 0.05")
+        .await
+        .ok();
     let started = std::time::Instant::now();
     fixture.engine.stop("one", Duration::from_millis(300)).await.unwrap();
-    assert!(started.elapsed() >= Duration::from_millis(250) && started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= Duration::from_millis(250) && started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!(fixture.engine.get("one").await.unwrap().unwrap().state, BoxState::Stopped { unclean: None });
 }
 
@@ -113,13 +125,20 @@ async fn labels_and_spec_change_and_a_failed_start_leaves_nothing() {
     fixture.create("one").await;
     let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
     fixture.engine.set_labels("one", &labels).await.unwrap();
-    let spec = BoxSpec { hostname: Some("renamed".into()), env: vec![("X".into(), "y".into())], ..BoxSpec::default() };
+    let spec = BoxSpec {
+        hostname: Some("renamed".into()),
+        env: vec![("X".into(), "y".into())],
+        ..BoxSpec::default()
+    };
     assert!(matches!(fixture.engine.reconfigure("one", &spec).await, Err(EngineError::Running(_))));
     fixture.sh("one", "echo kept > /etc/kept").await.ok();
     fixture.engine.stop("one", Duration::ZERO).await.unwrap();
     fixture.engine.reconfigure("one", &spec).await.unwrap();
     fixture.engine.start("one").await.unwrap();
-    assert_eq!(fixture.sh("one", "cat /etc/kept /etc/hostname /proc/sys/kernel/hostname; echo $X").await.ok(), "kept\nrenamed\nrenamed\ny");
+    assert_eq!(
+        fixture.sh("one", "cat /etc/kept /etc/hostname /proc/sys/kernel/hostname; echo $X").await.ok(),
+        "kept\nrenamed\nrenamed\ny"
+    );
     let info = fixture.engine.get("one").await.unwrap().unwrap();
     assert_eq!((info.labels, info.spec), (labels, spec));
 
@@ -132,4 +151,36 @@ async fn labels_and_spec_change_and_a_failed_start_leaves_nothing() {
     let failed = fixture.engine.create("two", &spec, &BTreeMap::new()).await.unwrap_err();
     assert!(failed.to_string().contains("/nowhere/at/all"), "{failed}");
     assert!(!fixture.box_dir("two").exists());
+}
+
+#[tokio::test]
+async fn a_creation_cut_short_at_any_moment_is_finished_by_the_next() {
+    let fixture = Fixture::new();
+    let (labels, spec) = (BTreeMap::new(), BoxSpec::default());
+    for step in 0..30 {
+        let cut = Duration::from_micros(700 * step);
+        let _ = tokio::time::timeout(cut, fixture.engine.create("one", &spec, &labels)).await;
+        let info = fixture.engine.create("one", &spec, &labels).await.unwrap();
+        assert!(matches!(info.state, BoxState::Running { .. }), "{info:?}");
+        assert_eq!(fixture.sh("one", "echo hi").await.ok(), "hi");
+        assert_eq!(processes_in(fixture.dir.path()).len(), 2, "cut after {cut:?}");
+        fixture.engine.delete("one").await.unwrap();
+        assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_lost_record_of_a_run_does_not_lose_its_processes() {
+    let fixture = Fixture::new();
+    for damage in [None, Some("not json")] {
+        fixture.create("one").await;
+        let run = fixture.box_dir("one").join("run.json");
+        match damage {
+            None => fs::remove_file(run).unwrap(),
+            Some(text) => fs::write(run, text).unwrap(),
+        }
+        fixture.engine.delete("one").await.unwrap();
+        eventually("its processes are gone", async || processes_in(fixture.dir.path()).is_empty()).await;
+        assert!(!fixture.box_dir("one").exists());
+    }
 }

@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pocketenv::engine::{BoxInfo, BoxSpec, Engine, EngineConfig, EngineError, ExecHandle, ExecRequest, Exit, Stdio};
+use pocketenv::engine::{
+    BoxInfo, BoxSpec, Engine, EngineConfig, EngineError, ExecHandle, ExecRequest, Exit, Stdio,
+};
 
 /// An engine whose sandboxes are deleted with it.
 pub struct Fixture {
@@ -42,7 +44,9 @@ impl Fixture {
         let engine = Engine::new(EngineConfig {
             data_dir: dir.path().join("data"),
             runtime_dir: dir.path().join("run"),
-            exe: std::env::var_os("POCKETENV_TEST_EXE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into()).into(),
+            exe: std::env::var_os("POCKETENV_TEST_EXE")
+                .unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into())
+                .into(),
         });
         Fixture { engine, dir }
     }
@@ -65,7 +69,9 @@ impl Fixture {
 
     pub async fn run(&self, id: &str, request: ExecRequest) -> Result<Output, EngineError> {
         let (mut out, mut err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        let mut handle = self.start(id, request, null(), out.try_clone().unwrap().into(), err.try_clone().unwrap().into()).await?;
+        let mut handle = self
+            .start(id, request, null(), out.try_clone().unwrap().into(), err.try_clone().unwrap().into())
+            .await?;
         let exit = handle.wait().await?;
         Ok(Output { exit, stdout: rest(&mut out), stderr: rest(&mut err) })
     }

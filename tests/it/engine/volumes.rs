@@ -29,12 +29,17 @@ async fn volumes_are_shared_kept_and_protected() {
     assert_ne!(fixture.sh("reader", "mount -o remount,rw /data").await.exit, Exit::Code(0));
     assert!(matches!(fixture.engine.delete_volume("data").await, Err(EngineError::VolumeInUse { .. })));
     fixture.engine.delete("writer").await.unwrap();
-    assert_eq!(fixture.sh("reader", "cat /data/file").await.ok(), "shared", "deleting a sandbox keeps its volumes");
+    assert_eq!(
+        fixture.sh("reader", "cat /data/file").await.ok(),
+        "shared",
+        "deleting a sandbox keeps its volumes"
+    );
     fixture.engine.delete("reader").await.unwrap();
     fixture.engine.delete_volume("data").await.unwrap();
     fixture.engine.delete_volume("data").await.unwrap();
     assert_eq!(fixture.engine.list_volumes().await.unwrap(), []);
-    let missing = fixture.engine.create("x", &with(vec![mount(volume(), "/data", false)]), &BTreeMap::new()).await;
+    let missing =
+        fixture.engine.create("x", &with(vec![mount(volume(), "/data", false)]), &BTreeMap::new()).await;
     assert!(matches!(missing, Err(EngineError::Invalid(_))), "{missing:?}");
 }
 
@@ -50,7 +55,13 @@ async fn host_directories_and_files_appear_with_their_owners() {
         mount(MountSource::Host(host.clone()), "/etc/ro", true),
     ]);
     fixture.create_with("one", spec).await;
-    assert_eq!(fixture.sh("one", "cat /mnt/host/file /mnt/one/file /etc/ro/file; stat -c ' %u' /mnt/host/file").await.ok(), "from the hostfrom the hostfrom the host 0");
+    assert_eq!(
+        fixture
+            .sh("one", "cat /mnt/host/file /mnt/one/file /etc/ro/file; stat -c ' %u' /mnt/host/file")
+            .await
+            .ok(),
+        "from the hostfrom the hostfrom the host 0"
+    );
     fixture.sh("one", "echo changed > /mnt/host/file; echo new > /mnt/host/new").await.ok();
     assert_eq!(fs::read_to_string(host.join("new")).unwrap(), "new\n");
     let owner = |path| std::os::unix::fs::MetadataExt::uid(&fs::metadata(path).unwrap());
@@ -64,7 +75,10 @@ async fn targets_stay_beneath_the_root() {
     let outside = fixture.dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
     fixture.create("one").await;
-    fixture.sh("one", &format!("ln -s {} /escape; ln -s ../../../../../../.. /up", outside.display())).await.ok();
+    fixture
+        .sh("one", &format!("ln -s {} /escape; ln -s ../../../../../../.. /up", outside.display()))
+        .await
+        .ok();
     fixture.engine.stop("one", std::time::Duration::ZERO).await.unwrap();
     fixture.engine.create_volume("v", &BTreeMap::new()).await.unwrap();
     let volume = || MountSource::Volume("v".into());

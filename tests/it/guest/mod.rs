@@ -1,5 +1,13 @@
 //! The guest room against real processes and files.
 
+mod builtin_presets;
 mod bundle;
+mod copy;
+mod health;
+#[cfg(target_os = "linux")]
+mod local;
+mod logs;
+mod preset;
+mod repository;
 mod room;
 mod service;

@@ -25,6 +25,10 @@ pub struct Room {
     pid: u32,
     /// The `PATH` inside.
     path: String,
+    /// The default user inside, if it is not root.
+    user: Option<&'static str>,
+    /// Every argument of every command that ran, and nothing of their environment or input.
+    arguments: std::sync::Mutex<Vec<String>>,
 }
 
 impl Room {
@@ -87,7 +91,7 @@ impl Room {
         }
         let children = format!("/proc/{0}/task/{0}/children", init.id());
         let pid = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        Some(Self { directory, init, pid, path: path.to_owned() })
+        Some(Self { directory, init, pid, path: path.to_owned(), user: None, arguments: Default::default() })
     }
 
     /// A directory that has the same path inside and outside.
@@ -103,6 +107,20 @@ impl Room {
     /// A path in `work`, as text.
     pub fn at(&self, name: &str) -> String {
         self.work().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The same sandbox with an ordinary user as its default user, whose home is `work`.
+    pub fn ordinary(mut self) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(self.root(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(self.work(), PermissionsExt::from_mode(0o777)).unwrap();
+        self.user = Some("12345:12345");
+        self
+    }
+
+    /// Whether `text` stood in any argument so far.
+    pub fn argument_with(&self, text: &str) -> bool {
+        self.arguments.lock().unwrap().iter().any(|argument| argument.contains(text))
     }
 
     /// Runs a shell line inside; its output, which must have come with exit code 0.
@@ -127,19 +145,21 @@ impl Guest for Room {
     async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
         let mut process = std::process::Command::new("nsenter");
         process.args(["-t", &self.pid.to_string(), "-m", "-p"]);
-        if let Some(user) = &command.user {
+        self.arguments.lock().unwrap().extend(command.argv.iter().cloned());
+        let home = if self.user.is_some() { self.at("") } else { "/root".to_owned() };
+        if let Some(user) = command.user.as_deref().or(self.user) {
             let (uid, gid) = user.split_once(':').unwrap_or((user, user));
             process.args(["-S", uid, "-G", gid]);
         }
-        process.arg(format!("--wd={}", command.cwd.as_deref().unwrap_or("/root")));
+        process.arg(format!("--wd={}", command.cwd.as_deref().unwrap_or(&home)));
         process.args(&command.argv);
-        process.env_clear().env("PATH", format!("{}:/usr/bin", self.path)).env("HOME", "/root");
+        process.env_clear().env("PATH", format!("{}:/usr/bin", self.path)).env("HOME", &home);
         if !self.path.is_empty() && !self.path.contains(':') {
             // nsenter itself comes from the host; what runs inside gets nothing but busybox.
             process = {
                 let mut inner = std::process::Command::new("/usr/bin/nsenter");
                 inner.args(process.get_args());
-                inner.env_clear().env("PATH", &self.path).env("HOME", "/root");
+                inner.env_clear().env("PATH", &self.path).env("HOME", &home);
                 inner
             };
         }
@@ -194,9 +214,11 @@ async fn drain(stream: Option<impl tokio::io::AsyncRead + Unpin>, to: Output<'_>
     let mut buffer = vec![0; 64 * 1024];
     let mut to = to;
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        if let Output::Writer(writer) = &mut to {
-            writer.write_all(&buffer[..read]).await.unwrap();
-            writer.flush().await.unwrap();
+        if let Output::Writer(writer) = &mut to
+            && (writer.write_all(&buffer[..read]).await.is_err() || writer.flush().await.is_err())
+        {
+            // Nobody wants more: the command sees its pipe closed.
+            return;
         }
     }
 }

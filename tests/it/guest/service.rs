@@ -35,7 +35,7 @@ pub async fn start(room: &Room, name: &str, spec: &ServiceSpec) {
 }
 
 pub async fn look(room: &Room, name: &str) -> Option<ObservedService> {
-    observe(room, &BTreeMap::new()).await.unwrap().services.remove(name)
+    observe(room, &BTreeMap::new(), ServiceDefaults::default()).await.unwrap().services.remove(name)
 }
 
 async fn reaches(room: &Room, name: &str, state: ServiceStatus) -> ObservedService {

@@ -1,0 +1,133 @@
+//! Finding a sandbox by what people call it, and getting inside.
+
+use std::collections::BTreeMap;
+
+use super::{Error, Project};
+use crate::guest;
+use crate::model::{GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, labels};
+use crate::provider::{Command, Guest};
+
+/// A running sandbox, from the inside.
+pub struct Sandbox {
+    /// Its name in the project.
+    pub name: String,
+    /// Its provider.
+    pub provider: String,
+    /// The provider's id.
+    pub id: SandboxId,
+    /// What is declared to be inside; `None` if it is not declared any more.
+    pub declared: Option<GuestSpec>,
+    /// The way in.
+    pub guest: Box<dyn Guest>,
+}
+
+impl Sandbox {
+    /// A command with the environment, user and working directory that every process of this sandbox gets (manifest environment, then
+    /// secrets). What the command says itself comes last.
+    pub async fn command(&self, mut command: Command) -> Result<Command, Error> {
+        let mut env: BTreeMap<String, String> = guest::environment(self.guest.as_ref()).await?;
+        env.extend(std::mem::take(&mut command.env));
+        command.env = env;
+        if let Some(declared) = &self.declared {
+            command.user = command.user.or_else(|| declared.user.clone());
+            command.cwd = command.cwd.or_else(|| declared.working_dir.clone());
+        }
+        Ok(command)
+    }
+}
+
+impl Project<'_> {
+    /// The running sandbox that `name` means: its name, its address, or its id at the provider.
+    pub async fn sandbox(&self, name: &str) -> Result<Sandbox, Error> {
+        let recorded = self.store.recorded(&self.name).await?;
+        let known = recorded
+            .sandboxes
+            .iter()
+            .find(|(n, r)| *n == name || r.id.0 == name)
+            .map(|(n, r)| (n.clone(), r.provider.clone(), r.id.clone(), r.guest.clone()));
+        let (name, provider, id, guest_spec) = match known {
+            Some(known) => known,
+            // The record may be lost; the labels are not.
+            None => {
+                let (name, provider, found) = self.find(name, &recorded).await?;
+                (name, provider, found.id, None)
+            }
+        };
+        let guest = self.provider(&provider)?.guest(&id).await;
+        let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
+        Ok(Sandbox { name, provider, id, declared: guest_spec, guest })
+    }
+
+    /// Explains why a sandbox cannot be reached, if it does not run.
+    pub async fn explain(&self, sandbox: &Sandbox, error: Error) -> Error {
+        let Ok(provider) = self.provider(&sandbox.provider) else { return error };
+        let state = match provider.get(&sandbox.id).await {
+            Ok(None) => "does not exist any more; `pocketenv apply` makes it again".to_owned(),
+            Ok(Some(ObservedSandbox { state: SandboxState::Stopped { unclean: Some(why) }, .. })) => {
+                format!("does not run: {why}")
+            }
+            Ok(Some(ObservedSandbox { state: SandboxState::Stopped { unclean: None }, .. })) => {
+                "is stopped".to_owned()
+            }
+            _ => return error,
+        };
+        Error::NotRunning { name: sandbox.name.clone(), state }
+    }
+
+    async fn find(
+        &self,
+        name: &str,
+        recorded: &crate::model::Recorded,
+    ) -> Result<(String, String, ObservedSandbox), Error> {
+        let listings = self.listings(recorded).await;
+        let mut names = Vec::new();
+        for (provider, observation) in &listings {
+            let listing = match observation {
+                Observation::Complete(listing) => listing,
+                Observation::Unavailable { reason } => {
+                    return Err(Error::Provider {
+                        provider: provider.clone(),
+                        source: crate::provider::ProviderError::Transient {
+                            message: reason.clone(),
+                            source: None,
+                        },
+                    });
+                }
+            };
+            for sandbox in listing.sandboxes.values() {
+                let label = sandbox.labels.get(labels::ADDRESS).and_then(|a| a.strip_prefix("sandbox/"));
+                let Some(found) = label else { continue };
+                if found == name || sandbox.id.0 == name {
+                    return Ok((found.to_owned(), provider.clone(), sandbox.clone()));
+                }
+                names.push(found.to_owned());
+            }
+        }
+        if let Some(manifest) = &self.manifest {
+            let declared = super::project::resolve(manifest, &BTreeMap::new())?.desired;
+            if declared.sandboxes.contains_key(name) {
+                let state = "does not exist yet; `pocketenv apply` makes it".to_owned();
+                return Err(Error::NotRunning { name: name.to_owned(), state });
+            }
+            names.extend(declared.sandboxes.into_keys());
+        }
+        names.extend(recorded.sandboxes.keys().cloned());
+        Err(Error::Unknown {
+            kind: "sandbox",
+            name: name.to_owned(),
+            project: self.name.clone(),
+            close: closest(name, &names),
+        })
+    }
+}
+
+/// The name that is most like what was typed, if any is like it at all.
+pub(super) fn closest(typed: &str, names: &[String]) -> Option<String> {
+    const ALIKE: f64 = 0.75; // Jaro–Winkler: a slip or two in a short word.
+    names
+        .iter()
+        .map(|name| (strsim::jaro_winkler(typed, name), name))
+        .filter(|(score, _)| *score >= ALIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name.clone())
+}

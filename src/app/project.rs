@@ -1,0 +1,361 @@
+//! A project opened for work: its manifest, its record, its providers and its secrets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use super::{Environment, Error, ports};
+use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
+use crate::model::{Address, Desired, Observation, Observed, PortRef, Recorded};
+use crate::plan::{self, Plan, PlanInput, Policy};
+use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
+use crate::reconcile::observe::{self, Listings};
+use crate::reconcile::status::{self, ProjectStatus};
+use crate::secret::{self, Secrets};
+use crate::store::Store;
+
+/// Which project, as the flags say.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// `-f`, in order; empty to discover. `-` is standard input.
+    pub files: Vec<PathBuf>,
+    /// `-n`.
+    pub project: Option<String>,
+    /// `--profile`.
+    pub profile: Option<String>,
+    /// `--var`.
+    pub vars: BTreeMap<String, String>,
+    /// `--env-file`.
+    pub env_files: Vec<PathBuf>,
+    /// `--provider`: the default provider.
+    pub provider: Option<String>,
+}
+
+/// The program as a library.
+pub struct App {
+    environment: Environment,
+}
+
+impl App {
+    /// The program in this environment.
+    pub fn new(environment: Environment) -> Self {
+        Self { environment }
+    }
+
+    /// The world around this run.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// Reads the manifest. Opens neither store nor network.
+    pub fn load(&self, selection: &Selection) -> Result<Manifest, Error> {
+        let env = &self.environment;
+        let mut files = Vec::new();
+        for file in &selection.files {
+            if file.as_os_str() == "-" {
+                files.push(Input::Stdin(standard_input()?));
+            } else {
+                files.push(Input::Path(file.clone()));
+            }
+        }
+        if files.is_empty() {
+            let found = manifest::discover(&env.cwd, &env.vars).map_err(|_| Error::NoManifest)?;
+            files = found.into_iter().map(Input::Path).collect();
+        }
+        let request = LoadRequest {
+            files,
+            profile: selection.profile.clone(),
+            vars: selection.vars.clone(),
+            env: env.vars.clone(),
+            env_files: selection.env_files.clone(),
+            project: selection.project.clone(),
+            default_provider: selection.provider.clone(),
+            home: env.home.clone(),
+        };
+        manifest::load(&request).map_err(Error::Manifest)
+    }
+
+    /// Reads and checks the manifest as far as that is possible without asking anybody.
+    pub fn validate(&self, selection: &Selection) -> Result<(Manifest, Resolved), Error> {
+        let manifest = self.load(selection)?;
+        let resolved = resolve(&manifest, &BTreeMap::new())?;
+        Ok((manifest, resolved))
+    }
+
+    /// Opens the store.
+    pub async fn store(&self) -> Result<Store, Error> {
+        let env = &self.environment;
+        Ok(Store::open(env.directories.store(), env.clock.clone(), env.ids.clone()).await?)
+    }
+
+    /// Opens a project: reads its manifest, opens its store and its providers. Where there is no manifest and a project is named that the
+    /// store knows, that project is opened without one; it can then be looked at and destroyed.
+    pub async fn open(&self, selection: &Selection) -> Result<Project<'_>, Error> {
+        let (manifest, store) = match (self.load(selection), &selection.project) {
+            (Ok(manifest), _) => {
+                resolve(&manifest, &BTreeMap::new())?;
+                (Some(manifest), self.store().await?)
+            }
+            (Err(Error::NoManifest), Some(_)) => (None, self.store().await?),
+            (Err(error), _) => return Err(error),
+        };
+        let name = match (&manifest, &selection.project) {
+            (Some(manifest), _) => manifest.project().to_owned(),
+            (None, Some(name)) => name.clone(),
+            (None, None) => return Err(Error::NoManifest),
+        };
+        let recorded = store.recorded(&name).await?;
+        if manifest.is_none() && recorded == Recorded::default() {
+            return Err(Error::NoManifest);
+        }
+        let mut providers: BTreeSet<String> =
+            manifest.as_ref().map(Manifest::providers_used).unwrap_or_default();
+        providers.extend(recorded.providers().into_iter().map(str::to_owned));
+        let registry = self.registry(&providers)?;
+        Ok(Project { app: self, name, manifest, store, registry, providers })
+    }
+
+    /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
+    /// which holds up only what depends on it.
+    fn registry(&self, names: &BTreeSet<String>) -> Result<Registry, Error> {
+        let env = &self.environment;
+        let context = ProviderContext {
+            data_dir: env.directories.data.clone(),
+            runtime_dir: env.directories.runtime.clone(),
+            executable: env.executable.clone(),
+        };
+        let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
+        let names = names.iter().filter(known).map(String::as_str);
+        Registry::open(names, &context)
+            .map_err(|source| Error::Provider { provider: "local".to_owned(), source })
+    }
+}
+
+/// Standard input, bounded as every manifest is.
+fn standard_input() -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let limit = manifest::MAX_FILE_BYTES + 1;
+    std::io::stdin().lock().take(limit).read_to_end(&mut bytes).map_err(|source| Error::Io {
+        doing: "read",
+        path: "standard input".into(),
+        source,
+    })?;
+    Ok(bytes)
+}
+
+pub(super) fn resolve(
+    manifest: &Manifest,
+    endpoints: &BTreeMap<PortRef, (String, u16)>,
+) -> Result<Resolved, Error> {
+    let context = manifest::ResolveContext { endpoints, capabilities: builtin_capabilities() };
+    manifest.resolve(&context).map_err(Error::Manifest)
+}
+
+/// An opened project.
+pub struct Project<'a> {
+    pub(super) app: &'a App,
+    pub(super) name: String,
+    pub(super) manifest: Option<Manifest>,
+    pub(super) store: Store,
+    pub(super) registry: Registry,
+    providers: BTreeSet<String>,
+}
+
+/// Everything that a plan is made from, looked at just now.
+pub struct View {
+    /// What is asked.
+    pub desired: Desired,
+    /// Where it is asked; `None` without a manifest.
+    pub origins: Option<Origins>,
+    /// What the store remembers.
+    pub recorded: Recorded,
+    /// What is.
+    pub observed: Observed,
+    /// The values of secrets.
+    pub secrets: Secrets,
+    /// What should be told about secrets.
+    pub warnings: Vec<String>,
+}
+
+impl Project<'_> {
+    /// The project's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its manifest, if it was opened with one.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The opened providers.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn provider(&self, name: &str) -> Result<&dyn Provider, Error> {
+        let missing = || Error::Provider {
+            provider: name.to_owned(),
+            source: crate::provider::ProviderError::Unsupported {
+                message: "this build does not have it".to_owned(),
+            },
+        };
+        Ok(self.registry.get(name).ok_or_else(missing)?.as_ref())
+    }
+
+    /// The sheets of the opened providers.
+    pub fn capabilities(&self) -> BTreeMap<String, &Capabilities> {
+        self.registry.iter().map(|(name, provider)| (name.to_owned(), provider.capabilities())).collect()
+    }
+
+    pub(super) async fn listings(&self, recorded: &Recorded) -> Listings {
+        observe::providers(&self.registry, &self.name, &self.providers, recorded).await
+    }
+
+    /// Looks at everything. With `keep`, host ports that are chosen are kept; without, looking changes nothing at all. With `values`, secrets
+    /// that have no value are an error; without, whoever needs one waits.
+    pub async fn look(&self, keep: bool, values: bool) -> Result<View, Error> {
+        let recorded = self.store.recorded(&self.name).await?;
+        let listings = self.listings(&recorded).await;
+        let (desired, origins) = match &self.manifest {
+            None => {
+                let empty =
+                    Desired { project: self.name.clone(), volumes: BTreeMap::new(), sandboxes: BTreeMap::new() };
+                (empty, None)
+            }
+            Some(manifest) => {
+                let endpoints =
+                    ports::endpoints(&self.store, manifest, &self.registry, &listings, keep).await?;
+                let mut resolved = resolve(manifest, &endpoints)?;
+                self.place_ports(&mut resolved.desired, &endpoints);
+                (resolved.desired, Some(resolved.origins))
+            }
+        };
+        let (secrets, warnings) = self.secrets(&desired, values).await?;
+        let guests = observe::guests(&self.registry, &desired, &listings).await;
+        let observed = Observed { providers: listings, guests };
+        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+    }
+
+    /// Writes the chosen host port of each declared port into the desired state, where the provider forwards ports from this host.
+    fn place_ports(&self, desired: &mut Desired, endpoints: &BTreeMap<PortRef, (String, u16)>) {
+        for (name, sandbox) in &mut desired.sandboxes {
+            let forwards =
+                self.registry.get(&sandbox.provider).is_some_and(|p| p.capabilities().forwards_from_host);
+            if !forwards {
+                continue;
+            }
+            for (port, spec) in &mut sandbox.spec.ports {
+                let chosen = endpoints.get(&PortRef { sandbox: name.clone(), port: *port });
+                spec.host_port = chosen.map(|(_, host_port)| *host_port);
+            }
+        }
+    }
+
+    /// The values of the secrets that sandboxes use.
+    pub(super) async fn secrets(
+        &self,
+        desired: &Desired,
+        all: bool,
+    ) -> Result<(Secrets, Vec<String>), Error> {
+        let Some(manifest) = &self.manifest else {
+            return Ok((Secrets::new(BTreeMap::new()), Vec::new()));
+        };
+        let used: BTreeSet<&String> = desired
+            .sandboxes
+            .values()
+            .flat_map(|s| {
+                let credentials = s.guest.repositories.values().filter_map(|r| r.credentials.as_ref());
+                s.guest.secrets.keys().chain(credentials)
+            })
+            .collect();
+        let sources: BTreeMap<String, secret::SecretSource> =
+            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), source(s))).collect();
+        let vars = &self.app.environment.vars;
+        if all {
+            let resolved = secret::resolve_all(&sources, vars).await?;
+            let warnings = resolved.warnings.iter().map(|(n, w)| format!("secret `{n}`: {w}")).collect();
+            return Ok((Secrets::new(resolved.values), warnings));
+        }
+        let mut values = BTreeMap::new();
+        for (name, source) in &sources {
+            if let Ok(resolved) = secret::resolve(source, vars).await {
+                values.insert(name.clone(), resolved.value);
+            }
+        }
+        Ok((Secrets::new(values), Vec::new()))
+    }
+
+    /// Makes the plan for a view. It is checked before anybody sees it.
+    pub fn plan(&self, view: &View, policy: &Policy) -> Result<Plan, Error> {
+        let capabilities = self.capabilities();
+        let digests = view.secrets.digests(self.store.digest_key());
+        let origin = |address: &Address, field: &str| {
+            let at = view.origins.as_ref()?.get(address, field)?;
+            Some(crate::model::Location { file: at.file, line: at.line, column: at.column })
+        };
+        let input = PlanInput {
+            desired: &view.desired,
+            recorded: &view.recorded,
+            observed: &view.observed,
+            capabilities: &capabilities,
+            secrets: &digests,
+            origin: &origin,
+            policy,
+            now: self.app.environment.clock.now(),
+        };
+        let plan = plan::plan(&input);
+        let findings = plan::lint::lint(&plan, &input);
+        if findings.is_empty() {
+            return Ok(plan);
+        }
+        let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        Err(Error::Unsound(text.join("; ")))
+    }
+
+    /// Measures the status of everything desired or recorded.
+    pub async fn status(&self) -> Result<(ProjectStatus, Plan), Error> {
+        let view = self.look(false, false).await?;
+        let plan = self.plan(&view, &Policy::default())?;
+        let mut status = status::status(&view.desired, &view.recorded, &view.observed, &plan);
+        let conditions: Vec<_> = status
+            .resources
+            .iter()
+            .flat_map(|r| r.conditions.iter().map(|c| (r.address.clone(), c.clone())))
+            .collect();
+        let now = self.app.environment.clock.now();
+        let mut stamped = self.store.stamp(&self.name, conditions, now).await?.into_iter();
+        for resource in &mut status.resources {
+            for condition in &mut resource.conditions {
+                if let Some((_, with_time)) = stamped.next() {
+                    *condition = with_time;
+                }
+            }
+        }
+        Ok((status, plan))
+    }
+
+    /// Providers that could not be asked, with their reasons.
+    pub fn unavailable(view: &View) -> Vec<(String, String)> {
+        let all = view.observed.providers.iter();
+        all.filter_map(|(name, observation)| match observation {
+            Observation::Complete(_) => None,
+            Observation::Unavailable { reason } => Some((name.clone(), reason.clone())),
+        })
+        .collect()
+    }
+}
+
+fn source(declared: &manifest::SecretSource) -> secret::SecretSource {
+    match declared.clone() {
+        manifest::SecretSource::Env(name) => secret::SecretSource::Env(name),
+        manifest::SecretSource::File(path) => secret::SecretSource::File(path),
+        manifest::SecretSource::Command(argv) => secret::SecretSource::Command(argv),
+        manifest::SecretSource::Vault(name) => secret::SecretSource::Vault(name),
+    }
+}

@@ -1,0 +1,69 @@
+//! `ports`: where ports are reached.
+
+use serde::Serialize;
+
+use super::status::{self, reached_at};
+use crate::app::parse_target;
+use crate::cli::args::PortsArgs;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::ui::exit::Exit;
+use crate::cli::ui::style;
+use crate::cli::ui::table::{Cell, Table};
+use crate::model::Address;
+use crate::reconcile::status::ResourceStatus;
+
+#[derive(Serialize)]
+struct Ports<'a> {
+    project: &'a str,
+    ports: Vec<Port<'a>>,
+}
+
+#[derive(Serialize)]
+struct Port<'a> {
+    sandbox: &'a str,
+    port: u16,
+    /// `host:port`; absent while it is not reached anywhere.
+    reached_at: Option<String>,
+    listening: bool,
+    #[serde(skip)]
+    status: &'a ResourceStatus,
+}
+
+/// Lists ports.
+pub async fn run(cx: &Context, args: &PortsArgs) -> Result<Exit, CliError> {
+    let only: Vec<Address> =
+        args.names.iter().map(|name| Address::Sandbox(parse_target(name).sandbox)).collect();
+    let status = status::measure(cx, &only).await?;
+    let ports: Vec<Port<'_>> = status
+        .resources
+        .iter()
+        .filter_map(|r| match &r.address {
+            Address::Port(sandbox, port) => Some(Port {
+                sandbox,
+                port: *port,
+                reached_at: r.endpoint.as_ref().map(|e| reached_at(Some(e))),
+                listening: r.endpoint.as_ref().is_some_and(|e| e.listening),
+                status: r,
+            }),
+            _ => None,
+        })
+        .collect();
+    let ports = Ports { project: &status.project, ports };
+    let text = |_| {
+        let mut table = Table::new(["SANDBOX", "PORT", "REACHED AT", "STATE", "MESSAGE"]);
+        for port in &ports.ports {
+            table.row([
+                port.sandbox.into(),
+                port.port.to_string().into(),
+                port.reached_at.as_deref().unwrap_or_default().into(),
+                Cell::new(port.status.phase.as_str(), style::of_health(port.status.health)),
+                port.status.message.as_str().into(),
+            ]);
+        }
+        cx.ui.table(&table)
+    };
+    let names = || ports.ports.iter().filter_map(|p| p.reached_at.clone()).collect();
+    cx.ui.show(&ports, names, text)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,161 @@
+//! Archives that travel into sandboxes: written while they are sent, every host file held against the hash it should have.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use tokio_util::io::SyncIoBridge;
+
+use super::script::stream_in;
+use super::tree::TreeError;
+use crate::provider::{CapturedOutput, Command, Guest, GuestError};
+
+/// One member of the archive that travels into the sandbox.
+#[derive(Clone)]
+pub(super) struct Member {
+    /// Where it is unpacked, relative.
+    pub name: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// What it holds.
+    pub data: Source,
+}
+
+/// What a member holds.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// These bytes.
+    Bytes(std::sync::Arc<[u8]>),
+    /// A file of the host, with the hash it must have.
+    File { path: PathBuf, sha256: String },
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link { target: String },
+}
+
+impl Member {
+    /// A member of these bytes.
+    pub fn bytes(name: String, mode: u32, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { name, mode, data: Source::Bytes(bytes.into().into()) }
+    }
+}
+
+/// Sends the archive of `members` to the standard input of `command`. A failure of this side is an error; the command's own is in the output.
+pub(super) async fn send(
+    guest: &dyn Guest,
+    what: &str,
+    command: &Command,
+    members: Vec<Member>,
+) -> Result<CapturedOutput, GuestError> {
+    let (mut reader, writer) = tokio::io::duplex(256 * 1024);
+    let packing = tokio::task::spawn_blocking(move || pack(&members, SyncIoBridge::new(writer)));
+    let output = stream_in(guest, command, &mut reader).await?;
+    drop(reader);
+    let packed = packing.await.map_err(|error| io_error("packing files", io::Error::other(error)))?;
+    // The reason on this side explains a failure inside, unless this side only saw the pipe close.
+    match packed {
+        Err(PackError::Changed(path)) => Err(changed(&path)),
+        Err(PackError::Read(path, source)) => Err(io_error(&format!("reading {}", path.display()), source)),
+        Err(PackError::Write(source)) if output.status.success() => Err(io_error(what, source)),
+        Err(PackError::Write(_)) | Ok(()) => Ok(output),
+    }
+}
+
+/// A failure of this side.
+pub(super) fn io_error(what: &str, source: io::Error) -> GuestError {
+    GuestError::Io { what: what.to_owned(), source }
+}
+
+/// A directory of the host cannot be read.
+pub(super) fn unreadable(path: &Path, error: TreeError) -> GuestError {
+    io_error(&format!("reading {}", path.display()), io::Error::other(error))
+}
+
+/// A host file is not what it was.
+pub(super) fn changed(path: &Path) -> GuestError {
+    GuestError::Unsupported(format!("{} has changed since it was looked at; try again", path.display()))
+}
+
+/// Why an archive could not be written.
+enum PackError {
+    /// The file is not what was planned.
+    Changed(PathBuf),
+    /// A host file cannot be read.
+    Read(PathBuf, io::Error),
+    /// The other end is gone.
+    Write(io::Error),
+}
+
+/// Writes the archive. It is cut, without its last member, if any file is not what was planned.
+fn pack(members: &[Member], out: impl Write) -> Result<(), PackError> {
+    // A header is 512 bytes, and each write wakes the other side.
+    let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
+    for member in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(member.mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(now_seconds());
+        match &member.data {
+            Source::Bytes(bytes) => {
+                header.set_size(bytes.len() as u64);
+                builder.append_data(&mut header, &member.name, &bytes[..]).map_err(PackError::Write)?;
+            }
+            Source::Link { target } => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_size(0);
+                builder.append_link(&mut header, &member.name, target).map_err(PackError::Write)?;
+            }
+            Source::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_size(0);
+                builder
+                    .append_data(&mut header, format!("{}/", member.name), io::empty())
+                    .map_err(PackError::Write)?;
+            }
+            Source::File { path, sha256 } => {
+                let read = |source| PackError::Read(path.clone(), source);
+                let file = std::fs::File::open(path).map_err(read)?;
+                let size = file.metadata().map_err(read)?.len();
+                header.set_size(size);
+                let mut reader = Hashing::new(file.take(size));
+                builder.append_data(&mut header, &member.name, &mut reader).map_err(PackError::Write)?;
+                if reader.read != size || reader.hex() != *sha256 {
+                    return Err(PackError::Changed(path.clone()));
+                }
+            }
+        }
+    }
+    builder.into_inner().and_then(|mut out| out.flush()).map_err(PackError::Write)
+}
+
+/// The modification time of what is written: now, as for any file just written.
+fn now_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A reader that hashes what passes.
+struct Hashing<R> {
+    inner: R,
+    hasher: sha2::Sha256,
+    read: u64,
+}
+
+impl<R> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, hasher: sha2::Digest::new(), read: 0 }
+    }
+
+    fn hex(self) -> String {
+        hex::encode(sha2::Digest::finalize(self.hasher))
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        sha2::Digest::update(&mut self.hasher, &buffer[..read]);
+        self.read += read as u64;
+        Ok(read)
+    }
+}

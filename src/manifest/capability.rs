@@ -1,0 +1,119 @@
+//! What is written against what its provider can do. A field that the provider cannot honour is an error at its line.
+
+use std::collections::BTreeSet;
+
+use super::diagnostic::{Problem, Problems};
+use super::node::{Node, Value};
+use super::source::Span;
+use crate::provider::{Capabilities, Support};
+
+/// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
+const ONLY_IF_HONOURED: &[&[&str]] =
+    &[&["sync"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
+
+/// Checks everything below `node`. `prefix` is what the sheet's paths begin with (nothing, or `volumes`).
+pub(crate) fn check(node: &Node, prefix: &[&str], sheet: &Capabilities, problems: &mut Problems) {
+    // Most fields are supported; only the first parts of refusing rows are worth a look.
+    let suspects: BTreeSet<&str> = sheet
+        .fields
+        .iter()
+        .filter(|row| matches!(row.support, Support::Refused { .. }))
+        .filter_map(|row| row.path.split(['.', '=']).next())
+        .chain(ONLY_IF_HONOURED.iter().filter_map(|path| path.first().copied()))
+        .collect();
+    let mut walk = Walk { sheet, problems, reported: BTreeSet::new() };
+    let mut path: Vec<&str> = prefix.to_vec();
+    for entry in node.as_map().unwrap_or_default() {
+        if suspects.contains(prefix.first().copied().unwrap_or(entry.key.as_str())) || suspects.contains("*")
+        {
+            path.push(&entry.key);
+            walk.visit(&entry.value, &mut path, &mut vec![entry.key_span]);
+            path.pop();
+        }
+    }
+}
+
+/// Whether the sheet refuses one value that is not written but implied; reported at `span`.
+pub(crate) fn check_implied(
+    path: &[&str],
+    value: &str,
+    span: Span,
+    sheet: &Capabilities,
+    problems: &mut Problems,
+) {
+    if let Some((because, instead)) = refusal(sheet, path, Some(value)) {
+        problems.push(problem(sheet, &format!("{}: {value}", path.join(".")), because, instead, span));
+    }
+}
+
+struct Walk<'a> {
+    sheet: &'a Capabilities,
+    problems: &'a mut Problems,
+    reported: BTreeSet<String>,
+}
+
+impl Walk<'_> {
+    fn visit<'n>(&mut self, node: &'n Node, path: &mut Vec<&'n str>, keys: &mut Vec<Span>) {
+        match &node.value {
+            Value::Map(entries) if !entries.is_empty() => {
+                for entry in entries {
+                    path.push(&entry.key);
+                    keys.push(entry.key_span);
+                    self.visit(&entry.value, path, keys);
+                    keys.pop();
+                    path.pop();
+                }
+            }
+            Value::List(items) if !items.is_empty() => {
+                for item in items {
+                    path.push("*");
+                    keys.push(item.span);
+                    self.visit(item, path, keys);
+                    keys.pop();
+                    path.pop();
+                }
+            }
+            Value::Scalar(scalar) => self.leaf(node, path, Some(&scalar.text), keys),
+            Value::Map(_) | Value::List(_) => self.leaf(node, path, None, keys),
+        }
+    }
+
+    fn leaf(&mut self, node: &Node, path: &[&str], value: Option<&str>, keys: &[Span]) {
+        let Some((because, instead)) = refusal(self.sheet, path, value) else { return };
+        // The outermost field that is refused as a whole is what the user wrote too much; else it is this very value.
+        let outer = path.len() - keys.len();
+        let whole = (outer + 1..=path.len())
+            .find(|n| path.get(..*n).is_some_and(|part| refusal(self.sheet, part, None).is_some()));
+        let (shown, span) = match whole {
+            Some(n) => (
+                path.get(..n).unwrap_or(path).join("."),
+                keys.get(n - outer - 1).copied().unwrap_or(node.span),
+            ),
+            None => (format!("{}: {}", path.join("."), value.unwrap_or_default()), node.span),
+        };
+        if self.reported.insert(shown.clone()) {
+            self.problems.push(problem(self.sheet, &shown, because, instead, span).anchor(node.anchor));
+        }
+    }
+}
+
+fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> Option<(&'s str, &'s str)> {
+    match sheet.field(path, value) {
+        Some(Support::Refused { because, instead }) => Some((because, instead)),
+        Some(Support::Honoured(_)) => None,
+        None => ONLY_IF_HONOURED
+            .iter()
+            .any(|p| path.starts_with(p))
+            .then_some(("does not have this yet", "leave it out for now")),
+    }
+}
+
+fn problem(sheet: &Capabilities, field: &str, because: &str, instead: &str, span: Span) -> Problem {
+    let field = field.replace(".*", "[]");
+    let problem = Problem::error(
+        "unsupported",
+        span,
+        format!("`{field}` cannot be honoured: provider `{}` {because}", sheet.provider),
+    );
+    if instead.is_empty() { problem } else { problem.help(instead) }
+}

@@ -1,0 +1,305 @@
+//! A sandbox as written.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::short::{self, OneOrMany};
+use super::{
+    Cpu, EgressRule, EnvName, EnvText, GuestPath, HostPath, ImageRef, Mode, Name, PortNumber, RepoUrl,
+    SecretRef, Service, Text, User, env_name_schema, name_schema,
+};
+use crate::model::{
+    DependencyCondition, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol, Quantity,
+    RunState,
+};
+
+/// A sandbox.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sandbox {
+    /// The root filesystem: `host` (the system directories of this machine, read-only beneath a private layer) or an OCI image
+    /// reference. Default: `host`. Only one of `image`, `base`, `build` and `snapshot` may be written.
+    pub image: Option<ImageRef>,
+    /// One of Pocketenv's own base images, by name.
+    pub base: Option<Name>,
+    /// An image built from a directory: its path, or a mapping.
+    #[schemars(with = "Option<short::Build>")]
+    pub build: Option<Build>,
+    /// A snapshot, by its id at the provider.
+    pub snapshot: Option<Text>,
+    /// Where the sandbox lives. Default: the default provider.
+    pub provider: Option<Name>,
+    /// How many there are, named `NAME-1` to `NAME-n`; `{{ index }}` tells them apart. Default: one, named `NAME`.
+    #[schemars(range(min = 1, max = 1000))]
+    pub count: Option<u32>,
+    /// Whether it should run, be stopped or not exist. Default: `running`.
+    pub state: Option<RunState>,
+    /// Who runs commands, services and shells: a name or `uid[:gid]`. Default: the image's own.
+    pub user: Option<User>,
+    /// The default working directory. Default: the image's own.
+    pub working_dir: Option<GuestPath>,
+    /// The host name inside. Default: the sandbox's name.
+    pub hostname: Option<Text>,
+    /// Processor, memory and disk. Default: the provider's.
+    pub resources: Option<Resources>,
+    /// Files with `KEY=VALUE` lines, read before `env`.
+    #[serde(default)]
+    #[schemars(with = "Option<OneOrMany<HostPath>>")]
+    pub env_file: Vec<HostPath>,
+    /// The environment of every process: a mapping, or a list of `KEY=VALUE`.
+    #[serde(default)]
+    #[schemars(with = "Option<short::Env>")]
+    pub env: BTreeMap<String, EnvText>,
+    /// Secrets: a list of names, each given as an environment variable of that name, or a mapping that says how each is given.
+    #[serde(default)]
+    #[schemars(with = "Option<short::Secrets>")]
+    pub secrets: BTreeMap<String, SecretUse>,
+    /// Mounted volumes: `NAME:PATH[:ro]`, or a mapping.
+    #[serde(default)]
+    #[schemars(with = "Option<Vec<short::Mount>>")]
+    pub volumes: BTreeMap<String, Mount>,
+    /// Ports that something inside listens on: a number, `HOST_PORT:PORT`, or a mapping.
+    #[serde(default)]
+    #[schemars(with = "Option<Vec<short::Port>>")]
+    pub ports: BTreeMap<String, Port>,
+    /// A repository, or several: a URL, a shorthand such as `github:owner/name`, or a mapping.
+    #[serde(default)]
+    #[schemars(with = "Option<short::Repos>")]
+    pub repo: BTreeMap<String, Repo>,
+    /// Presets in the order they run: a name, or a mapping with variables.
+    #[serde(default)]
+    #[schemars(with = "Option<Vec<short::PresetUse>>")]
+    pub presets: Vec<PresetUse>,
+    /// Sandboxes that come first: a list of names, or a mapping with the condition each must reach.
+    #[serde(default)]
+    #[schemars(with = "Option<short::DependsOn>")]
+    pub depends_on: BTreeMap<String, Dependency>,
+    /// Managed files and directories.
+    #[serde(default)]
+    #[schemars(with = "Option<Vec<File>>")]
+    pub files: BTreeMap<String, File>,
+    /// Supervised services by name.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = name_schema()))]
+    pub services: BTreeMap<String, Service>,
+    /// Reach of the network: `isolated`, `host`, `none`, or a mapping. Default: `isolated`.
+    #[schemars(with = "Option<short::Network>")]
+    pub network: Option<Network>,
+    /// The weakest isolation accepted.
+    pub isolation: Option<IsolationUse>,
+    /// Directories of the host kept in step with directories inside while `pocketenv watch` runs.
+    #[serde(default)]
+    pub sync: Vec<Sync>,
+    /// Lifetime.
+    pub lifecycle: Option<Lifecycle>,
+    /// Access by SSH.
+    pub ssh: Option<Ssh>,
+    /// Membership of a tailnet.
+    pub tailscale: Option<Tailscale>,
+    /// What is done about drift. Default: `defaults.drift`, else `heal`.
+    pub drift: Option<DriftPolicy>,
+    /// Never deleted or recreated while true. Default: `defaults.protect`, else false.
+    pub protect: Option<bool>,
+}
+
+/// An image built from a directory.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Build {
+    /// The directory, relative to this manifest.
+    pub context: HostPath,
+    /// The Dockerfile, relative to the directory. Default: `Dockerfile`.
+    pub dockerfile: Option<HostPath>,
+}
+
+/// Processor, memory and disk.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resources {
+    /// Processors, such as `2` or `0.5`.
+    pub cpu: Option<Cpu>,
+    /// Memory.
+    pub memory: Option<Quantity>,
+    /// Disk.
+    pub disk: Option<Quantity>,
+}
+
+/// How a secret is given. `{}` is the environment variable of the secret's name.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SecretUse {
+    /// The environment variable's name. Default: the secret's name.
+    pub as_env: Option<EnvName>,
+    /// A file inside, on a memory-backed filesystem, mode 0400, instead of an environment variable.
+    pub as_file: Option<GuestPath>,
+}
+
+/// A mounted volume.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Mount {
+    /// The name under `volumes:`.
+    pub name: Name,
+    /// The path inside.
+    pub path: GuestPath,
+    /// Writes from inside are refused. Default: false.
+    pub read_only: Option<bool>,
+}
+
+/// A port that something inside listens on.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Port {
+    /// The port inside, 1 to 65535.
+    pub port: PortNumber,
+    /// The loopback port of this machine that leads to it. Default: a free one, chosen once and kept.
+    pub host_port: Option<PortNumber>,
+    /// What is spoken on it. Default: `tcp`.
+    pub protocol: Option<PortProtocol>,
+    /// Reachable from anywhere without credentials, at providers that publish ports. Default: false.
+    pub public: Option<bool>,
+    /// For people.
+    pub description: Option<Text>,
+}
+
+/// A repository.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Repo {
+    /// An https or ssh URL, or `github:owner/name`, `gitlab:owner/name`, `tangled:owner/name`.
+    pub url: RepoUrl,
+    /// A branch, tag or commit. Default: the remote's default branch.
+    #[serde(rename = "ref")]
+    pub reference: Option<Text>,
+    /// The path inside. Default: `/workspace/NAME`.
+    pub path: Option<GuestPath>,
+    /// How many commits of history. Default: all.
+    #[schemars(range(min = 1))]
+    pub depth: Option<u32>,
+    /// The secret that holds a token for https.
+    pub credentials: Option<SecretRef>,
+}
+
+/// A preset as used by a sandbox.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PresetUse {
+    /// Its name.
+    pub name: Name,
+    /// Variables of the preset that differ from its own. They reach its scripts as environment variables.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = env_name_schema()))]
+    pub vars: BTreeMap<String, Text>,
+}
+
+/// What a dependency must have reached.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Dependency {
+    /// `started`: it runs. `healthy`: all its health checks pass. Default: `started`.
+    pub condition: Option<DependencyCondition>,
+}
+
+/// A managed file or directory; exactly one of `content`, `template` and `source`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct File {
+    /// The path inside.
+    pub path: GuestPath,
+    /// These very characters.
+    pub content: Option<EnvText>,
+    /// A file of the host, rendered with the names that templates of this sandbox have.
+    pub template: Option<HostPath>,
+    /// A file or directory of the host, copied as it is. Ignore files (`.gitignore`, `.dockerignore`, `.pocketenvignore`) are honoured.
+    pub source: Option<HostPath>,
+    /// Permission bits in octal. Default: 0644, or those of the source.
+    pub mode: Option<Mode>,
+}
+
+/// Reach of the network.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Network {
+    /// How much network there is. Default: `isolated`.
+    pub mode: Option<NetworkMode>,
+    /// Whether outbound access is allowed by default.
+    pub egress: Option<Egress>,
+    /// Destinations allowed under `egress: deny`: `github.com`, `*.example.com`, with an optional `:port`.
+    #[serde(default)]
+    pub allow: Vec<EgressRule>,
+}
+
+/// The weakest isolation accepted.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IsolationUse {
+    /// The tier. Creating the sandbox fails where it cannot be had.
+    pub require: Option<Isolation>,
+}
+
+/// A directory kept in step.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sync {
+    /// The directory of the host, relative to this manifest.
+    pub from: HostPath,
+    /// The directory inside.
+    pub to: GuestPath,
+    /// Patterns left out, next to the ignore files.
+    #[serde(default)]
+    pub ignore: Vec<Text>,
+    /// What happens after files changed.
+    pub on_change: Option<OnChange>,
+}
+
+/// What happens after files changed.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OnChange {
+    /// A service of this sandbox to restart.
+    pub restart: Option<Name>,
+}
+
+/// Lifetime of a sandbox.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lifecycle {
+    /// The provider must not stop it for inactivity.
+    pub keep_alive: Option<bool>,
+    /// Stopped after this long without activity.
+    pub idle_timeout: Option<Duration>,
+    /// Deleted this long after creation.
+    pub ttl: Option<Duration>,
+    /// What happens before it is deleted.
+    pub on_delete: Option<OnDelete>,
+}
+
+/// What happens before a sandbox is deleted.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OnDelete {
+    /// Paths inside that are backed up.
+    #[serde(default)]
+    pub backup: Vec<GuestPath>,
+}
+
+/// Access by SSH.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ssh {
+    /// Files of public keys that may log in.
+    #[serde(default)]
+    pub authorized_keys: Vec<HostPath>,
+}
+
+/// Membership of a tailnet.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tailscale {
+    /// The secret that holds the key.
+    pub auth_key: SecretRef,
+    /// The name in the tailnet. Default: the sandbox's name.
+    pub hostname: Option<Text>,
+}

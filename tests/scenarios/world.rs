@@ -287,6 +287,12 @@ impl World {
         self.processes_in(&self.home())
     }
 
+    /// Those of one sandbox, inside and outside.
+    #[track_caller]
+    pub fn processes_of(&self, sandbox: &str) -> Vec<Process> {
+        self.processes_in(&self.box_dir(sandbox))
+    }
+
     fn processes_in(&self, dir: &Path) -> Vec<Process> {
         let needle = dir.to_string_lossy().into_owned();
         let mut found = Vec::new();

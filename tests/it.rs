@@ -2,6 +2,8 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/cli.rs"]
+mod cli;
 #[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;

@@ -11,6 +11,7 @@ use super::error::CliError;
 use super::ui::exit::Exit;
 use super::ui::{Ui, UiOptions};
 use crate::app::{App, Directories, Environment, Error, Project, Selection, SystemClock, UuidIds};
+use crate::manifest;
 use crate::model::Timestamp;
 
 /// What every verb has at hand.
@@ -64,6 +65,47 @@ impl Context {
         &self.selection
     }
 
+    /// Turns to another project.
+    pub fn select(&mut self, selection: Selection) {
+        self.selection = selection;
+    }
+
+    /// The projects that the flags mean, with directories replaced by what is in them: a directory with a `pocketenv.yaml` is that project,
+    /// any other is every manifest in it, each a project of its own.
+    ///
+    /// # Errors
+    /// A directory without a manifest, or one of many projects next to other files.
+    pub fn selections(&self) -> Result<Vec<Selection>, CliError> {
+        let mut files = Vec::new();
+        for file in &self.selection.files {
+            if !file.is_dir() {
+                files.push(file.clone());
+                continue;
+            }
+            let own = manifest::discover(file, &BTreeMap::new()).unwrap_or_default();
+            if own.first().and_then(|path| path.parent()) == Some(file) {
+                files.extend(own);
+                continue;
+            }
+            let all = manifest::manifests_in(file).map_err(CliError::Manifest)?;
+            match (self.selection.files.len(), all.len()) {
+                (_, 1) => files.extend(all),
+                (1, _) => {
+                    let one = |path| Selection { files: vec![path], ..self.selection.clone() };
+                    return Ok(all.into_iter().map(one).collect());
+                }
+                _ => {
+                    let text = format!(
+                        "{} holds several projects, which cannot be merged with other files",
+                        file.display()
+                    );
+                    return Err(CliError::usage(text));
+                }
+            }
+        }
+        Ok(vec![Selection { files, ..self.selection.clone() }])
+    }
+
     /// Opens the project that the flags say.
     ///
     /// # Errors
@@ -103,7 +145,11 @@ fn environment(process: Process) -> Environment {
     let set = |name: &str| vars.get(name).filter(|value| !value.is_empty());
     let home = set("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let uid = rustix::process::getuid().as_raw();
-    let user = set("USER").or_else(|| set("LOGNAME")).cloned().unwrap_or_else(|| format!("uid {uid}"));
+    let user = match set("USER").or_else(|| set("LOGNAME")) {
+        Some(user) => user.clone(),
+        None if uid == 0 => "root".to_owned(),
+        None => format!("uid {uid}"),
+    };
     let host = rustix::system::uname();
     Environment {
         directories: Directories::resolve(&vars, home.as_deref(), uid),

@@ -49,15 +49,50 @@ pub fn run(process: Process) -> u8 {
         }
     };
     let Cli { global, verb } = cli;
-    let context = match Context::new(process, global) {
+    let mut context = match Context::new(process, global) {
         Ok(context) => context,
         Err((ui, error)) => return error.report(&ui).code(),
     };
-    let exit = match install_log(&context).and_then(|()| dispatch(&context, verb)) {
+    let exit = match install_log(&context).and_then(|()| each_project(&mut context, &verb)) {
         Ok(exit) => exit,
         Err(error) => error.report(&context.ui),
     };
     exit.code()
+}
+
+/// Runs the verb for every project that is meant, which is one unless `-f` names a directory of many. What fails for one of many does not keep
+/// the others from being done.
+fn each_project(cx: &mut Context, verb: &Verb) -> Result<Exit, CliError> {
+    let selections = cx.selections()?;
+    let many = selections.len() > 1;
+    let takes_many = matches!(
+        verb,
+        Verb::Validate(_) | Verb::Config(_) | Verb::Plan(_) | Verb::Apply(_) | Verb::Destroy(_) | Verb::Status(_)
+    );
+    if many && !takes_many {
+        let text = format!("there are {} projects, and this verb takes one; name its file", selections.len());
+        return Err(CliError::usage(text));
+    }
+    let mut ends = Vec::new();
+    for selection in selections {
+        cx.select(selection);
+        match dispatch(cx, verb) {
+            Err(error) if !many => return Err(error),
+            ended => ends.push(ended.unwrap_or_else(|error| error.report(&cx.ui)).code()),
+        }
+    }
+    Ok(together(&ends))
+}
+
+/// The end of several runs: theirs if they agree.
+fn together(ends: &[u8]) -> Exit {
+    let good = |code: &u8| [Exit::Done.code(), Exit::ChangesPending.code()].contains(code);
+    match ends {
+        [first, rest @ ..] if rest.iter().all(|code| code == first) => Exit::Code(i32::from(*first)),
+        all if all.contains(&Exit::Interrupted.code()) => Exit::Interrupted,
+        all if all.iter().all(good) => Exit::ChangesPending,
+        _ => Exit::Partly,
+    }
 }
 
 /// `plan -out FILE` is what people type; a short flag `-o` with the value `ut` is what it would mean.
@@ -92,17 +127,20 @@ fn install_log(context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn dispatch(cx: &Context, verb: Verb) -> Result<Exit, CliError> {
+fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
     match verb {
         // These open no store and start no runtime.
-        Verb::Validate(args) => verb::validate::validate(cx, &args),
+        Verb::Init(args) => verb::init::run(cx, args),
+        Verb::Validate(args) => verb::validate::validate(cx, args),
+        Verb::Fmt(args) => verb::fmt::run(cx, args),
         Verb::Config(_) => verb::validate::config(cx),
-        Verb::Schema(args) => verb::schema::run(cx, &args),
-        Verb::Preset(command) => verb::preset::run(cx, &command),
-        Verb::Provider(command) => verb::provider::run(cx, &command),
-        Verb::Completion(args) => verb::completion::run(cx, &args),
+        Verb::Schema(args) => verb::schema::run(cx, args),
+        Verb::Preset(command) => verb::preset::run(cx, command),
+        Verb::Provider(command) => verb::provider::run(cx, command),
+        Verb::Doctor(_) => verb::doctor::run(cx),
+        Verb::Completion(args) => verb::completion::run(cx, args),
         Verb::Version(_) => verb::version::run(cx),
-        Verb::Man(args) => verb::man::run(cx, &args),
+        Verb::Man(args) => verb::man::run(cx, args),
 
         Verb::Plan(args) => cx.block_on(verb::plan::run(cx, args)),
         Verb::Apply(args) => cx.block_on(verb::apply::run(cx, args)),
@@ -110,27 +148,33 @@ fn dispatch(cx: &Context, verb: Verb) -> Result<Exit, CliError> {
         Verb::Start(args) => cx.block_on(verb::control::run(cx, Control::Start, &args.control)),
         Verb::Stop(args) => cx.block_on(verb::control::run(cx, Control::Stop, &args.control)),
         Verb::Restart(args) => cx.block_on(verb::control::run(cx, Control::Restart, &args.control)),
-        Verb::Status(args) => cx.block_on(verb::status::run(cx, &args)),
-        Verb::Ls(args) => cx.block_on(verb::ls::run(cx, &args)),
-        Verb::Ps(args) => cx.block_on(verb::ps::run(cx, &args)),
-        Verb::Ports(args) => cx.block_on(verb::ports::run(cx, &args)),
-        Verb::Describe(args) => cx.block_on(verb::describe::run(cx, &args)),
-        Verb::Events(args) => cx.block_on(verb::events::run(cx, &args)),
-        Verb::History(args) => cx.block_on(verb::history::run(cx, &args)),
-        Verb::State(command) => cx.block_on(verb::state::run(cx, &command)),
-        Verb::Wait(args) => cx.block_on(verb::wait::run(cx, &args)),
+        Verb::Status(args) => cx.block_on(verb::status::run(cx, args)),
+        Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),
+        Verb::Ps(args) => cx.block_on(verb::ps::run(cx, args)),
+        Verb::Ports(args) => cx.block_on(verb::ports::run(cx, args)),
+        Verb::Describe(args) => cx.block_on(verb::describe::run(cx, args)),
+        Verb::Events(args) => cx.block_on(verb::events::run(cx, args)),
+        Verb::History(args) => cx.block_on(verb::history::run(cx, args)),
+        Verb::State(command) => cx.block_on(verb::state::run(cx, command)),
+        Verb::Wait(args) => cx.block_on(verb::wait::run(cx, args)),
         Verb::Exec(args) => cx.block_on(verb::exec::exec(cx, args)),
         Verb::Shell(args) => cx.block_on(verb::exec::shell(cx, args)),
-        Verb::Logs(args) => cx.block_on(verb::logs::run(cx, &args)),
-        Verb::Init(_) | Verb::Fmt(_) | Verb::Cp(_) | Verb::Doctor(_) => {
-            Err(CliError::new(Exit::Failed, "this verb is not there yet"))
-        }
+        Verb::Logs(args) => cx.block_on(verb::logs::run(cx, args)),
+        Verb::Cp(args) => cx.block_on(verb::cp::run(cx, args)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_projects_end_as_one() {
+        assert_eq!(together(&[3, 3]).code(), 3);
+        assert_eq!(together(&[0, 2]).code(), 2);
+        assert_eq!(together(&[0, 1]).code(), 4);
+        assert_eq!(together(&[0, 130]).code(), 130);
+    }
 
     #[test]
     fn the_single_dash_of_out_is_understood_where_it_makes_sense() {

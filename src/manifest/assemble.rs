@@ -21,6 +21,12 @@ use super::{DeclaredPort, SecretSource};
 use crate::model::{Desired, DesiredSandbox, DesiredVolume, LinkSpec, PortRef};
 use crate::provider::Capabilities;
 
+/// The most sandboxes of one project, replicas counted.
+pub const MAX_SANDBOXES: usize = 20_000;
+/// The most values and bytes of text that they have together.
+const MAX_VALUES: usize = 4_000_000;
+const MAX_BYTES: usize = 256 << 20;
+
 /// What does not change between `load` and `resolve`.
 #[derive(Debug)]
 pub(crate) struct Given {
@@ -415,6 +421,7 @@ impl<'a> Pass<'a> {
         };
         let mut all = Vec::with_capacity(entries.len());
         let mut places: BTreeMap<String, Span> = BTreeMap::new();
+        let (mut values, mut bytes) = (0usize, 0usize);
         for Entry { key: name, key_span: key, mut value } in entries {
             if let Err(why) = language::name(&name) {
                 let kind = language::by_name("Name").map_or("a name", |t| t.expected);
@@ -430,6 +437,21 @@ impl<'a> Pass<'a> {
                 .and_then(|n| self.quiet(n, scope)?.parse::<u32>().ok())
                 .filter(|n| (1..=1000).contains(n));
             let counted = value.get("count").is_some_and(|n| !n.is_null());
+            let (nodes, text) = super::yaml::weight(&value);
+            let times = count.unwrap_or(1) as usize;
+            values = values.saturating_add(nodes.saturating_mul(times));
+            bytes = bytes.saturating_add(text.saturating_mul(times));
+            if places.len() + times > MAX_SANDBOXES || values > MAX_VALUES || bytes > MAX_BYTES {
+                self.problems.push(
+                    Problem::error(
+                        "too-large",
+                        key,
+                        format!("the project is too large from {} on, replicas counted", quote(&name)),
+                    )
+                    .help(format!("a project has at most {MAX_SANDBOXES} sandboxes; split it into several")),
+                );
+                return Vec::new();
+            }
             let replicas: Vec<String> = match count {
                 Some(n) => (1..=n).map(|i| format!("{name}-{i}")).collect(),
                 None => vec![name.clone()],

@@ -65,9 +65,9 @@ impl Checker<'_> {
             .and_then(Json::as_str)
             .and_then(scalar::by_pattern);
         let mut usable = true;
-        let mut seen: Vec<String> = Vec::new();
+        let mut seen: Vec<&str> = Vec::new();
         entries.retain_mut(|entry| {
-            seen.push(entry.key.clone());
+            seen.extend(required.iter().copied().find(|key| *key == entry.key));
             if let Some(property) = properties.and_then(|p| p.get(&entry.key)) {
                 if entry.value.is_null() {
                     // An empty value is as good as an absent key.
@@ -103,7 +103,7 @@ impl Checker<'_> {
             }
         });
         for key in required {
-            if !seen.iter().any(|s| s == key) {
+            if !seen.contains(&key) {
                 usable = false;
                 let span = if at.start == at.end { span } else { at };
                 self.missing(key, span);

@@ -85,7 +85,7 @@ fn body(dir: &Path, name: &str, text: &mut String, chosen: &mut Vec<String>) {
         "{file}: a sandbox with this directory, the preset `{preset}` and the service `{command}`"
     ));
     let hash = if builtin_text(preset).is_some() { "" } else { "# " };
-    let _ = write!(text, "    {hash}presets: [{preset}]\n");
+    let _ = writeln!(text, "    {hash}presets: [{preset}]");
     let _ = write!(
         text,
         "    files:\n      - {{ path: /workspace/{name}, source: . }}\n    working_dir: /workspace/{name}\n"
@@ -128,19 +128,19 @@ fn from_compose(path: &Path, chosen: &mut Vec<String>, file: &str) -> Option<Str
             ));
             continue;
         }
-        let _ = write!(text, "  {name}:\n");
+        let _ = writeln!(text, "  {name}:");
         let mut taken = Vec::new();
         let good_image =
             |t: &&str| super::language::by_name("ImageRef").is_some_and(|k| (k.check)(t).is_ok());
         if let Some(image) = service.value.get("image").and_then(Node::as_text).filter(good_image) {
-            let _ = write!(text, "    image: {}\n", json_text(image));
+            let _ = writeln!(text, "    image: {}", json_text(image));
             taken.push("image");
         }
         let env = environment(service.value.get("environment"));
         if !env.is_empty() {
             text.push_str("    env:\n");
             for (key, value) in env {
-                let _ = write!(text, "      {key}: {}\n", json_text(&value.replace("{{", "\\{{")));
+                let _ = writeln!(text, "      {key}: {}", json_text(&value.replace("{{", "\\{{")));
             }
             taken.push("environment");
         }
@@ -157,7 +157,7 @@ fn from_compose(path: &Path, chosen: &mut Vec<String>, file: &str) -> Option<Str
             })
             .collect();
         if !ports.is_empty() {
-            let _ = write!(text, "    ports: [{}]\n", ports.join(", "));
+            let _ = writeln!(text, "    ports: [{}]", ports.join(", "));
             taken.push("ports");
         }
         if taken.is_empty() {
@@ -173,7 +173,7 @@ fn from_compose(path: &Path, chosen: &mut Vec<String>, file: &str) -> Option<Str
             .filter(|k| !known.contains(k) && super::language::name(k).is_ok())
             .collect();
         if !left.is_empty() {
-            let _ = write!(text, "    # Not taken over from {file}: {}\n", left.join(", "));
+            let _ = writeln!(text, "    # Not taken over from {file}: {}", left.join(", "));
         }
         chosen.push(format!(
             "{file}: the service `{name}` became a sandbox ({})",

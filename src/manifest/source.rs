@@ -41,6 +41,28 @@ pub(crate) struct SourceFile {
     pub dir: PathBuf,
     pub text: String,
     line_starts: Vec<u32>,
+    /// How many characters stand before each [`MARK`]th byte, so that a column in a very long line is found fast.
+    char_marks: Vec<u32>,
+    ascii: bool,
+}
+
+const MARK: usize = 128;
+
+fn characters(bytes: &[u8]) -> u32 {
+    // Every byte that does not continue a character begins one.
+    bytes.iter().filter(|b| (**b & 0xC0) != 0x80).count() as u32
+}
+
+impl SourceFile {
+    fn characters_before(&self, offset: usize) -> u32 {
+        let offset = offset.min(self.text.len());
+        if self.ascii {
+            return offset as u32;
+        }
+        let mark = offset / MARK;
+        let before = self.char_marks.get(mark).copied().unwrap_or(0);
+        before + characters(self.text.as_bytes().get(mark * MARK..offset).unwrap_or_default())
+    }
 }
 
 /// All files of one manifest. Spans index into it.
@@ -53,7 +75,15 @@ impl Sources {
     pub fn add(&mut self, name: String, dir: PathBuf, text: String) -> u32 {
         let mut line_starts = vec![0];
         line_starts.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i as u32 + 1));
-        self.files.push(SourceFile { name, dir, text, line_starts });
+        let ascii = text.is_ascii();
+        let mut char_marks = Vec::with_capacity(text.len() / MARK + 1);
+        let mut before = 0;
+        for chunk in text.as_bytes().chunks(MARK) {
+            char_marks.push(before);
+            before += characters(chunk);
+        }
+        char_marks.push(before);
+        self.files.push(SourceFile { name, dir, text, line_starts, char_marks, ascii });
         self.files.len() as u32 - 1
     }
 
@@ -86,9 +116,9 @@ impl Sources {
         let Some(source) = self.file(file) else { return (1, 1) };
         let line = source.line_starts.partition_point(|start| *start <= offset).max(1) - 1;
         let start = source.line_starts.get(line).copied().unwrap_or(0) as usize;
-        let end = (offset as usize).min(source.text.len());
-        let column = source.text.get(start..end).map_or(0, |text| text.chars().count());
-        (line as u32 + 1, column as u32 + 1)
+        let column =
+            source.characters_before(offset as usize).saturating_sub(source.characters_before(start));
+        (line as u32 + 1, column + 1)
     }
 
     pub fn location(&self, span: Span) -> Location {

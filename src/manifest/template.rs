@@ -16,7 +16,11 @@ use super::source::{Sources, Span};
 use crate::model::PortRef;
 
 /// The longest template, in bytes.
-pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+pub const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+/// The most `{{ … }}` in one template.
+const MAX_TAGS: usize = 1_000;
+/// The most problems reported of one template.
+const MAX_PROBLEMS: usize = 20;
 /// The longest result, in bytes.
 pub const MAX_RENDERED_BYTES: usize = 4 << 20;
 /// The deepest nesting of conditions.
@@ -258,7 +262,7 @@ fn evaluate(
         }
     };
     for piece in pieces {
-        if out.len() > MAX_RENDERED_BYTES {
+        if out.len() > MAX_RENDERED_BYTES || problems.len() >= MAX_PROBLEMS {
             return;
         }
         match piece {
@@ -302,6 +306,7 @@ fn compile(text: &str) -> Result<Vec<Piece>, Refused> {
 fn fence(text: &str) -> Result<(), Refused> {
     let mut depth = 0usize;
     let mut rest = 0;
+    let mut tags = 0;
     while let Some(found) = text.get(rest..).and_then(|t| t.find("{{")) {
         let at = rest + found;
         let escaped = at > 0 && text.as_bytes().get(at - 1) == Some(&b'\\');
@@ -315,6 +320,10 @@ fn fence(text: &str) -> Result<(), Refused> {
         let refused = |message: &str| {
             Err(Refused { message: message.to_owned(), help: ESCAPE_HELP, offset: at, raw: "{{".to_owned() })
         };
+        tags += 1;
+        if tags > MAX_TAGS {
+            return refused("a template has at most 1000 `{{ … }}`");
+        }
         match tag.as_bytes().first() {
             Some(b'>') => return refused("templates have no partials (`{{> … }}`)"),
             Some(b'*') => return refused("templates have no decorators (`{{* … }}`)"),

@@ -422,7 +422,8 @@ fn too_deep(span: Span) -> Problem {
     .help("a manifest needs fewer than ten")
 }
 
-fn weight(node: &Node) -> (usize, usize) {
+/// How many values and bytes of text a tree has.
+pub(crate) fn weight(node: &Node) -> (usize, usize) {
     let add = |(n, b): (usize, usize), (m, c): (usize, usize)| (n + m, b + c);
     match &node.value {
         Value::Scalar(s) => (1, s.text.len()),

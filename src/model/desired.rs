@@ -116,6 +116,7 @@ pub struct SandboxSpec {
     /// Volumes and where they are mounted, ordered by path.
     pub mounts: Vec<Mount>,
     /// Declared ports by the port inside.
+    #[serde(deserialize_with = "by_port")]
     pub ports: BTreeMap<u16, PortSpec>,
     /// Ports of other sandboxes reachable from inside at the same address as from the host.
     pub links: BTreeSet<LinkSpec>,
@@ -125,6 +126,13 @@ pub struct SandboxSpec {
     pub isolation: Option<Isolation>,
     /// Lifetime.
     pub lifecycle: LifecycleSpec,
+}
+
+/// Reads a map by port. Inside a tagged enum, such as the step of a saved plan, serde does not turn a JSON key into a number by itself.
+fn by_port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u16, PortSpec>, D::Error> {
+    let ports: BTreeMap<String, PortSpec> = BTreeMap::deserialize(deserializer)?;
+    let number = |text: String| text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not a port")));
+    ports.into_iter().map(|(port, spec)| Ok((number(port)?, spec))).collect()
 }
 
 /// Where a root filesystem comes from.

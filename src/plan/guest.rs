@@ -9,9 +9,11 @@ use super::{
     diff, order,
 };
 use crate::model::{
-    Address, DependencyCondition, DesiredSandbox, FileState, GuestSpec, HealthCheck, ObservedGuest,
-    ObservedService, ProbeResult, SandboxId, SecretUse, ServiceSpec, ServiceState, ServiceStatus, sha256_hex,
+    Address, DependencyCondition, DesiredSandbox, DriftPolicy, FileState, GuestSpec, HealthCheck,
+    ObservedGuest, ObservedService, PresetStep, ProbeResult, SandboxId, SecretUse, ServiceSpec, ServiceState,
+    ServiceStatus, sha256_hex,
 };
+use crate::provider::StopMeaning;
 
 /// One sandbox whose inside is planned.
 pub(super) struct Inside<'a> {
@@ -53,14 +55,18 @@ pub(super) fn plan_inside<'a>(
     planner.recorded = planner.b.input.recorded.sandboxes.get(inside.name).and_then(|r| r.guest.as_ref());
     planner.removed_services();
     planner.setup();
-    planner.repositories();
-    match planner.dependencies(gates) {
-        Ok(dependencies) => {
-            planner.presets(&dependencies);
-            planner.services(&dependencies)
-        }
-        Err(blocker) => planner.blocked(blocker),
+    if let Some(name) = planner.repositories() {
+        planner.b.wait(address, WaitingOn::Secret { name });
+        return Gate::Closed;
     }
+    let dependencies = match planner.dependencies(gates) {
+        Ok(dependencies) => dependencies,
+        Err(blocker) if planner.has_work() => return planner.blocked(blocker),
+        // What is in place waits for nothing.
+        Err(_) => BTreeSet::new(),
+    };
+    planner.presets(&dependencies);
+    planner.services(&dependencies)
 }
 
 struct Planner<'a, 'b, 'p> {
@@ -239,8 +245,10 @@ impl<'a> Planner<'a, '_, '_> {
         setup.files.insert(path.to_owned(), SetupFile { digest, what: what() });
     }
 
-    fn repositories(&mut self) {
+    /// Returns the name of a secret that a repository needs and whose value could not be had.
+    fn repositories(&mut self) -> Option<String> {
         let after = self.last.clone();
+        let mut missing = None;
         for (path, spec) in &self.guest.repositories {
             let address = Address::Repo(self.inside.name.to_owned(), path.clone());
             let digest = repository_digest(spec);
@@ -269,6 +277,10 @@ impl<'a> Planner<'a, '_, '_> {
                 }
                 None => (Verdict::Create, Reason::New { at: self.b.origin(&address, "") }),
             };
+            if let Some(name) = spec.credentials.as_ref().filter(|n| !self.b.input.secrets.contains_key(*n)) {
+                missing = Some(name.clone());
+                continue;
+            }
             let address = self.change(address, verdict, vec![reason]);
             let action = Action::BringRepository { path: path.clone(), spec: spec.clone(), digest };
             let id = self.step(&address, action, after.clone());
@@ -281,6 +293,7 @@ impl<'a> Planner<'a, '_, '_> {
                 self.step(&address, Action::ForgetRepository { path: path.clone() }, after.clone());
             }
         }
+        missing
     }
 
     /// The steps of other sandboxes that presets and services come after; `Err` names one that nothing makes ready.
@@ -289,14 +302,48 @@ impl<'a> Planner<'a, '_, '_> {
         for (name, condition) in &self.inside.sandbox.depends_on {
             match (gates.get(name.as_str()), condition) {
                 (Some(Gate::Open { started, .. }), DependencyCondition::Started) => steps.extend(started),
-                (Some(Gate::Open { started, healthy }), DependencyCondition::Healthy) => {
+                (Some(Gate::Open { started, healthy: Some(healthy) }), DependencyCondition::Healthy) => {
                     steps.extend(started);
                     steps.extend(healthy);
                 }
-                (Some(Gate::Closed) | None, _) => return Err(name.clone()),
+                (Some(Gate::Open { healthy: None, .. }), DependencyCondition::Healthy)
+                | (Some(Gate::Closed) | None, _) => return Err(name.clone()),
             }
         }
         Ok(steps)
+    }
+
+    /// Whether presets or services are not as declared.
+    fn has_work(&self) -> bool {
+        let steps: BTreeSet<String> =
+            self.guest.presets.iter().flat_map(|preset| preset.steps.iter().map(PresetStep::id)).collect();
+        let is_work = |(name, service): (&String, &ServiceSpec)| {
+            let found = self.observed.services.get(name);
+            let state = found.map(|f| f.state);
+            if service.state == ServiceState::Stopped {
+                return matches!(state, Some(ServiceStatus::Running | ServiceStatus::Backoff));
+            }
+            let digest = service_digest(self.guest, service, self.b.input.secrets);
+            let failing = matches!(found.map(|f| &f.health), Some(Some(ProbeResult::Failing(_))));
+            match state {
+                Some(_) if found.map(|f| f.digest.as_str()) != digest.as_deref().ok() => true,
+                Some(ServiceStatus::Completed) => false,
+                Some(ServiceStatus::Running) => failing,
+                Some(ServiceStatus::Dead | ServiceStatus::Stopped) => {
+                    self.inside.sandbox.drift == DriftPolicy::Heal
+                }
+                Some(ServiceStatus::Backoff | ServiceStatus::Failed) | None => true,
+            }
+        };
+        !self.observed.presets.keys().eq(&steps) || self.guest.services.iter().any(is_work)
+    }
+
+    /// Whether a step of a preset, finished before a stop that keeps the disk, is still finished: it is not looked for until the sandbox runs.
+    fn outlives_restart(&self, step: &PresetStep) -> bool {
+        let sheet = self.b.input.capabilities.get(&self.inside.sandbox.provider);
+        self.is_restart()
+            && sheet.is_some_and(|sheet| sheet.stop == StopMeaning::Suspend)
+            && self.recorded.is_some_and(|g| g.presets.iter().any(|p| p.steps.contains(step)))
     }
 
     fn blocked(&mut self, blocker: String) -> Gate {
@@ -313,7 +360,7 @@ impl<'a> Planner<'a, '_, '_> {
             let mut pending = Vec::new();
             for step in &preset.steps {
                 let id = step.id();
-                match self.observed.presets.contains_key(&id) {
+                match self.observed.presets.contains_key(&id) || self.outlives_restart(step) {
                     true => any_done = true,
                     false => pending.push(step),
                 }
@@ -362,6 +409,7 @@ impl<'a> Planner<'a, '_, '_> {
 
         let mut started: BTreeMap<&str, StepId> = BTreeMap::new();
         let mut healthy: BTreeMap<&str, StepId> = BTreeMap::new();
+        let mut is_left = false;
         for name in sorted {
             let service = &self.guest.services[name];
             let mut after = self.last.clone();
@@ -373,12 +421,13 @@ impl<'a> Planner<'a, '_, '_> {
                 }
             }
             let steps = self.service(name, service, after);
+            is_left |= steps.is_left;
             started.extend(steps.start.map(|id| (name, id)));
             healthy.extend(steps.wait.map(|id| (name, id)));
         }
         let mut all_started = self.last.clone();
         all_started.extend(started.values());
-        Gate::Open { started: all_started, healthy: healthy.into_values().collect() }
+        Gate::Open { started: all_started, healthy: (!is_left).then(|| healthy.into_values().collect()) }
     }
 
     fn service(&mut self, name: &str, service: &ServiceSpec, after: BTreeSet<StepId>) -> ServiceSteps {
@@ -400,10 +449,11 @@ impl<'a> Planner<'a, '_, '_> {
         let need = self.need(&address, name, service, found, &digest);
         let (verdict, reasons) = match need {
             Need::Nothing => return ServiceSteps::default(),
+            Need::Leave => return ServiceSteps { is_left: true, ..ServiceSteps::default() },
             Need::Wait(message) => {
                 self.b.change(address.clone(), Verdict::Wait, vec![Reason::NotReady { message }]);
                 let wait = self.wait_step(&address, name, service.healthcheck.as_ref(), after);
-                return ServiceSteps { start: None, wait: Some(wait) };
+                return ServiceSteps { wait: Some(wait), ..ServiceSteps::default() };
             }
             Need::Start(verdict, reasons) => (verdict, reasons),
         };
@@ -411,7 +461,7 @@ impl<'a> Planner<'a, '_, '_> {
         let action = Action::StartService { name: name.to_owned(), spec: service.clone(), digest };
         let start = self.step(&address, action, after);
         let wait = self.wait_step(&address, name, service.healthcheck.as_ref(), BTreeSet::from([start]));
-        ServiceSteps { start: Some(start), wait: Some(wait) }
+        ServiceSteps { start: Some(start), wait: Some(wait), is_left: false }
     }
 
     fn wait_step(
@@ -465,7 +515,7 @@ impl<'a> Planner<'a, '_, '_> {
             ServiceStatus::Stopped => "it was stopped",
         };
         if !self.heals(address, drifted) {
-            return Need::Nothing;
+            return Need::Leave;
         }
         Need::Start(Verdict::Start, vec![Reason::Drifted { what: drifted.to_owned() }])
     }
@@ -497,11 +547,15 @@ impl<'a> Planner<'a, '_, '_> {
 struct ServiceSteps {
     start: Option<StepId>,
     wait: Option<StepId>,
+    /// It should run, does not, and is left so by the drift policy.
+    is_left: bool,
 }
 
 /// What a service that should run needs.
 enum Need {
     Nothing,
+    /// It does not run and is not started, by the drift policy.
+    Leave,
     Wait(String),
     Start(Verdict, Vec<Reason>),
 }

@@ -10,6 +10,9 @@ pub mod lint;
 pub mod order;
 pub mod report;
 mod sandbox;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, missing_docs)]
+mod tests;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -245,7 +248,8 @@ pub struct Step {
 
 /// What a step does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "snake_case")]
+// Tag and content side by side: an inner tag would be read through a buffer in which numbers as keys (ports) are lost.
+#[serde(tag = "do", content = "with", rename_all = "snake_case")]
 pub enum Action {
     /// Create a volume.
     CreateVolume {
@@ -479,6 +483,11 @@ pub enum WaitingOn {
     },
     /// It is protected.
     Protected,
+    /// A sandbox that nothing in this plan changes mounts it.
+    Mounted {
+        /// That sandbox.
+        by: Address,
+    },
 }
 
 /// Something worth telling that needs no step.
@@ -554,7 +563,10 @@ impl<'a> Builder<'a> {
             reasons: Vec::new(),
             data_at_risk: Vec::new(),
         });
-        change.verdict = verdict;
+        // Nothing that is done in the course of a recreate makes it less of one.
+        if change.verdict != Verdict::Recreate {
+            change.verdict = verdict;
+        }
         change.reasons.extend(reasons);
         change
     }

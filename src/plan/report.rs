@@ -215,6 +215,7 @@ pub fn waiting_text(waiting: &Waiting) -> String {
         WaitingOn::Output { address } => format!("the address of {address} is not known yet"),
         WaitingOn::Secret { name } => format!("the value of secret `{name}` could not be had"),
         WaitingOn::Protected => "it is protected (`protect: true`)".to_owned(),
+        WaitingOn::Mounted { by } => format!("{by} mounts it"),
     }
 }
 

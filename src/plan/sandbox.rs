@@ -6,27 +6,34 @@ use super::guest::{self, Inside};
 use super::volume::{plan_removed_volumes, provider_wait};
 use super::{Action, Builder, FieldChange, Note, Reason, Step, StepId, Verdict, WaitingOn, diff, order};
 use crate::model::{
-    Address, DesiredSandbox, DriftPolicy, Identity, IntentOperation, Observation, ObservedSandbox,
+    Address, DesiredSandbox, DriftPolicy, Identity, IntentId, IntentOperation, Observation, ObservedSandbox,
     PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, hash_of, labels,
 };
 use crate::provider::{Capabilities, ChangeClass, StopMeaning};
 
 /// What a dependent has to wait for.
 pub(super) enum Gate {
-    /// It comes: after these steps it has started, after those it is healthy.
-    Open { started: BTreeSet<StepId>, healthy: BTreeSet<StepId> },
+    /// It comes: after these steps it has started, after those it is healthy; `None` if nothing in this plan makes it healthy.
+    Open { started: BTreeSet<StepId>, healthy: Option<BTreeSet<StepId>> },
     /// Nothing in this plan makes it ready.
     Closed,
 }
 
-/// Observed sandboxes of the project by the name their labels state; the oldest first.
-type Index<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a ObservedSandbox>>;
+/// Observed sandboxes of the project with their providers by the name their labels state; the oldest first.
+type Index<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a ObservedSandbox)>>;
+
+/// Interrupted creates by the name of their sandbox, in the order they were journalled.
+type Creates<'a> = BTreeMap<&'a str, Vec<&'a PendingIntent>>;
 
 pub(super) fn plan_sandboxes(b: &mut Builder<'_>) {
     let input = b.input;
     let index = index(b);
-    let intents: BTreeMap<&Address, &PendingIntent> =
-        input.recorded.intents.iter().map(|intent| (&intent.address, intent)).collect();
+    let mut creates: Creates<'_> = BTreeMap::new();
+    for intent in input.recorded.intents.iter().filter(|i| i.operation == IntentOperation::Create) {
+        if let Address::Sandbox(name) = &intent.address {
+            creates.entry(name).or_default().push(intent);
+        }
+    }
 
     let needs: BTreeMap<&str, BTreeSet<&str>> = input
         .desired
@@ -44,10 +51,17 @@ pub(super) fn plan_sandboxes(b: &mut Builder<'_>) {
         if sandbox.state == RunState::Absent || !b.is_targeted(&address) {
             continue;
         }
-        let gate = One { name, address, sandbox, index: &index, intents: &intents }.plan(b, &gates);
+        let one = One {
+            name,
+            address,
+            sandbox,
+            found: index.get(name).map_or(&[], Vec::as_slice),
+            creates: creates.get(name).map_or(&[], Vec::as_slice),
+        };
+        let gate = one.plan(b, &gates);
         gates.insert(name, gate);
     }
-    plan_removed(b, &index);
+    plan_removed(b, &index, &creates);
     plan_removed_volumes(b);
     settle_intents(b, &index);
 }
@@ -57,12 +71,12 @@ fn index<'a>(b: &Builder<'a>) -> Index<'a> {
     for (provider, observation) in &b.input.observed.providers {
         for sandbox in observation.complete().into_iter().flat_map(|p| p.sandboxes.values()) {
             if let Some(name) = label_name(sandbox) {
-                index.entry((provider, name)).or_default().push(sandbox);
+                index.entry(name).or_default().push((provider, sandbox));
             }
         }
     }
     for found in index.values_mut() {
-        found.sort_by_key(|s| (s.created_at, &s.id));
+        found.sort_by_key(|(_, s)| (s.created_at, &s.id));
     }
     index
 }
@@ -72,13 +86,25 @@ fn label_name(sandbox: &ObservedSandbox) -> Option<&str> {
     sandbox.labels.get(labels::ADDRESS)?.strip_prefix("sandbox/")
 }
 
+/// Whether a sandbox was made by one of these interrupted creates.
+fn interrupted<'a>(sandbox: &ObservedSandbox, creates: &[&'a PendingIntent]) -> Option<&'a PendingIntent> {
+    let token = sandbox.labels.get(labels::INTENT)?;
+    creates.iter().find(|intent| intent.id.0 == *token).copied()
+}
+
+fn orphan(address: &Address, provider: &str, id: &SandboxId) -> Note {
+    Note::Orphan { address: address.clone(), provider: provider.to_owned(), id: id.clone() }
+}
+
 /// One desired sandbox and what is needed to plan it.
 struct One<'a, 'i> {
     name: &'a str,
     address: Address,
     sandbox: &'a DesiredSandbox,
-    index: &'i Index<'a>,
-    intents: &'i BTreeMap<&'a Address, &'a PendingIntent>,
+    /// What claims to be it, at any provider; the oldest first.
+    found: &'i [(&'a str, &'a ObservedSandbox)],
+    /// Its interrupted creates, at any provider.
+    creates: &'i [&'a PendingIntent],
 }
 
 impl<'a> One<'a, '_> {
@@ -92,35 +118,29 @@ impl<'a> One<'a, '_> {
             return Gate::Closed;
         };
         let recorded = b.input.recorded.sandboxes.get(self.name);
-
-        let moved = match recorded.filter(|r| r.provider != provider) {
-            None => BTreeSet::new(),
-            Some(old) => match self.leave_provider(b, old) {
-                Some(steps) => steps,
-                None => return Gate::Closed,
-            },
+        let Some(left) = self.leave_others(b, recorded) else {
+            return Gate::Closed;
         };
-        let recorded = recorded.filter(|r| r.provider == provider);
+        let (recorded, moved) = match recorded {
+            Some(r) if r.provider != provider => (None, Some(r)),
+            recorded => (recorded, None),
+        };
 
-        let found = self.index.get(&(provider, self.name)).map_or(&[][..], Vec::as_slice);
-        let living: Vec<&ObservedSandbox> =
-            found.iter().copied().filter(|s| s.state != SandboxState::Deleting).collect();
+        let here = self.found.iter().filter(|(at, _)| *at == provider).map(|(_, s)| *s);
+        let (living, going): (Vec<&ObservedSandbox>, Vec<&ObservedSandbox>) =
+            here.partition(|s| s.state != SandboxState::Deleting);
         let chosen = living
             .iter()
             .copied()
             .find(|s| recorded.is_some_and(|r| r.id == s.id))
             .or_else(|| living.first().copied());
         for other in living.iter().filter(|s| chosen.is_none_or(|c| c.id != s.id)) {
-            b.notes.push(Note::Orphan {
-                address: self.address.clone(),
-                provider: provider.to_owned(),
-                id: other.id.clone(),
-            });
+            b.notes.push(orphan(&self.address, provider, &other.id));
         }
         match chosen {
-            Some(existing) => self.plan_existing(b, gates, sheet, recorded, existing),
-            None if !found.is_empty() => self.transition(b, "deleting"),
-            None => self.plan_missing(b, gates, sheet, recorded, moved),
+            Some(existing) => self.plan_existing(b, gates, sheet, recorded, existing, left),
+            None if !going.is_empty() => self.transition(b, "deleting"),
+            None => self.plan_missing(b, gates, sheet, Known { recorded, moved }, left),
         }
     }
 
@@ -129,30 +149,49 @@ impl<'a> One<'a, '_> {
         Gate::Closed
     }
 
-    /// The sandbox is declared at another provider now: it is deleted where it is. `None` if that has to wait.
-    fn leave_provider(&self, b: &mut Builder<'a>, old: &RecordedSandbox) -> Option<BTreeSet<StepId>> {
-        let observation = b.input.observed.providers.get(&old.provider);
-        let Some(Observation::Complete(there)) = observation else {
-            b.wait(self.address.clone(), provider_wait(&old.provider, observation));
-            return None;
-        };
-        if !there.sandboxes.contains_key(&old.id) {
-            return Some(BTreeSet::new());
+    /// What exists of it at other providers goes if it is what the record knows or what an interrupted create left there; the rest is noted.
+    /// Returns the steps that it is gone after; `None` if it has to wait.
+    fn leave_others(
+        &self,
+        b: &mut Builder<'a>,
+        recorded: Option<&RecordedSandbox>,
+    ) -> Option<BTreeSet<StepId>> {
+        let moved = recorded.filter(|r| r.provider != self.sandbox.provider);
+        if let Some(old) = moved {
+            let observation = b.input.observed.providers.get(&old.provider);
+            if !matches!(observation, Some(Observation::Complete(_))) {
+                b.wait(self.address.clone(), provider_wait(&old.provider, observation));
+                return None;
+            }
         }
-        if self.sandbox.protect {
+        let mut deletes = Vec::new();
+        for (provider, sandbox) in self.found.iter().filter(|(at, _)| *at != self.sandbox.provider) {
+            let known = moved.is_some_and(|old| old.provider == *provider && old.id == sandbox.id);
+            let (from, to) = ((*provider).to_owned(), self.sandbox.provider.clone());
+            match interrupted(sandbox, self.creates) {
+                _ if known => deletes.push((*provider, *sandbox, Reason::Moved { from, to })),
+                Some(intent) => {
+                    deletes.push((*provider, *sandbox, Reason::Interrupted { intent: intent.id.clone() }));
+                }
+                None => b.notes.push(orphan(&self.address, provider, &sandbox.id)),
+            }
+        }
+        if self.sandbox.protect && !deletes.is_empty() {
             b.wait(self.address.clone(), WaitingOn::Protected);
             return None;
         }
-        let step = Step {
-            provider: old.provider.clone(),
-            ..self.step(Some(&old.id), Action::Delete { forget: false }, [])
-        };
-        let id = b.step(step);
-        let reason = Reason::Moved { from: old.provider.clone(), to: self.sandbox.provider.clone() };
-        b.change(self.address.clone(), Verdict::Recreate, vec![reason])
-            .data_at_risk
-            .push(disk_at_risk(self.name));
-        Some(BTreeSet::from([id]))
+        let mut steps = BTreeSet::new();
+        for (provider, sandbox, reason) in deletes {
+            let step = Step {
+                provider: provider.to_owned(),
+                ..self.step(Some(&sandbox.id), Action::Delete { forget: false }, [])
+            };
+            steps.insert(b.step(step));
+            b.change(self.address.clone(), Verdict::Recreate, vec![reason])
+                .data_at_risk
+                .push(disk_at_risk(self.name));
+        }
+        Some(steps)
     }
 
     fn plan_missing(
@@ -160,33 +199,39 @@ impl<'a> One<'a, '_> {
         b: &mut Builder<'a>,
         gates: &BTreeMap<&str, Gate>,
         sheet: &Capabilities,
-        recorded: Option<&RecordedSandbox>,
+        known: Known<'_>,
         after: BTreeSet<StepId>,
     ) -> Gate {
+        let Known { recorded, moved } = known;
         let now = b.input.now;
         if recorded.is_some_and(|r| now.millis_since(r.created_at) < sheet.settle_ms) {
             return self.transition(b, "appearing in the provider's listing");
         }
-        let pending =
-            self.intents.get(&self.address).filter(|i| i.operation == IntentOperation::Create).copied();
-        let same = pending.filter(|i| i.spec_hash.as_ref() == Some(&hash_of(&self.sandbox.spec)));
-        if let Some(other) = pending.filter(|_| same.is_none())
-            && now.millis_since(other.begun_at) < sheet.settle_ms
-        {
+        let wanted = hash_of(&self.sandbox.spec);
+        let here = || self.creates.iter().filter(|i| i.provider == self.sandbox.provider).copied();
+        let same = here().filter(|i| i.spec_hash.as_ref() == Some(&wanted)).last();
+        // What an interrupted create made may only show up later. Going on with it is safe at once where the provider knows the token.
+        let is_safe = |i: &PendingIntent| sheet.idempotent_create && same.is_some_and(|s| s.id == i.id);
+        if here().any(|i| !is_safe(i) && now.millis_since(i.begun_at) < sheet.settle_ms) {
             return self.transition(b, "settling an interrupted create");
         }
-        let reason = match (recorded, same, after.is_empty()) {
-            (_, _, false) => None,
-            (Some(_), _, _) => Some(Reason::Lost),
-            (None, Some(intent), _) => Some(Reason::Interrupted { intent: intent.id.clone() }),
-            (None, None, _) => Some(Reason::New { at: b.origin(&self.address, "") }),
-        };
-        if matches!(reason, Some(Reason::Lost)) && !self.heals(b, "it does not exist any more") {
+        if recorded.is_some() && !self.heals(b, "it does not exist any more") {
             return Gate::Closed;
         }
-        let verdict = if after.is_empty() { Verdict::Create } else { Verdict::Recreate };
-        b.change(self.address.clone(), verdict, reason.into_iter().collect());
-        let generation = recorded.map_or(1, |r| r.generation + u64::from(r.spec != self.sandbox.spec));
+        let reason = match (recorded, moved, same) {
+            (Some(_), _, _) => Some(Reason::Lost),
+            // The deletes have said why.
+            _ if !after.is_empty() => None,
+            (None, Some(old), _) => {
+                let (from, to) = (old.provider.clone(), self.sandbox.provider.clone());
+                Some(Reason::Moved { from, to })
+            }
+            (None, None, Some(intent)) => Some(Reason::Interrupted { intent: intent.id.clone() }),
+            (None, None, None) => Some(Reason::New { at: b.origin(&self.address, "") }),
+        };
+        b.change(self.address.clone(), Verdict::Create, reason.into_iter().collect());
+        let before = recorded.or(moved);
+        let generation = before.map_or(1, |r| r.generation + u64::from(r.spec != self.sandbox.spec));
         self.create(b, gates, generation, same.map(|i| i.id.clone()), after)
     }
 
@@ -196,7 +241,7 @@ impl<'a> One<'a, '_> {
         b: &mut Builder<'a>,
         gates: &BTreeMap<&str, Gate>,
         generation: u64,
-        resume: Option<crate::model::IntentId>,
+        resume: Option<IntentId>,
         mut after: BTreeSet<StepId>,
     ) -> Gate {
         after.extend(self.volume_steps(b));
@@ -231,46 +276,63 @@ impl<'a> One<'a, '_> {
         sheet: &Capabilities,
         recorded: Option<&RecordedSandbox>,
         existing: &'a ObservedSandbox,
+        left: BTreeSet<StepId>,
     ) -> Gate {
         let recorded = recorded.filter(|r| r.id == existing.id);
         let wanted = &self.sandbox.spec;
         let identity = Identity::from_labels(&existing.labels).ok().flatten();
-        let generation =
-            recorded.map(|r| r.generation).or(identity.as_ref().map(|i| i.generation)).unwrap_or(1);
+        let labelled = identity.as_ref().map(|i| i.generation);
+        let generation = recorded.map(|r| r.generation).max(labelled).unwrap_or(1);
 
         match &existing.state {
-            SandboxState::Creating => return self.transition(b, "creating"),
+            SandboxState::Creating => {
+                let Some(intent) = interrupted(existing, self.creates) else {
+                    return self.transition(b, "creating");
+                };
+                // We hold the only lease, so nobody else is making it.
+                let reasons = vec![Reason::Interrupted { intent: intent.id.clone() }];
+                if identity.is_none_or(|i| i.spec_hash != hash_of(wanted)) {
+                    return self.recreate(b, gates, existing, generation, reasons, left);
+                }
+                b.change(self.address.clone(), Verdict::Create, reasons);
+                return self.create(b, gates, generation, Some(intent.id.clone()), left);
+            }
             SandboxState::Stopping => return self.transition(b, "stopping"),
             SandboxState::Failed(message) => {
                 let reason = Reason::Failed { message: message.clone() };
-                return self.recreate(b, gates, existing, generation, vec![reason]);
+                return self.recreate(b, gates, existing, generation, vec![reason], left);
             }
             SandboxState::Running | SandboxState::Stopped { .. } | SandboxState::Deleting => {}
         }
 
-        // What the provider reads back is believed first, then the record, then the hash in the labels.
-        let current = existing.spec.as_ref().or(recorded.map(|r| &r.spec));
+        // What the provider reads back is believed first, then the hash in the labels, then the record.
         let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
-        let found = match current {
+        let current = match &existing.spec {
+            None if hash_says_same => Some(wanted),
+            read_back => read_back.as_ref().or(recorded.map(|r| &r.spec)),
+        };
+        let mut found = match current {
             Some(current) if current == wanted => Vec::new(),
             Some(current) => diff::differences(current, wanted),
-            None if hash_says_same => Vec::new(),
             None => vec![diff::Difference { path: vec!["image".to_owned()], old: None, new: None }],
         };
-        let class = found.iter().map(|d| sheet.change_class(&segments(d))).max();
         let is_drift = recorded.is_some_and(|r| r.spec == *wanted);
-        let reasons: Vec<Reason> = found.iter().map(|d| self.reason(b, d, is_drift)).collect();
-        if class.is_some() && is_drift && !self.heals(b, "its spec was changed at the provider") {
-            return Gate::Closed;
+        if !found.is_empty() && is_drift && !self.heals(b, "its spec was changed at the provider") {
+            found.clear();
         }
+        let class = found.iter().map(|d| sheet.change_class(&segments(d))).max();
+        let reasons: Vec<Reason> = found.iter().map(|d| self.reason(b, d, is_drift)).collect();
         if class == Some(ChangeClass::Recreate) {
-            return self.recreate(b, gates, existing, generation, reasons);
+            return self.recreate(b, gates, existing, generation, reasons, left);
         }
 
-        let mut base = BTreeSet::new();
-        if recorded.is_none() {
+        let mut base = left;
+        // An update whose record was lost leaves a record that is out of date, and a delete elsewhere takes it away.
+        if recorded.is_none_or(|r| r.spec != *wanted && found.is_empty()) || !base.is_empty() {
             let spec = current.unwrap_or(wanted).clone();
-            base.insert(b.step(self.step(Some(&existing.id), Action::Adopt { spec, generation }, [])));
+            let adopted =
+                b.step(self.step(Some(&existing.id), Action::Adopt { spec, generation }, base.clone()));
+            base.insert(adopted);
             let reason = Reason::Found { id: existing.id.0.clone() };
             b.change(self.address.clone(), Verdict::Adopt, vec![reason]);
         }
@@ -302,9 +364,9 @@ impl<'a> One<'a, '_> {
             }
             for port in self.silent_ports(existing, class) {
                 let what = format!("port {port} is not listening on the host");
-                if self.heals(b, &what) {
-                    let drift = vec![Reason::Drifted { what }];
-                    b.change(Address::Port(self.name.to_owned(), port), Verdict::Live, drift);
+                let address = Address::Port(self.name.to_owned(), port);
+                if note_drift(b, self.sandbox.drift, &address, &what) {
+                    b.change(address, Verdict::Live, vec![Reason::Drifted { what }]);
                     class = class.max(Some(ChangeClass::Live));
                 }
             }
@@ -398,14 +460,15 @@ impl<'a> One<'a, '_> {
         existing: &ObservedSandbox,
         generation: u64,
         reasons: Vec<Reason>,
+        mut left: BTreeSet<StepId>,
     ) -> Gate {
         if self.sandbox.protect {
             b.wait(self.address.clone(), WaitingOn::Protected);
             return Gate::Closed;
         }
-        let deleted = b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, []));
+        left.insert(b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, [])));
         b.change(self.address.clone(), Verdict::Recreate, reasons).data_at_risk.push(disk_at_risk(self.name));
-        self.create(b, gates, generation + 1, None, BTreeSet::from([deleted]))
+        self.create(b, gates, generation + 1, None, left)
     }
 
     /// Declared ports that nothing listens on, unless this very change declares them.
@@ -446,6 +509,12 @@ impl<'a> One<'a, '_> {
     }
 }
 
+/// What the record knows of a sandbox that does not exist: at its provider, or at another one.
+struct Known<'r> {
+    recorded: Option<&'r RecordedSandbox>,
+    moved: Option<&'r RecordedSandbox>,
+}
+
 /// What is needed to bring an existing sandbox to its spec.
 struct Bring {
     class: Option<ChangeClass>,
@@ -475,12 +544,12 @@ pub(super) fn note_drift(b: &mut Builder<'_>, policy: DriftPolicy, address: &Add
 }
 
 /// Sandboxes that exist or are recorded and are not declared, or are declared absent. Dependents go first.
-fn plan_removed(b: &mut Builder<'_>, index: &Index<'_>) {
+fn plan_removed(b: &mut Builder<'_>, index: &Index<'_>, creates: &Creates<'_>) {
     let input = b.input;
     let declared =
         |name: &str| input.desired.sandboxes.get(name).is_some_and(|s| s.state != RunState::Absent);
     let mut removed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for name in input.recorded.sandboxes.keys().map(String::as_str).chain(index.keys().map(|(_, n)| *n)) {
+    for name in input.recorded.sandboxes.keys().map(String::as_str).chain(index.keys().copied()) {
         if !declared(name) && b.is_targeted(&Address::Sandbox(name.to_owned())) {
             removed.entry(name).or_default();
         }
@@ -500,14 +569,16 @@ fn plan_removed(b: &mut Builder<'_>, index: &Index<'_>) {
     for name in sorted {
         let after: BTreeSet<StepId> =
             removed[name].iter().filter_map(|n| last_steps.get(n)).flatten().copied().collect();
-        let steps = plan_one_removed(b, index, name, &after);
+        let found = index.get(name).map_or(&[][..], Vec::as_slice);
+        let steps = plan_one_removed(b, found, creates.get(name).map_or(&[], Vec::as_slice), name, &after);
         last_steps.insert(name, steps);
     }
 }
 
 fn plan_one_removed(
     b: &mut Builder<'_>,
-    index: &Index<'_>,
+    found: &[(&str, &ObservedSandbox)],
+    creates: &[&PendingIntent],
     name: &str,
     after: &BTreeSet<StepId>,
 ) -> BTreeSet<StepId> {
@@ -531,11 +602,13 @@ fn plan_one_removed(
             return steps;
         }
     }
-    let existing: Vec<(&str, &ObservedSandbox)> = index
-        .iter()
-        .filter(|((_, n), _)| *n == name)
-        .flat_map(|((provider, _), list)| list.iter().map(|s| (*provider, *s)))
-        .collect();
+    // What neither the manifest, the record nor the journal accounts for may be another store's.
+    let (existing, orphans): (Vec<_>, Vec<_>) = found.iter().partition(|(provider, s)| {
+        absent.is_some()
+            || recorded.is_some_and(|r| r.provider == *provider && r.id == s.id)
+            || interrupted(s, creates).is_some()
+    });
+    b.notes.extend(orphans.iter().map(|(provider, s)| orphan(&address, provider, &s.id)));
     let step = |provider: &str, id: Option<&SandboxId>, action| Step {
         address: address.clone(),
         provider: provider.to_owned(),
@@ -559,30 +632,45 @@ fn plan_one_removed(
 /// Interrupted intents that no step of this plan goes on with: what they attempted is visible now, so they are closed.
 fn settle_intents(b: &mut Builder<'_>, index: &Index<'_>) {
     let input = b.input;
+    if input.recorded.intents.is_empty() {
+        return;
+    }
+    let mut resumed: BTreeSet<&IntentId> = BTreeSet::new();
+    let mut deletes: BTreeMap<&Address, BTreeSet<StepId>> = BTreeMap::new();
+    for (id, step) in b.steps.iter().enumerate() {
+        match &step.action {
+            Action::Create { resume: Some(token), .. } => {
+                resumed.insert(token);
+            }
+            Action::Delete { .. } => {
+                deletes.entry(&step.address).or_default().insert(id);
+            }
+            _ => {}
+        }
+    }
+    let mut settled = Vec::new();
     for intent in &input.recorded.intents {
         let Some(Observation::Complete(_)) = input.observed.providers.get(&intent.provider) else {
             continue; // Invariant 3: nothing is settled without the provider's word.
         };
-        let resumed = b
-            .steps
-            .iter()
-            .any(|s| matches!(&s.action, Action::Create { resume: Some(token), .. } if *token == intent.id));
         let settle_ms = input.capabilities.get(&intent.provider).map_or(0, |sheet| sheet.settle_ms);
-        let visible = intent.address.sandbox().is_some_and(|name| {
-            index
-                .get(&(intent.provider.as_str(), name))
-                .is_some_and(|found| found.iter().any(|s| s.labels.get(labels::INTENT) == Some(&intent.id.0)))
+        let visible = intent.address.sandbox().and_then(|name| index.get(name)).is_some_and(|found| {
+            let made = |s: &ObservedSandbox| s.labels.get(labels::INTENT) == Some(&intent.id.0);
+            found.iter().any(|(provider, s)| *provider == intent.provider && made(s))
         });
-        let settled = visible || input.now.millis_since(intent.begun_at) >= settle_ms;
-        if resumed || !settled || !b.is_targeted(&intent.address) {
-            continue;
+        let is_settled = visible || input.now.millis_since(intent.begun_at) >= settle_ms;
+        if is_settled && !resumed.contains(&intent.id) && b.is_targeted(&intent.address) {
+            // While what it made is still to be deleted, the token is what says that it is ours to delete.
+            settled.push((intent, deletes.get(&intent.address).cloned().unwrap_or_default()));
         }
+    }
+    for (intent, after) in settled {
         b.step(Step {
             address: intent.address.clone(),
             provider: intent.provider.clone(),
             id: None,
             action: Action::Settle { intent: intent.id.clone() },
-            after: BTreeSet::new(),
+            after,
         });
         let reason = Reason::Interrupted { intent: intent.id.clone() };
         match b.changes.get_mut(&intent.address) {

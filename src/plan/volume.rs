@@ -1,7 +1,9 @@
 //! Volumes: made before what mounts them, deleted after it, and only with consent.
 
-use super::{Action, Builder, Note, Reason, Step, Verdict, WaitingOn};
-use crate::model::{Address, Observation};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Action, Builder, Note, Reason, Step, StepId, Verdict, WaitingOn};
+use crate::model::{Address, Observation, SandboxId, SandboxSpec, labels};
 
 pub(super) fn plan_volumes(b: &mut Builder<'_>) {
     let input = b.input;
@@ -26,62 +28,126 @@ pub(super) fn plan_volumes(b: &mut Builder<'_>) {
             action,
             after: Default::default(),
         };
+        let moved = recorded.filter(|r| r.provider != volume.provider);
+        let elsewhere = input.observed.providers.iter().any(|(at, observation)| {
+            *at != volume.provider && observation.complete().is_some_and(|p| p.volumes.contains_key(name))
+        });
+        if elsewhere {
+            b.notes.push(Note::Kept { address: address.clone() });
+        }
         if provider.volumes.contains_key(name) {
-            if recorded.is_none() {
+            if recorded.is_none() || moved.is_some() {
                 b.step(step(Action::AdoptVolume { name: name.clone() }));
                 b.change(address, Verdict::Adopt, vec![Reason::Found { id: name.clone() }]);
             }
             continue;
         }
-        let reason =
-            if recorded.is_some() { Reason::Lost } else { Reason::New { at: b.origin(&address, "") } };
+        let reason = match (recorded, moved) {
+            (_, Some(old)) => Reason::Moved { from: old.provider.clone(), to: volume.provider.clone() },
+            (Some(_), None) => Reason::Lost,
+            (None, None) => Reason::New { at: b.origin(&address, "") },
+        };
         let id = b.step(step(Action::CreateVolume { name: name.clone() }));
         b.volume_steps.insert(name.clone(), id);
         b.change(address, Verdict::Create, vec![reason]);
     }
 }
 
+/// A sandbox that mounts a volume now, and the step of this plan after which it does not any more.
+struct User<'a> {
+    address: Address,
+    volumes: BTreeSet<&'a str>,
+    lets_go: Option<StepId>,
+}
+
+/// What mounts what, by what the provider reads back and what the record says.
+fn users<'a>(b: &Builder<'a>) -> Vec<User<'a>> {
+    let input = b.input;
+    let mut lets_go: BTreeMap<(&str, &SandboxId), StepId> = BTreeMap::new();
+    for (step_id, step) in b.steps.iter().enumerate() {
+        if let (Some(id), Action::Delete { .. } | Action::Update { .. }) = (&step.id, &step.action) {
+            lets_go.insert((&step.provider, id), step_id);
+        }
+    }
+    let recorded: BTreeMap<(&str, &SandboxId), &SandboxSpec> =
+        input.recorded.sandboxes.values().map(|r| ((r.provider.as_str(), &r.id), &r.spec)).collect();
+    let mut users = Vec::new();
+    for (provider, observation) in &input.observed.providers {
+        for sandbox in observation.complete().into_iter().flat_map(|p| p.sandboxes.values()) {
+            let key = (provider.as_str(), &sandbox.id);
+            let specs = sandbox.spec.as_ref().into_iter().chain(recorded.get(&key).copied());
+            let label = sandbox.labels.get(labels::ADDRESS).and_then(|text| text.parse().ok());
+            users.push(User {
+                // Only what has our labels is listed; one whose address cannot be read is told by its id.
+                address: label.unwrap_or_else(|| Address::Sandbox(sandbox.id.0.clone())),
+                volumes: specs.flat_map(|spec| spec.mounts.iter().map(|m| m.volume.as_str())).collect(),
+                lets_go: lets_go.get(&key).copied(),
+            });
+        }
+    }
+    users
+}
+
 /// Volumes that are no longer declared. Runs after sandboxes were planned, so that deletes come after those of the sandboxes that mount them.
 pub(super) fn plan_removed_volumes(b: &mut Builder<'_>) {
     let input = b.input;
-    let mut seen: std::collections::BTreeMap<String, String> =
-        input.recorded.volumes.iter().map(|(name, volume)| (name.clone(), volume.provider.clone())).collect();
-    for (provider, observation) in &input.observed.providers {
-        for name in observation.complete().into_iter().flat_map(|p| p.volumes.keys()) {
-            seen.entry(name.clone()).or_insert_with(|| provider.clone());
-        }
-    }
-    let deletes: Vec<usize> = b
-        .steps
+    let mut seen: BTreeSet<(&str, &str)> = input
+        .recorded
+        .volumes
         .iter()
-        .enumerate()
-        .filter(|(_, s)| matches!(s.action, Action::Delete { .. } | Action::Stop | Action::Update { .. }))
-        .map(|(id, _)| id)
+        .map(|(name, volume)| (name.as_str(), volume.provider.as_str()))
         .collect();
+    for (provider, observation) in &input.observed.providers {
+        let names = observation.complete().into_iter().flat_map(|p| p.volumes.keys());
+        seen.extend(names.map(|name| (name.as_str(), provider.as_str())));
+    }
+    seen.retain(|(name, _)| {
+        !input.desired.volumes.contains_key(*name) && b.is_targeted(&Address::Volume((*name).to_owned()))
+    });
+    let users = if seen.is_empty() || !input.policy.prune_volumes { Vec::new() } else { users(b) };
     for (name, provider) in seen {
-        let address = Address::Volume(name.clone());
-        if input.desired.volumes.contains_key(&name) || !b.is_targeted(&address) {
-            continue;
-        }
-        let exists = match input.observed.providers.get(&provider) {
-            Some(Observation::Complete(p)) => p.volumes.contains_key(&name),
+        let address = Address::Volume(name.to_owned());
+        let exists = match input.observed.providers.get(provider) {
+            Some(Observation::Complete(p)) => p.volumes.contains_key(name),
             other => {
-                let on = provider_wait(&provider, other);
+                let on = provider_wait(provider, other);
                 b.wait(address, on);
                 continue;
             }
         };
-        let step = |action, after| Step { address: address.clone(), provider, id: None, action, after };
+        let step = |action, after| Step {
+            address: address.clone(),
+            provider: provider.to_owned(),
+            id: None,
+            action,
+            after,
+        };
         if !exists {
-            b.step(step(Action::ForgetVolume { name }, Default::default()));
+            b.step(step(Action::ForgetVolume { name: name.to_owned() }, BTreeSet::new()));
             b.change(address, Verdict::Forget, vec![Reason::Lost]);
-        } else if !input.policy.prune_volumes {
-            b.notes.push(Note::Kept { address });
-        } else {
-            b.step(step(Action::DeleteVolume { name: name.clone() }, deletes.iter().copied().collect()));
-            let change = b.change(address, Verdict::Delete, vec![Reason::Removed { at: None }]);
-            change.data_at_risk.push(format!("all data of volume `{name}`"));
+            continue;
         }
+        if !input.policy.prune_volumes {
+            b.notes.push(Note::Kept { address });
+            continue;
+        }
+        let mut after = BTreeSet::new();
+        let mut blocker = None;
+        for user in users.iter().filter(|user| user.volumes.contains(name)) {
+            match user.lets_go {
+                Some(id) => {
+                    after.insert(id);
+                }
+                None => blocker = Some(user.address.clone()),
+            }
+        }
+        if let Some(blocker) = blocker {
+            b.wait(address, WaitingOn::Mounted { by: blocker });
+            continue;
+        }
+        b.step(step(Action::DeleteVolume { name: name.to_owned() }, after));
+        let change = b.change(address, Verdict::Delete, vec![Reason::Removed { at: None }]);
+        change.data_at_risk.push(format!("all data of volume `{name}`"));
     }
 }
 

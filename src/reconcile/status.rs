@@ -71,6 +71,7 @@ pub fn status(desired: &Desired, recorded: &Recorded, observed: &Observed, plan:
         }
     }
     resources.sort_by(|a, b| a.address.cmp(&b.address));
+    cx.blame_dependencies(desired, &mut resources);
     ProjectStatus {
         format_version: "1.0",
         project: desired.project.clone(),
@@ -226,6 +227,31 @@ impl<'a> Context<'a> {
             listing.sandboxes.values().filter(ours).min_by_key(|s| (s.created_at, &s.id))
         };
         Ok(recorded.or_else(labelled))
+    }
+
+    /// A sandbox that is not ready because what it depends on is not says so: the cause is more useful than the effect.
+    fn blame_dependencies(&self, desired: &Desired, rows: &mut [ResourceStatus]) {
+        let health: BTreeMap<Address, Health> = rows.iter().map(|r| (r.address.clone(), r.health)).collect();
+        for row in rows {
+            let Address::Sandbox(name) = &row.address else { continue };
+            let Some(sandbox) = desired.sandboxes.get(name) else { continue };
+            let waits = matches!(row.health, Health::Missing | Health::Progressing) && row.sync != Sync::Synced;
+            let blocker = sandbox.depends_on.keys().find_map(|dependency| {
+                let address = Address::Sandbox(dependency.clone());
+                let health = *health.get(&address)?;
+                (health > Health::Suspended).then_some((address, health))
+            });
+            if let Some((address, health)) = blocker.filter(|_| waits) {
+                row.health = Health::Progressing;
+                row.message = format!("waits: {address} is {health}");
+                for condition in &mut row.conditions {
+                    if condition.kind == "Ready" {
+                        condition.reason = "WaitsForDependency".to_owned();
+                        condition.message.clone_from(&row.message);
+                    }
+                }
+            }
+        }
     }
 
     fn sandbox(&self, name: &str, sandbox: &DesiredSandbox, rows: &mut Vec<ResourceStatus>) {

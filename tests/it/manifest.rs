@@ -1,4 +1,5 @@
 //! The manifest room from outside: the corpus of good and bad manifests, hostile input, properties, speed.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -214,4 +215,72 @@ fn the_schema_accepts_what_we_accept() {
             validator.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
     }
+}
+
+#[test]
+fn every_value_knows_where_it_was_written() {
+    let resolved = check(&request(Path::new("tests/corpus/valid/shop.yaml"))).unwrap();
+    let json = serde_json::to_string(&resolved.origins).unwrap();
+    let origins: pocketenv::manifest::Origins = serde_json::from_str(&json).unwrap();
+    assert_eq!(origins, resolved.origins);
+    let text = std::fs::read_to_string("tests/corpus/valid/shop.yaml").unwrap();
+    for (address, field, written) in [
+        ("sandbox/db", "image", "docker.io"),
+        ("sandbox/db", "spec.of.nothing", "db:"),
+        ("sandbox/db/service/postgres", "command", "[postgres"),
+        ("sandbox/db/service/postgres", "healthcheck.interval", "2s,"),
+        ("sandbox/api-2/env", "DATABASE_URL", "\"postgres://"),
+        ("sandbox/api-1/service/web", "env.PORT", "3000 }"),
+        ("sandbox/api-1/port/3000", "host_port", "\"1300{{"),
+        ("sandbox/api-1/file/work/shop/config.toml", "mode", "0600"),
+        ("sandbox/api-1/preset/tools", "vars.VERSION", "\"2\""),
+        ("sandbox/api-1/repo/work/shop", "ref", "main,"),
+        ("volume/models", "read_only", "true }"),
+        ("volume/pgdata", "", "pgdata:"),
+    ] {
+        let place =
+            origins.get(&address.parse().unwrap(), field).unwrap_or_else(|| panic!("{address} {field}"));
+        assert_eq!(place.file, "tests/corpus/valid/shop.yaml");
+        let line = text.lines().nth(place.line as usize - 1).unwrap();
+        let found: String = line.chars().skip(place.column as usize - 1).collect();
+        assert!(found.starts_with(written), "{address} {field} is at `{found}`");
+    }
+    assert_eq!(origins.get(&"sandbox/nope".parse().unwrap(), "image"), None);
+}
+
+#[test]
+fn the_configuration_has_names_of_secrets_and_nothing_else_of_them() {
+    let path = Path::new("tests/corpus/valid/shop.yaml");
+    let manifest = load(&request(path)).unwrap();
+    let config = manifest.config(&resolve(&manifest).unwrap());
+    assert_eq!(config["secrets"]["DB_PASSWORD"], "file");
+    assert_eq!(config["sandboxes"]["api-2"]["guest"]["env"]["N"], "1.10");
+    let text = config.to_string();
+    assert!(!text.contains(".secrets/db") && !text.contains("op://"), "{text}");
+    assert_eq!(manifest.providers_used().into_iter().collect::<Vec<_>>(), ["e2b", "local"]);
+    assert_eq!(manifest.ports().len(), 3);
+    assert_eq!(manifest.ports()[0].host_port, Some(13_001));
+    assert_eq!(manifest.digest(), load(&request(path)).unwrap().digest());
+}
+
+/// An address that is not known yet leaves its place empty and the sandbox waiting; a known one far away makes no link.
+#[test]
+fn addresses_become_dependencies_links_and_open_questions() {
+    let manifest = load(&request(Path::new("tests/corpus/valid/shop.yaml"))).unwrap();
+    let none = BTreeMap::new();
+    let early =
+        manifest.resolve(&ResolveContext { endpoints: &none, capabilities: &[&LOCAL, &E2B] }).unwrap();
+    let api = &early.desired.sandboxes["api-1"];
+    assert_eq!(api.guest.env["DATABASE_URL"], "postgres://:/shop");
+    let db = PortRef { sandbox: "db".to_owned(), port: 5432 };
+    assert!(api.unresolved.contains(&db) && api.spec.links.is_empty());
+    assert!(api.depends_on.contains_key("db"));
+    let later = resolve(&manifest).unwrap();
+    let api = &later.desired.sandboxes["api-1"];
+    assert!(api.unresolved.is_empty());
+    assert_eq!(api.spec.links.iter().map(|l| (&l.to, l.host_port)).collect::<Vec<_>>(), [(&db, 40_001)]);
+    let far = both(&request(Path::new("tests/corpus/valid/far-port.yaml"))).unwrap();
+    let app = &far.desired.sandboxes["app"];
+    assert_eq!(app.guest.env["URL"], "https://far.example.com:443");
+    assert!(app.spec.links.is_empty() && app.unresolved.is_empty());
 }

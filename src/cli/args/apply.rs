@@ -13,8 +13,9 @@ use crate::model::{Address, Duration};
 Examples:
   pocketenv plan                                what apply would do
   pocketenv plan --detailed-exitcode            exit 2 if there are changes
-  pocketenv plan --out next.plan                save it; `pocketenv apply next.plan` does exactly this
-  pocketenv plan --target api --format markdown for a pull request")]
+  pocketenv plan --out next.plan                save it for `pocketenv apply next.plan`
+  pocketenv plan --target api                   one sandbox and what it depends on
+  pocketenv plan --format markdown              for a pull request")]
 pub struct PlanArgs {
     /// Exit 2 if there are changes
     #[arg(long)]
@@ -60,7 +61,8 @@ Examples:
   pocketenv apply next.plan                a saved plan; refused if the world has changed since
   pocketenv apply --dry-run                what plan shows
 
-The first Ctrl-C stops starting steps and lets running ones finish; the second stops now. Both leave a consistent record.")]
+The first Ctrl-C starts no further step and lets running ones finish; the second stops now.
+Both leave a consistent record.")]
 pub struct ApplyArgs {
     /// A plan saved by `plan --out`
     #[arg(value_name = "PLAN")]

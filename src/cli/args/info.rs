@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 /// `preset`.
 #[derive(Debug, Subcommand)]
 pub enum PresetCommand {
-    /// List the presets: built in, and the manifest's own
+    /// List the built-in presets
     List,
-    /// Show the steps of a preset
+    /// Show a built-in preset
     Show {
         /// Its name
         #[arg(value_name = "NAME")]

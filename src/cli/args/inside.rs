@@ -32,7 +32,8 @@ pub struct LogsArgs {
 /// `exec`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The command is run as it is, without a shell. Its standard input is ours, and so is its exit code (128 + n after signal n).
+The command is run as it is, without a shell. Its standard input is ours, and so is its exit code
+(128 + n after signal n).
 
 Examples:
   pocketenv exec api -- npm test
@@ -86,7 +87,8 @@ pub struct ShellArgs {
 /// `cp`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Directories are copied whole, with modes and links. Into a directory that exists, the source is put under its own name.
+Directories are copied whole, with modes and links. Into a directory that exists, the source is put
+under its own name.
 
 Examples:
   pocketenv cp ./data api:/work/data

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 /// `init`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Looks at what is in the directory (compose.yaml, devcontainer.json, package.json, Cargo.toml, pyproject.toml) and says
-what it chose. An existing file is never overwritten.")]
+Looks at what is in the directory (compose.yaml, devcontainer.json, package.json, Cargo.toml, …) and
+says what it chose. An existing file is never overwritten.")]
 pub struct InitArgs {
     /// The directory to write pocketenv.yaml into
     #[arg(value_name = "DIR", default_value = ".")]

@@ -51,7 +51,7 @@ Examples:
     propagate_version = false,
     arg_required_else_help = true,
     subcommand_required = true,
-    max_term_width = 110,
+    max_term_width = 100,
     subcommand_value_name = "VERB",
     subcommand_help_heading = "Verbs",
     after_help = EXAMPLES

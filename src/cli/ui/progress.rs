@@ -53,14 +53,14 @@ impl Progress {
         progress
     }
 
-    /// Takes the spinners off the screen. Later events are not shown.
+    /// Takes the spinners off the screen, until another run begins.
     pub fn finish(&self) {
         if let How::Live(live) = &self.how {
             let mut live = lock(live);
-            live.running.clear();
             live.total.finish_and_clear();
             // Nothing can be done about a terminal that cannot be written to.
             let _ = live.all.clear();
+            *live = Live::new();
         }
     }
 

@@ -8,17 +8,18 @@ use crate::cli::args::ApplyArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
+use crate::cli::ui::progress::Progress;
 use crate::plan::Policy;
 
 /// A saved plan is not larger than this.
 const MAX_PLAN_BYTES: u64 = 256 << 20;
 
 /// Applies the manifest, or a saved plan.
-pub async fn run(cx: &Context, args: ApplyArgs) -> Result<Exit, CliError> {
+pub async fn run(cx: &Context, args: &ApplyArgs) -> Result<Exit, CliError> {
     let saved = args.plan.as_deref().map(read).transpose()?;
     let defaults = ApplyOptions::default();
     let options = ApplyOptions {
-        policy: Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target },
+        policy: Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() },
         parallelism: match args.parallelism {
             Some(n) => n.into(),
             None => parallelism(cx)?.unwrap_or(defaults.parallelism),
@@ -31,7 +32,14 @@ pub async fn run(cx: &Context, args: ApplyArgs) -> Result<Exit, CliError> {
         ..defaults
     };
     let project = cx.open().await?;
-    carry_out(cx, &project, &options, Given { yes: args.yes, data_loss: args.allow_data_loss }).await
+    carry_out(
+        cx,
+        &project,
+        &options,
+        Given { yes: args.yes, data_loss: args.allow_data_loss, obvious: false },
+        &Progress::new(&cx.ui),
+    )
+    .await
 }
 
 /// `POCKETENV_PARALLELISM`.
@@ -39,7 +47,9 @@ fn parallelism(cx: &Context) -> Result<Option<usize>, CliError> {
     let Some(text) = cx.var("POCKETENV_PARALLELISM") else { return Ok(None) };
     match text.parse() {
         Ok(n @ 1..=1024) => Ok(Some(n)),
-        _ => Err(CliError::usage(format!("POCKETENV_PARALLELISM is `{text}`; expected a number from 1 to 1024"))),
+        _ => Err(CliError::usage(format!(
+            "POCKETENV_PARALLELISM is `{text}`; expected a number from 1 to 1024"
+        ))),
     }
 }
 

@@ -4,14 +4,16 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::plan;
+use super::status::reached_at;
 use crate::app::{Answer, ApplyOptions, ApplyReport, Approval, Consent, Goal, Outcome, Project};
-use crate::cli::args::OutputForm;
+use crate::cli::args::{OutputForm, ProgressHow};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::progress::Progress;
 use crate::cli::ui::style::Role;
 use crate::cli::ui::{Ui, lines, prompt, time};
+use crate::model::Address;
 use crate::plan::report::waiting_text;
 use crate::reconcile::execute::Cancel;
 
@@ -22,9 +24,11 @@ pub struct Given {
     pub yes: bool,
     /// Data may be lost.
     pub data_loss: bool,
+    /// The plan is what was typed, so that showing it would say nothing.
+    pub obvious: bool,
 }
 
-/// Runs the loop and says how it ended.
+/// Runs the loop and says how it ended. Runs that belong together share their progress.
 ///
 /// # Errors
 /// What kept it from being run.
@@ -33,12 +37,12 @@ pub async fn carry_out(
     project: &Project<'_>,
     options: &ApplyOptions,
     given: Given,
+    progress: &Progress,
 ) -> Result<Exit, CliError> {
     let began = cx.now();
     let cancel = on_interrupt(cx.ui.clone())?;
-    let progress = Progress::new(&cx.ui);
     let asker = Asker { ui: &cx.ui, given, cancel: &cancel, streams: progress.is_data() };
-    let result = project.apply(options, &asker, &progress, &cancel).await;
+    let result = project.apply(options, &asker, progress, &cancel).await;
     progress.finish();
     let report = result?;
     let interrupted = report.outcome == Outcome::Declined && cancel.graceful.is_cancelled();
@@ -51,8 +55,15 @@ pub async fn carry_out(
             addresses.dedup();
             cx.ui.write(&lines(addresses))?;
         }
-        OutputForm::Table | OutputForm::Wide if report.outcome == Outcome::DryRun => plan::show(&cx.ui, &report.plan)?,
-        OutputForm::Table | OutputForm::Wide => say(&cx.ui, &report, cx.now().millis_since(began)),
+        OutputForm::Table | OutputForm::Wide if report.outcome == Outcome::DryRun => {
+            plan::show(&cx.ui, &report.plan)?
+        }
+        OutputForm::Table | OutputForm::Wide => {
+            say(&cx.ui, &report, cx.now().millis_since(began));
+            if report.outcome == Outcome::Done && options.goal == Goal::Apply && !given.obvious {
+                say_ports(cx, project).await?;
+            }
+        }
     }
     Ok(if interrupted { Exit::Interrupted } else { Exit::Code(report.exit_code) })
 }
@@ -70,12 +81,15 @@ fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
     let count = |result: &str| report.steps.iter().filter(|step| step.result == result).count();
     let took = time::took(ms);
     let counts = || {
-        let parts = [(count("done"), "done"), (count("failed"), "failed"), (count("skipped"), "not attempted")];
+        let parts =
+            [(count("done"), "done"), (count("failed"), "failed"), (count("skipped"), "not attempted")];
         let parts: Vec<String> =
             parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         if parts.is_empty() { "nothing was done".to_owned() } else { format!("steps: {}", parts.join(", ")) }
     };
-    for step in report.steps.iter().filter(|step| step.result == "failed") {
+    // Where progress is shown, a failure was shown when it happened; among many it is lost.
+    let again = ui.progress == ProgressHow::Quiet || report.steps.len() > 20;
+    for step in report.steps.iter().filter(|step| again && step.result == "failed") {
         let message = step.message.as_deref().unwrap_or("it failed");
         ui.error(&format!("{} {}: {message}", step.op, step.resource));
     }
@@ -93,9 +107,22 @@ fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
         Outcome::Declined => (Role::Warning, "Nothing was changed.".to_owned()),
     };
     ui.say(&ui.err.paint(role, &text));
-    if matches!(report.outcome, Outcome::Partly | Outcome::Failed | Outcome::TimedOut | Outcome::Interrupted) {
+    if matches!(report.outcome, Outcome::Partly | Outcome::Failed | Outcome::TimedOut | Outcome::Interrupted)
+    {
         ui.hint("`pocketenv status` shows how things are; running the same command again goes on from here");
     }
+}
+
+/// Where to look at what was just made.
+async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(), CliError> {
+    let (status, _) = project.status().await?;
+    for resource in &status.resources {
+        if let (Address::Port(sandbox, port), Some(_)) = (&resource.address, &resource.endpoint) {
+            let at = reached_at(resource.endpoint.as_ref());
+            cx.ui.say(&format!("  {sandbox} port {port} is at {}", cx.ui.err.paint(Role::Hint, &at)));
+        }
+    }
+    Ok(())
 }
 
 /// Ctrl-C and SIGTERM: first no further step is started, then running ones are given up.
@@ -133,7 +160,7 @@ struct Asker<'a> {
 impl Consent for Asker<'_> {
     fn approve(&self, approval: &Approval<'_>) -> Answer {
         let asks = self.ui.interactive && !self.streams;
-        if approval.round == 1 && !self.streams {
+        if approval.round == 1 && !self.streams && !self.given.obvious {
             self.ui.say(plan::text(approval.plan, self.ui.err).trim_end());
         }
         let destroys = *approval.goal == Goal::Destroy;

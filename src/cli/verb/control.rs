@@ -6,6 +6,7 @@ use crate::cli::args::ControlArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
+use crate::cli::ui::progress::Progress;
 use crate::model::{Address, RunState, ServiceState};
 use crate::plan::Policy;
 
@@ -24,13 +25,14 @@ pub enum Control {
 pub async fn run(cx: &Context, control: Control, args: &ControlArgs) -> Result<Exit, CliError> {
     let project = cx.open().await?;
     let addresses = by_name(&project, &args.addresses).await?;
+    let progress = Progress::new(&cx.ui);
     if control != Control::Start {
-        let ended = one(cx, &project, Control::Stop, &addresses, args).await?;
+        let ended = one(cx, &project, Control::Stop, &addresses, args, &progress).await?;
         if control == Control::Stop || ended.code() != 0 {
             return Ok(ended);
         }
     }
-    one(cx, &project, Control::Start, &addresses, args).await
+    one(cx, &project, Control::Start, &addresses, args, &progress).await
 }
 
 async fn one(
@@ -39,6 +41,7 @@ async fn one(
     control: Control,
     addresses: &[Address],
     args: &ControlArgs,
+    progress: &Progress,
 ) -> Result<Exit, CliError> {
     let start = control == Control::Start;
     let mut overrides = Overrides::default();
@@ -66,7 +69,7 @@ async fn one(
         lock_timeout: args.lock_timeout.into(),
         ..ApplyOptions::default()
     };
-    carry_out(cx, project, &options, Given { yes: true, data_loss: false }).await
+    carry_out(cx, project, &options, Given { yes: true, data_loss: false, obvious: true }, progress).await
 }
 
 /// The same addresses with names where ids of the provider were given.

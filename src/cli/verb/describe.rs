@@ -31,7 +31,8 @@ pub async fn run(cx: &Context, args: &DescribeArgs) -> Result<Exit, CliError> {
     let resources: Vec<Value> = all.iter().map(|(resource, events)| data(resource, events)).collect();
     let names = || all.iter().map(|(resource, _)| resource.address.to_string()).collect();
     let text = |wide| {
-        let texts: Vec<String> = all.iter().map(|(resource, events)| text(cx, resource, events, wide)).collect();
+        let texts: Vec<String> =
+            all.iter().map(|(resource, events)| text(cx, resource, events, wide)).collect();
         texts.join("\n")
     };
     cx.ui.show(&json!({ "project": status.project, "resources": resources }), names, text)?;

@@ -28,8 +28,10 @@ pub async fn run(cx: &Context, args: &EventsArgs) -> Result<Exit, CliError> {
     let events = project.store().events(project.name(), query, args.limit.min(MAX)).await?;
     let lines = cx.ui.form == OutputForm::Json || args.follow;
     if !lines {
-        let value = json!({ "project": project.name(), "events": events.iter().map(data).collect::<Vec<_>>() });
-        let names = || events.iter().filter_map(|e| e.event.address.as_ref()).map(ToString::to_string).collect();
+        let value =
+            json!({ "project": project.name(), "events": events.iter().map(data).collect::<Vec<_>>() });
+        let names =
+            || events.iter().filter_map(|e| e.event.address.as_ref()).map(ToString::to_string).collect();
         cx.ui.show(&value, names, |wide| table(cx, &events, wide))?;
         return Ok(Exit::Done);
     }

@@ -18,21 +18,21 @@ exec sh -l
 "#;
 
 /// Runs a command.
-pub async fn exec(cx: &Context, args: ExecArgs) -> Result<Exit, CliError> {
-    let mut command = Command::new(args.command);
-    for pair in args.env {
+pub async fn exec(cx: &Context, args: &ExecArgs) -> Result<Exit, CliError> {
+    let mut command = Command::new(args.command.iter().cloned());
+    for pair in &args.env {
         match pair.split_once('=') {
             Some(("", _)) => return Err(CliError::usage("--env takes NAME=VALUE or NAME")),
             Some((name, value)) => command.env.insert(name.to_owned(), value.to_owned()),
             // As `docker exec` does: a name alone passes ours on, if there is one.
-            None => match cx.app.environment().vars.get(&pair) {
-                Some(value) => command.env.insert(pair, value.clone()),
+            None => match cx.app.environment().vars.get(pair) {
+                Some(value) => command.env.insert(pair.clone(), value.clone()),
                 None => None,
             },
         };
     }
-    command.cwd = args.workdir;
-    command.user = args.user;
+    command.cwd = args.workdir.clone();
+    command.user = args.user.clone();
     command.timeout = args.timeout.map(Into::into);
     let project = cx.open().await?;
     let sandbox = project.sandbox(&parse_target(&args.name).sandbox).await?;
@@ -40,17 +40,17 @@ pub async fn exec(cx: &Context, args: ExecArgs) -> Result<Exit, CliError> {
 }
 
 /// Opens a shell.
-pub async fn shell(cx: &Context, args: ShellArgs) -> Result<Exit, CliError> {
+pub async fn shell(cx: &Context, args: &ShellArgs) -> Result<Exit, CliError> {
     let project = cx.open().await?;
-    let name = match args.name {
-        Some(name) => parse_target(&name).sandbox,
+    let name = match &args.name {
+        Some(name) => parse_target(name).sandbox,
         None => the_only_one(&project).await?,
     };
     let sandbox = project.sandbox(&name).await?;
     let mut command = Command::new(["sh", "-c", SHELL]);
-    command.cwd = args.workdir;
-    command.user = args.user;
-    command.env = args.env.into_iter().map(|pair| (pair.key, pair.value)).collect();
+    command.cwd = args.workdir.clone();
+    command.user = args.user.clone();
+    command.env = args.env.iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect();
     // `echo make | pocketenv shell api` is a script on its standard input.
     run(cx, &project, &sandbox, command, std::io::stdin().is_terminal()).await
 }
@@ -80,7 +80,9 @@ async fn run(
         command.env.insert("TERM".to_owned(), term.to_owned());
     }
     let ended = match sandbox.command(command).await {
-        Ok(command) if terminal => session::run_on_terminal(sandbox.guest.as_ref(), &command).await.map_err(Error::from),
+        Ok(command) if terminal => {
+            session::run_on_terminal(sandbox.guest.as_ref(), &command).await.map_err(Error::from)
+        }
         Ok(command) => session::run(sandbox.guest.as_ref(), &command).await.map_err(Error::from),
         Err(error) => Err(error),
     };

@@ -51,7 +51,8 @@ fn table(cx: &Context, runs: &[Revision], wide: bool) -> String {
             // Killed, or going on.
             None => (String::new(), "open", String::new()),
             Some((at, end)) => {
-                let changes: Vec<String> = end.changes.iter().map(|(what, n)| format!("{n} {what}")).collect();
+                let changes: Vec<String> =
+                    end.changes.iter().map(|(what, n)| format!("{n} {what}")).collect();
                 (time::took(at.millis_since(run.started_at)), end.outcome.as_str(), changes.join(", "))
             }
         };
@@ -69,7 +70,9 @@ fn table(cx: &Context, runs: &[Revision], wide: bool) -> String {
             Cell::new(outcome, role),
         ];
         if wide {
-            let short = |digest: &Option<String>| digest.as_deref().unwrap_or_default().chars().take(12).collect::<String>();
+            let short = |digest: &Option<String>| {
+                digest.as_deref().unwrap_or_default().chars().take(12).collect::<String>()
+            };
             row.push(short(&run.run.manifest_digest).into());
             row.push(short(&run.run.git_revision).into());
         }

@@ -66,7 +66,9 @@ async fn sources(project: &Project<'_>, args: &LogsArgs) -> Result<Vec<Source>, 
                 wanted.insert(source.sandbox.clone(), None);
             }
             Some(service) => {
-                if let Some(services) = wanted.entry(source.sandbox.clone()).or_insert_with(|| Some(BTreeSet::new())) {
+                if let Some(services) =
+                    wanted.entry(source.sandbox.clone()).or_insert_with(|| Some(BTreeSet::new()))
+                {
                     services.insert(service.clone());
                 }
             }
@@ -75,7 +77,8 @@ async fn sources(project: &Project<'_>, args: &LogsArgs) -> Result<Vec<Source>, 
     if wanted.is_empty() {
         let recorded = project.store().recorded(project.name()).await?;
         let with_services = |guest: &crate::model::GuestSpec| !guest.services.is_empty();
-        let names = recorded.sandboxes.into_iter().filter(|(_, s)| s.guest.as_ref().is_some_and(with_services));
+        let names =
+            recorded.sandboxes.into_iter().filter(|(_, s)| s.guest.as_ref().is_some_and(with_services));
         wanted = names.map(|(name, _)| (name, None)).collect();
     }
     let mut sources = Vec::new();

@@ -15,8 +15,8 @@ use crate::cli::ui::{Ui, lines};
 use crate::plan::{Plan, Policy, report};
 
 /// Prints the plan.
-pub async fn run(cx: &Context, args: PlanArgs) -> Result<Exit, CliError> {
-    let policy = Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target };
+pub async fn run(cx: &Context, args: &PlanArgs) -> Result<Exit, CliError> {
+    let policy = Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() };
     let project = cx.open().await?;
     let view = project.look(false, false).await?;
     for warning in &view.warnings {
@@ -58,7 +58,8 @@ pub fn text(plan: &Plan, paint: Paint) -> String {
 
 /// A plan has no secrets, but it has the contents of files: nobody else may read it.
 fn save(path: &Path, plan: &SavedPlan) -> Result<(), CliError> {
-    let failed = |error: std::io::Error| CliError::system(format!("saving the plan to {}", path.display()), &error);
+    let failed =
+        |error: std::io::Error| CliError::system(format!("saving the plan to {}", path.display()), &error);
     let text = serde_json::to_vec(plan).map_err(|error| failed(error.into()))?;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);

@@ -32,7 +32,8 @@ struct Port<'a> {
 
 /// Lists ports.
 pub async fn run(cx: &Context, args: &PortsArgs) -> Result<Exit, CliError> {
-    let only: Vec<Address> = args.names.iter().map(|name| Address::Sandbox(parse_target(name).sandbox)).collect();
+    let only: Vec<Address> =
+        args.names.iter().map(|name| Address::Sandbox(parse_target(name).sandbox)).collect();
     let status = status::measure(cx, &only).await?;
     let ports: Vec<Port<'_>> = status
         .resources

@@ -15,8 +15,9 @@ pub fn run(cx: &Context, command: &PresetCommand) -> Result<Exit, CliError> {
     match command {
         PresetCommand::List => {
             let names: Vec<&str> = presets::builtin_names().collect();
-            let about = |name: &str| presets::builtin_text(name).map_or("", summary);
-            let rows: Vec<_> = names.iter().map(|name| json!({ "name": name, "summary": about(name) })).collect();
+            let about = |name: &str| presets::builtin_text(name).map(summary).unwrap_or_default();
+            let rows: Vec<_> =
+                names.iter().map(|name| json!({ "name": name, "summary": about(name) })).collect();
             let text = |_| {
                 let mut table = Table::new(["NAME", "SUMMARY"]);
                 for name in &names {
@@ -40,7 +41,8 @@ pub fn run(cx: &Context, command: &PresetCommand) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// The first comment line of a preset says what it is for.
-fn summary(text: &str) -> &str {
-    text.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or("")
+/// What a preset says of itself.
+fn summary(text: &str) -> String {
+    let value: Option<serde_json::Value> = serde_saphyr::from_str(text).ok();
+    value.as_ref().and_then(|value| value["description"].as_str()).unwrap_or_default().to_owned()
 }

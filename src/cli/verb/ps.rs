@@ -22,7 +22,8 @@ struct Services<'a> {
 
 /// Lists services.
 pub async fn run(cx: &Context, args: &PsArgs) -> Result<Exit, CliError> {
-    let only: Vec<Address> = args.names.iter().map(|name| Address::Sandbox(parse_target(name).sandbox)).collect();
+    let only: Vec<Address> =
+        args.names.iter().map(|name| Address::Sandbox(parse_target(name).sandbox)).collect();
     let status = status::measure(cx, &only).await?;
     let rows: Vec<(&str, &str, &ResourceStatus)> = status
         .resources

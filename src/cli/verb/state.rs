@@ -37,7 +37,13 @@ async fn list(cx: &Context) -> Result<Exit, CliError> {
         let when = |at| Cell::new(time::cell(Some(at), cx.now(), wide), Role::Dim);
         for (name, volume) in &recorded.volumes {
             let address = Address::Volume(name.clone()).to_string();
-            table.row([address.into(), volume.provider.as_str().into(), "".into(), "".into(), when(volume.created_at)]);
+            table.row([
+                address.into(),
+                volume.provider.as_str().into(),
+                "".into(),
+                "".into(),
+                when(volume.created_at),
+            ]);
         }
         for (name, sandbox) in &recorded.sandboxes {
             table.row([
@@ -72,8 +78,12 @@ async fn show(cx: &Context, address: &Address) -> Result<Exit, CliError> {
     let project = cx.open().await?;
     let recorded = project.store().recorded(project.name()).await?;
     let found: Option<Value> = match address {
-        Address::Volume(name) => recorded.volumes.get(name).map(|v| json!({ "address": address, "recorded": v })),
-        Address::Sandbox(name) => recorded.sandboxes.get(name).map(|s| json!({ "address": address, "recorded": s })),
+        Address::Volume(name) => {
+            recorded.volumes.get(name).map(|v| json!({ "address": address, "recorded": v }))
+        }
+        Address::Sandbox(name) => {
+            recorded.sandboxes.get(name).map(|s| json!({ "address": address, "recorded": s }))
+        }
         other => {
             let message = format!("{other} is not recorded by itself; its sandbox or volume is");
             return Err(CliError::usage(message));
@@ -82,8 +92,11 @@ async fn show(cx: &Context, address: &Address) -> Result<Exit, CliError> {
     let Some(found) = found else {
         let known = names(&recorded.sandboxes).chain(names(&recorded.volumes));
         let name = address.sandbox().map_or_else(|| address.to_string(), str::to_owned);
-        return Err(CliError::new(Exit::Failed, format!("{address} is not recorded in project `{}`", project.name()))
-            .hint(hint::unknown(&name, known)));
+        return Err(CliError::new(
+            Exit::Failed,
+            format!("{address} is not recorded in project `{}`", project.name()),
+        )
+        .hint(hint::unknown(&name, known)));
     };
     cx.ui.value(&found)?;
     Ok(Exit::Done)

@@ -83,6 +83,10 @@ fn table(cx: &Context, resources: &[ResourceStatus], wide: bool) -> String {
 /// `host:port`, as it is typed into a browser.
 pub fn reached_at(endpoint: Option<&Endpoint>) -> String {
     endpoint.map_or_else(String::new, |e| {
-        if e.host.contains(':') { format!("[{}]:{}", e.host, e.port) } else { format!("{}:{}", e.host, e.port) }
+        if e.host.contains(':') {
+            format!("[{}]:{}", e.host, e.port)
+        } else {
+            format!("{}:{}", e.host, e.port)
+        }
     })
 }

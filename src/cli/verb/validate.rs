@@ -44,12 +44,13 @@ fn data(valid: bool, diagnostics: &Diagnostics) -> serde_json::Value {
 
 /// Prints what is declared, with everything filled in. Secrets are names.
 pub fn config(cx: &Context) -> Result<Exit, CliError> {
-    let (_, resolved) = cx.app.validate(cx.selection())?;
+    let (manifest, resolved) = cx.app.validate(cx.selection())?;
     if !resolved.warnings.is_empty() {
         cx.ui.diagnostics(&resolved.warnings);
     }
+    let config = manifest.config(&resolved);
     let names = || resolved.desired.sandboxes.keys().cloned().collect();
-    let text = |_| serde_saphyr::to_string(&resolved.desired).unwrap_or_else(|error| format!("# {error}\n"));
-    cx.ui.show(&resolved.desired, names, text)?;
+    let text = |_| serde_saphyr::to_string(&config).unwrap_or_else(|error| format!("# {error}\n"));
+    cx.ui.show(&config, names, text)?;
     Ok(Exit::Done)
 }

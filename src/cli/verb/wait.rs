@@ -45,7 +45,8 @@ fn missing(status: &ProjectStatus, args: &WaitArgs) -> Result<Option<String>, Cl
     let everything: Vec<Address>;
     let addresses = if args.addresses.is_empty() {
         let sandboxes = status.resources.iter().map(|r| &r.address);
-        everything = sandboxes.filter(|a| matches!(a, Address::Sandbox(_) | Address::Volume(_))).cloned().collect();
+        everything =
+            sandboxes.filter(|a| matches!(a, Address::Sandbox(_) | Address::Volume(_))).cloned().collect();
         &everything
     } else {
         &args.addresses
@@ -54,7 +55,9 @@ fn missing(status: &ProjectStatus, args: &WaitArgs) -> Result<Option<String>, Cl
         let resource = status.resources.iter().find(|r| r.address == *address);
         let problem = match (&args.wait_for, resource) {
             (WaitFor::Deleted, None) => None,
-            (WaitFor::Deleted, Some(resource)) => exists(resource).then(|| format!("it is {}", resource.phase)),
+            (WaitFor::Deleted, Some(resource)) => {
+                exists(resource).then(|| format!("it is {}", resource.phase))
+            }
             (WaitFor::Condition(kind), Some(resource)) => not_in(resource, kind),
             // What is inside a sandbox is listed only while it runs.
             (WaitFor::Condition(_), None) if address.sandbox().is_some_and(|s| knows(status, s)) => {

@@ -7,15 +7,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::inside::closest;
-use super::{Error, Project, View};
+use super::{Error, LEASE_TTL, Project, View};
 use crate::model::{Address, Desired, RunState, ServiceState};
 use crate::plan::{Plan, Policy, Waiting, WaitingOn};
 use crate::reconcile::execute::{Cancel, Execute, Execution, StepResult, execute};
 use crate::reconcile::{Event, EventKind, EventSink, Failure, FailureKind};
 use crate::store::{Holder, LeaseGuard, Run, RunEnd, Store, StoreError};
 
-/// A lease that is not renewed for this long may be taken by another host.
-const LEASE_TTL: Duration = Duration::from_secs(30);
 /// Rounds in which every step succeeds and the next plan still wants something. More than this is a fight.
 const MAX_ROUNDS: u32 = 6;
 /// The pause between looks while something changes by itself; it doubles up to the last.

@@ -1,6 +1,7 @@
 //! The use cases: what each verb does, wired together from the rooms below. No flags and no printing here.
 
 mod apply;
+mod collect;
 mod environment;
 mod error;
 mod inside;
@@ -11,8 +12,14 @@ mod target;
 pub use apply::{
     Answer, Approval, ApplyOptions, ApplyReport, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
 };
+pub use collect::{Orphan, Orphans, Why};
 pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
 pub use inside::Sandbox;
 pub use project::{App, Project, Selection, View};
 pub use target::{Target, parse_target};
+
+/// A lease that is not renewed for this long may be taken by another host.
+const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long a short write waits for another process that writes to the project.
+const LEASE_WAIT: std::time::Duration = std::time::Duration::from_secs(5);

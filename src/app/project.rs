@@ -117,7 +117,7 @@ impl App {
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
-    fn registry(&self, names: &BTreeSet<String>) -> Result<Registry, Error> {
+    pub(super) fn registry(&self, names: &BTreeSet<String>) -> Result<Registry, Error> {
         let env = &self.environment;
         let context = ProviderContext {
             data_dir: env.directories.data.clone(),

@@ -2,10 +2,13 @@
 
 use std::io;
 
-use super::ui::Ui;
+use serde_json::{Value, json};
+
 use super::ui::exit::Exit;
+use super::ui::{Ui, time};
 use crate::app;
 use crate::manifest::Diagnostics;
+use crate::model::Timestamp;
 use crate::provider::{GuestError, ProviderError};
 use crate::reconcile::observe::with_causes;
 use crate::store::StoreError;
@@ -53,22 +56,45 @@ impl CliError {
         self
     }
 
-    /// Says it, and returns how the program ends.
-    pub fn report(self, ui: &Ui) -> Exit {
+    /// How the program ends.
+    fn exit(&self) -> Exit {
         match self {
             Self::ClosedPipe => Exit::Done,
-            Self::Manifest(diagnostics) => {
-                ui.diagnostics(&diagnostics);
-                Exit::InvalidConfiguration
-            }
-            Self::Failed { exit, message, hints } => {
+            Self::Manifest(_) => Exit::InvalidConfiguration,
+            Self::Failed { exit, .. } => *exit,
+        }
+    }
+
+    /// The last line of a stream of JSON Lines that ends with this.
+    pub fn line(&self, now: Timestamp) -> Value {
+        let message = match self {
+            Self::ClosedPipe => String::new(),
+            Self::Manifest(diagnostics) => diagnostics.plain(),
+            Self::Failed { message, .. } => message.clone(),
+        };
+        json!({
+            "type": "error",
+            "ts": time::rfc3339(now),
+            "level": "error",
+            "message": message,
+            "exit_code": self.exit().code(),
+        })
+    }
+
+    /// Says it, and returns how the program ends.
+    pub fn report(self, ui: &Ui) -> Exit {
+        let exit = self.exit();
+        match self {
+            Self::ClosedPipe => {}
+            Self::Manifest(diagnostics) => ui.diagnostics(&diagnostics),
+            Self::Failed { message, hints, .. } => {
                 ui.error(&message);
                 for hint in hints {
                     ui.hint(&hint);
                 }
-                exit
             }
         }
+        exit
     }
 }
 

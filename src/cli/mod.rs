@@ -67,7 +67,12 @@ fn each_project(cx: &mut Context, verb: &Verb) -> Result<Exit, CliError> {
     let many = selections.len() > 1;
     let takes_many = matches!(
         verb,
-        Verb::Validate(_) | Verb::Config(_) | Verb::Plan(_) | Verb::Apply(_) | Verb::Destroy(_) | Verb::Status(_)
+        Verb::Validate(_)
+            | Verb::Config(_)
+            | Verb::Plan(_)
+            | Verb::Apply(_)
+            | Verb::Destroy(_)
+            | Verb::Status(_)
     );
     if many && !takes_many {
         let text = format!("there are {} projects, and this verb takes one; name its file", selections.len());

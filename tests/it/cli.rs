@@ -350,6 +350,11 @@ fn a_project_that_another_process_writes_to_is_6() {
     let output = world.run(&["apply", "--yes", "--lock-timeout", "100ms"]);
     assert_eq!(code(&output), 6, "{}", err(&output));
     assert!(err(&output).contains("somebody"), "{}", err(&output));
+    let stream = out(&world.run(&["apply", "--yes", "--lock-timeout", "100ms", "-o", "json"]));
+    let lines: Vec<Value> = stream.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let types: Vec<&str> = lines.iter().map(|line| line["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["stream", "waiting_for_lock", "error"]);
+    assert_eq!((&lines[0]["format_version"], &lines[2]["exit_code"]), (&"1.0".into(), &6.into()));
     assert_eq!(out(&world.run(&["state", "locks", "-o", "name"])), "demo\n");
     runtime.block_on(guard.release()).unwrap();
     assert_eq!(out(&world.run(&["state", "locks", "-o", "name"])), "");

@@ -44,7 +44,14 @@ pub async fn carry_out(
     let asker = Asker { ui: &cx.ui, given, cancel: &cancel, streams: progress.is_data() };
     let result = project.apply(options, &asker, progress, &cancel).await;
     progress.finish();
-    let report = result?;
+    let report = match result {
+        Ok(report) => report,
+        Err(error) => {
+            let error = CliError::from(error);
+            progress.json(&error.line(cx.now()));
+            return Err(error);
+        }
+    };
     let interrupted = report.outcome == Outcome::Declined && cancel.graceful.is_cancelled();
     match cx.ui.form {
         OutputForm::Json => progress.json(&result_line(&report)),

@@ -146,6 +146,11 @@ impl World {
         self.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Removes a variable of the program's environment.
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
     /// The program with arguments, in this world, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use super::{Environment, Error, ports};
 use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
-use crate::model::{Address, Desired, Observation, Observed, PortRef, Recorded};
+use crate::model::{
+    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
+};
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
 use crate::reconcile::observe::{self, Listings};
@@ -137,6 +139,30 @@ impl App {
     }
 }
 
+/// Takes secrets out of what health checks said: it is shown, and kept as the message of a condition. Where a secret has no value here, it
+/// could not be found in the text, so none of the text is kept.
+fn redact(
+    guests: &mut BTreeMap<SandboxId, Observation<ObservedGuest>>,
+    desired: &Desired,
+    secrets: &Secrets,
+) {
+    let mut used = desired.sandboxes.values().flat_map(|sandbox| sandbox.guest.secrets.keys());
+    let unknown = used.find(|name| secrets.get(name).is_none());
+    for guest in guests.values_mut() {
+        let Observation::Complete(guest) = guest else { continue };
+        for service in guest.services.values_mut() {
+            if let Some(ProbeResult::Failing(why)) = &mut service.health {
+                *why = match unknown {
+                    None => secrets.redact(why),
+                    Some(name) => {
+                        format!("its check fails; why is not shown, because secret `{name}` has no value here")
+                    }
+                };
+            }
+        }
+    }
+}
+
 /// Standard input, bounded as every manifest is.
 fn standard_input() -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
@@ -243,7 +269,8 @@ impl Project<'_> {
             }
         };
         let (secrets, warnings) = self.secrets(&desired, values).await?;
-        let guests = observe::guests(&self.registry, &desired, &listings).await;
+        let mut guests = observe::guests(&self.registry, &desired, &listings).await;
+        redact(&mut guests, &desired, &secrets);
         let observed = Observed { providers: listings, guests };
         Ok(View { desired, origins, recorded, observed, secrets, warnings })
     }

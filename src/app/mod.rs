@@ -1,5 +1,6 @@
 //! The use cases: what each verb does, wired together from the rooms below. No flags and no printing here.
 
+mod adopt;
 mod apply;
 mod collect;
 mod environment;
@@ -9,6 +10,7 @@ mod ports;
 mod project;
 mod target;
 
+pub use adopt::{Found, manifest_of};
 pub use apply::{
     Answer, Approval, ApplyOptions, ApplyReport, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
 };

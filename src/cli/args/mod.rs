@@ -8,6 +8,7 @@ mod info;
 mod inside;
 mod look;
 mod manifest;
+mod repair;
 mod value;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use look::{
     DescribeArgs, EventsArgs, HistoryArgs, LsArgs, PsArgs, StateCommand, StatusArgs, WaitArgs, WaitFor,
 };
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
+pub use repair::{GcArgs, ImportArgs, RollbackArgs};
 pub use value::{CopyEnd, KeyValue, LogSource};
 
 /// The exit codes, for the end of every help.
@@ -188,9 +190,15 @@ pub enum Verb {
     Events(EventsArgs),
     /// Show the runs of the project, newest first
     History(HistoryArgs),
+    /// Make true again what an earlier run was to achieve
+    Rollback(RollbackArgs),
     /// Wait until resources are in a condition
     Wait(WaitArgs),
-    /// Look into the record of what was applied
+    /// Find what carries our labels and nobody accounts for
+    Gc(GcArgs),
+    /// Turn existing sandboxes into manifest text, or take them into the project
+    Import(ImportArgs),
+    /// Look into the record of what was applied, and mend it
     #[command(subcommand)]
     State(StateCommand),
     /// Show what services wrote

@@ -1,11 +1,16 @@
 //! Finding a sandbox by what people call it, and getting inside.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Error, Project};
 use crate::guest;
-use crate::model::{GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, labels};
-use crate::provider::{Command, Guest};
+use crate::model::{GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels};
+use crate::provider::{Command, ExecIo, Guest, Output};
+use crate::secret::{Redactor, SecretValue};
+
+/// As much of a secret's file is read as a secret can be long; whoever is inside may have put something else there.
+const MAX_SECRET_BYTES: &str = "1048576";
 
 /// A running sandbox, from the inside.
 pub struct Sandbox {
@@ -33,6 +38,31 @@ impl Sandbox {
             command.cwd = command.cwd.or_else(|| declared.working_dir.clone());
         }
         Ok(command)
+    }
+
+    /// Keeps the secrets that this sandbox was given out of what is shown of it. Their values are read where they are in place, so that their
+    /// sources need not be asked.
+    pub async fn redactor(&self) -> Result<Arc<Redactor>, Error> {
+        let uses = self.declared.as_ref().map(|declared| &declared.secrets);
+        let Some(uses) = uses.filter(|uses| !uses.is_empty()) else {
+            return Ok(Arc::new(Redactor::new([])));
+        };
+        let env = guest::environment(self.guest.as_ref()).await?;
+        let mut values = BTreeMap::new();
+        for (name, usage) in uses {
+            let value = match usage {
+                SecretUse::Env(variable) => env.get(variable).cloned(),
+                SecretUse::File(path) => {
+                    let mut bytes = Vec::new();
+                    let command = Command::new(["head", "-c", MAX_SECRET_BYTES, "--", path]);
+                    let io = ExecIo { stdout: Output::Writer(&mut bytes), ..ExecIo::default() };
+                    self.guest.exec(&command, io).await?;
+                    String::from_utf8(bytes).ok()
+                }
+            };
+            values.extend(value.map(|value| (name.as_str(), SecretValue::new(value))));
+        }
+        Ok(Arc::new(Redactor::new(values.iter().map(|(name, value)| (*name, value)))))
     }
 }
 

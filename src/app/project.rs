@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use super::{Environment, Error, ports};
 use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
-use crate::model::{Address, Desired, Observation, Observed, PortRef, Recorded};
+use crate::model::{
+    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
+};
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
 use crate::reconcile::observe::{self, Listings};
@@ -49,6 +51,20 @@ impl App {
 
     /// Reads the manifest. Opens neither store nor network.
     pub fn load(&self, selection: &Selection) -> Result<Manifest, Error> {
+        manifest::load(&self.request(selection)?).map_err(Error::Manifest)
+    }
+
+    /// Reads and checks the manifest as far as that is possible without asking anybody; the error has every problem.
+    pub fn validate(&self, selection: &Selection) -> Result<Resolved, Error> {
+        manifest::validate(&self.request(selection)?, builtin_capabilities()).map_err(Error::Manifest)
+    }
+
+    /// What a manifest declares, as far as that is known without asking anybody.
+    pub fn resolve(&self, manifest: &Manifest) -> Result<Resolved, Error> {
+        resolve(manifest, &BTreeMap::new())
+    }
+
+    fn request(&self, selection: &Selection) -> Result<LoadRequest, Error> {
         let env = &self.environment;
         let mut files = Vec::new();
         for file in &selection.files {
@@ -62,7 +78,7 @@ impl App {
             let found = manifest::discover(&env.cwd, &env.vars).map_err(|_| Error::NoManifest)?;
             files = found.into_iter().map(Input::Path).collect();
         }
-        let request = LoadRequest {
+        Ok(LoadRequest {
             files,
             profile: selection.profile.clone(),
             vars: selection.vars.clone(),
@@ -71,15 +87,7 @@ impl App {
             project: selection.project.clone(),
             default_provider: selection.provider.clone(),
             home: env.home.clone(),
-        };
-        manifest::load(&request).map_err(Error::Manifest)
-    }
-
-    /// Reads and checks the manifest as far as that is possible without asking anybody.
-    pub fn validate(&self, selection: &Selection) -> Result<(Manifest, Resolved), Error> {
-        let manifest = self.load(selection)?;
-        let resolved = resolve(&manifest, &BTreeMap::new())?;
-        Ok((manifest, resolved))
+        })
     }
 
     /// Opens the store.
@@ -128,6 +136,30 @@ impl App {
         let names = names.iter().filter(known).map(String::as_str);
         Registry::open(names, &context)
             .map_err(|source| Error::Provider { provider: "local".to_owned(), source })
+    }
+}
+
+/// Takes secrets out of what health checks said: it is shown, and kept as the message of a condition. Where a secret has no value here, it
+/// could not be found in the text, so none of the text is kept.
+fn redact(
+    guests: &mut BTreeMap<SandboxId, Observation<ObservedGuest>>,
+    desired: &Desired,
+    secrets: &Secrets,
+) {
+    let mut used = desired.sandboxes.values().flat_map(|sandbox| sandbox.guest.secrets.keys());
+    let unknown = used.find(|name| secrets.get(name).is_none());
+    for guest in guests.values_mut() {
+        let Observation::Complete(guest) = guest else { continue };
+        for service in guest.services.values_mut() {
+            if let Some(ProbeResult::Failing(why)) = &mut service.health {
+                *why = match unknown {
+                    None => secrets.redact(why),
+                    Some(name) => {
+                        format!("its check fails; why is not shown, because secret `{name}` has no value here")
+                    }
+                };
+            }
+        }
     }
 }
 
@@ -237,7 +269,8 @@ impl Project<'_> {
             }
         };
         let (secrets, warnings) = self.secrets(&desired, values).await?;
-        let guests = observe::guests(&self.registry, &desired, &listings).await;
+        let mut guests = observe::guests(&self.registry, &desired, &listings).await;
+        redact(&mut guests, &desired, &secrets);
         let observed = Observed { providers: listings, guests };
         Ok(View { desired, origins, recorded, observed, secrets, warnings })
     }
@@ -275,7 +308,7 @@ impl Project<'_> {
             })
             .collect();
         let sources: BTreeMap<String, secret::SecretSource> =
-            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), source(s))).collect();
+            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
         let vars = &self.app.environment.vars;
         if all {
             let resolved = secret::resolve_all(&sources, vars).await?;
@@ -295,10 +328,7 @@ impl Project<'_> {
     pub fn plan(&self, view: &View, policy: &Policy) -> Result<Plan, Error> {
         let capabilities = self.capabilities();
         let digests = view.secrets.digests(self.store.digest_key());
-        let origin = |address: &Address, field: &str| {
-            let at = view.origins.as_ref()?.get(address, field)?;
-            Some(crate::model::Location { file: at.file, line: at.line, column: at.column })
-        };
+        let origin = |address: &Address, field: &str| view.origins.as_ref()?.get(address, field);
         let input = PlanInput {
             desired: &view.desired,
             recorded: &view.recorded,
@@ -348,14 +378,5 @@ impl Project<'_> {
             Observation::Unavailable { reason } => Some((name.clone(), reason.clone())),
         })
         .collect()
-    }
-}
-
-fn source(declared: &manifest::SecretSource) -> secret::SecretSource {
-    match declared.clone() {
-        manifest::SecretSource::Env(name) => secret::SecretSource::Env(name),
-        manifest::SecretSource::File(path) => secret::SecretSource::File(path),
-        manifest::SecretSource::Command(argv) => secret::SecretSource::Command(argv),
-        manifest::SecretSource::Vault(name) => secret::SecretSource::Vault(name),
     }
 }

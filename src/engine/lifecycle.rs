@@ -81,12 +81,26 @@ impl Engine {
     pub async fn get(&self, id: &str) -> Result<Option<BoxInfo>, EngineError> {
         check_name(id)?;
         match self.record(id)? {
-            None if self.dir(id).exists() => {
-                Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) }))
-            }
+            None if self.dir(id).exists() => self.without_record(id).await,
             None => Ok(None),
             Some(record) => self.info(record).await.map(Some),
         }
+    }
+
+    /// A directory without a record: somebody is at the very beginning or end of a sandbox, or was interrupted there. What such a one
+    /// left belongs to nobody and is not seen through any labels, so it goes at the first look.
+    async fn without_record(&self, id: &str) -> Result<Option<BoxInfo>, EngineError> {
+        if self.is_locked(id)? {
+            return Ok(Some(BoxInfo { state: BoxState::Creating, ..broken(id, String::new()) }));
+        }
+        let lock = self.lock(id).await?;
+        if let Some(record) = self.record(id)? {
+            drop(lock);
+            return self.info(record).await.map(Some);
+        }
+        self.remove(id).await?;
+        lock.remove();
+        Ok(None)
     }
 
     /// Creates and starts a sandbox. If one of this id and these labels exists already, it is returned as it is (and started, had

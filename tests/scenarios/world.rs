@@ -146,6 +146,11 @@ impl World {
         self.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Removes a variable of the program's environment.
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
     /// The program with arguments, in this world, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
@@ -285,6 +290,12 @@ impl World {
     /// Processes of the machine that belong to this world's sandboxes: they have mounts from its home, or work in it.
     pub fn processes(&self) -> Vec<Process> {
         self.processes_in(&self.home())
+    }
+
+    /// Those of one sandbox, inside and outside.
+    #[track_caller]
+    pub fn processes_of(&self, sandbox: &str) -> Vec<Process> {
+        self.processes_in(&self.box_dir(sandbox))
     }
 
     fn processes_in(&self, dir: &Path) -> Vec<Process> {

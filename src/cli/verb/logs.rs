@@ -40,7 +40,16 @@ pub async fn run(cx: &Context, args: &LogsArgs) -> Result<Exit, CliError> {
     let options = LogOptions { follow: args.follow, tail: args.tail };
     let reading = try_join_all(sources.iter().map(|source| async {
         let sandbox = &source.sandbox;
-        let mut sink = |line: LogLine<'_>| printer.print(&sandbox.name, line);
+        let redactor = match sandbox.redactor().await {
+            Ok(redactor) => redactor,
+            Err(error) => return Err(project.explain(sandbox, error).await),
+        };
+        let mut sink = |line: LogLine<'_>| {
+            let mut stream = redactor.stream();
+            let mut text = stream.push(line.text);
+            text.extend(stream.finish());
+            printer.print(&sandbox.name, LogLine { text: &text, ..line });
+        };
         match guest::logs(sandbox.guest.as_ref(), &source.services, options, &mut sink).await {
             Ok(()) => Ok(()),
             Err(error) => Err(project.explain(sandbox, error.into()).await),

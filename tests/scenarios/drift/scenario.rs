@@ -52,7 +52,7 @@ fn drift() {
     drift.is_found_and_healed("a deleted directory in the place of a file", &all);
 
     // a service is stopped behind our back, its supervisor with it
-    let supervisors: Vec<_> = world.processes().into_iter().filter(|p| p.command.contains("idle") && p.pid != idle.pid).collect();
+    let supervisors: Vec<_> = world.processes_of("box").into_iter().filter(|p| p.command.contains("idle") && p.pid != idle.pid).collect();
     assert!(!supervisors.is_empty(), "{:#?}", world.processes());
     supervisors.iter().filter(|process| process.lives()).for_each(Process::kill);
     if idle.lives() {
@@ -74,7 +74,8 @@ fn drift() {
     assert_eq!(world.endpoint("box", 8000), address, "the address is kept");
 
     // the engine's helper outside is killed: nobody listens for the sandbox any more
-    let outside: Vec<_> = world.processes().into_iter().filter(|p| p.command.contains("__engine")).collect();
+    let outside: Vec<_> = world.processes_of("box").into_iter().filter(|p| p.command.contains("__engine")).collect();
+    assert!(!outside.is_empty());
     outside.iter().filter(|process| process.lives()).for_each(Process::kill);
     drift.is_found_and_healed("a sandbox whose helper was killed", &[]);
     assert_eq!(http_get(address, "/a").unwrap().1, "a\n");

@@ -26,8 +26,8 @@ fn failure() {
     assert_eq!(bad["health"], "Degraded", "{bad}");
     assert!(world.is_ready("sandbox/good") && world.is_ready("sandbox/mixed/service/good"));
     assert_ne!(world.status("sandbox/mixed")["health"], "Healthy");
-    let waiting = world.status("sandbox/waiting");
-    assert!(waiting["message"].as_str().unwrap().contains("mixed"), "it says what it waits for: {waiting}");
+    assert!(run.text().contains("`wait for sandbox/mixed/service/bad` did not succeed"), "it says why:\n{}", run.text());
+    assert_ne!(world.status("sandbox/waiting/service/web")["health"], "Healthy");
     world.assert_out_of_sync();
 
     // mended: only what is missing happens

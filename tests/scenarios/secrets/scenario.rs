@@ -51,6 +51,29 @@ fn secrets() {
         assert!(found.is_empty(), "on the disk: {found:?}");
     }
     world.assert_converged();
+    assert!(world.run(&["logs", "box/teller"]).stdout.contains("[secret FROM_ENV] [secret FROM_COMMAND]"));
+
+    // a check and a service that fail aloud
+    world.edit(
+        "pocketenv.yaml",
+        "      # Says its secrets aloud.\n",
+        "      sick:\n        command: exec sleep 300003\n        healthcheck: { exec: 'echo \"$FROM_ENV\" >&2; exit 1', interval: 100ms, retries: 2 }\n      dead: { command: 'echo \"$RENAMED\" >&2; exit 1', restart: never }\n",
+    );
+    world.run(&["apply", "--yes", "--timeout", "60s"]).ends(4);
+    for verb in [&["status", "-o", "json"][..], &["status"], &["describe"], &["events", "-o", "json"], &["plan"]] {
+        world.run(verb);
+    }
+    // also by somebody who does not have the secret
+    world.unset("MY_SECRET");
+    world.run(&["status", "-o", "json"]);
+    world.set("MY_SECRET", VALUES[0]);
+    for value in VALUES {
+        let printed = world.printed();
+        assert!(!printed.contains(value), "printed: {printed}");
+    }
+    world.edit("pocketenv.yaml", "echo \"$FROM_ENV\" >&2; exit 1", "true");
+    world.edit("pocketenv.yaml", "echo \"$RENAMED\" >&2; exit 1", "exec sleep 300004");
+    world.apply();
 
     // a changed secret is seen without being kept
     world.set("MY_SECRET", "env-value-changed");

@@ -117,18 +117,20 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
         .collect()
 }
 
-/// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Nothing is logged without it.
+/// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Without it people are told what they should know.
 fn install_log(context: &Context) -> Result<(), CliError> {
-    let Some(filter) = context.var("POCKETENV_LOG") else { return Ok(()) };
-    let filter =
-        EnvFilter::try_new(filter).map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(context.ui.err.0)
-        .finish();
-    // The only one who installs one.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(context.ui.err.0);
+    // Nobody else installs one, so it cannot fail.
+    let _ = match context.var("POCKETENV_LOG") {
+        None => {
+            log.with_env_filter(EnvFilter::new("pocketenv=warn")).without_time().with_target(false).try_init()
+        }
+        Some(filter) => {
+            let filter = EnvFilter::try_new(filter)
+                .map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
+            log.with_env_filter(filter).try_init()
+        }
+    };
     Ok(())
 }
 

@@ -19,6 +19,8 @@ mod drift;
 mod failure;
 #[path = "../scenarios/fleet/scenario.rs"]
 mod fleet;
+#[path = "../scenarios/inside/scenario.rs"]
+mod inside;
 #[path = "../scenarios/isolation/scenario.rs"]
 mod isolation;
 #[path = "../scenarios/order/scenario.rs"]

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::inside::closest;
 use super::{Error, LEASE_TTL, Project, View};
-use crate::model::{Address, Desired, RunState, ServiceState};
+use crate::model::{Address, Desired, Observation, RunState, ServiceState};
 use crate::plan::{Plan, Policy, Waiting, WaitingOn};
 use crate::reconcile::execute::{Cancel, Execute, Execution, StepResult, execute};
 use crate::reconcile::{Event, EventKind, EventSink, Failure, FailureKind};
@@ -282,7 +282,7 @@ impl Project<'_> {
         let needs_secrets = options.goal == Goal::Apply;
         let mut view = self.look(keep && needs_secrets, needs_secrets).await?;
         match options.goal {
-            Goal::Destroy => destroy(&mut view.desired, &options.policy),
+            Goal::Destroy => destroy(&mut view, &options.policy),
             Goal::Apply => self.bend(&mut view.desired, &options.overrides)?,
         }
         Ok(view)
@@ -312,16 +312,21 @@ impl Project<'_> {
 }
 
 /// Everything is to go; volumes stay unless the policy says otherwise, and protected ones always.
-fn destroy(desired: &mut Desired, policy: &Policy) {
+fn destroy(view: &mut View, policy: &Policy) {
     let targeted = |address: &Address| {
         policy.targets.is_empty() || policy.targets.iter().any(|t| address.is_within(t) || t.is_within(address))
     };
-    for (name, sandbox) in &mut desired.sandboxes {
+    for (name, sandbox) in &mut view.desired.sandboxes {
         if targeted(&Address::Sandbox(name.clone())) {
             sandbox.state = RunState::Absent;
         }
     }
-    desired.volumes.clear();
+    // A volume that stays desired is not deleted; one that does not exist must not be made now.
+    let providers = &view.observed.providers;
+    view.desired.volumes.retain(|name, volume| {
+        let listing = providers.get(&volume.provider).and_then(Observation::complete);
+        volume.protect && listing.is_some_and(|l| l.volumes.contains_key(name))
+    });
 }
 
 /// One run of the loop.

@@ -45,7 +45,7 @@ pub enum Error {
         close: Option<String>,
     },
     /// The sandbox does not run.
-    #[error("sandbox `{name}` {state}; `pocketenv start {name}` starts it")]
+    #[error("sandbox `{name}` {state}")]
     NotRunning {
         /// The sandbox.
         name: String,

@@ -94,10 +94,10 @@ impl Project<'_> {
         let state = match provider.get(&sandbox.id).await {
             Ok(None) => "does not exist any more; `pocketenv apply` makes it again".to_owned(),
             Ok(Some(ObservedSandbox { state: SandboxState::Stopped { unclean: Some(why) }, .. })) => {
-                format!("does not run: {why}")
+                format!("does not run: {why}; `pocketenv start {}` starts it", sandbox.name)
             }
             Ok(Some(ObservedSandbox { state: SandboxState::Stopped { unclean: None }, .. })) => {
-                "is stopped".to_owned()
+                format!("is stopped; `pocketenv start {}` starts it", sandbox.name)
             }
             _ => return error,
         };

@@ -51,6 +51,20 @@ impl App {
 
     /// Reads the manifest. Opens neither store nor network.
     pub fn load(&self, selection: &Selection) -> Result<Manifest, Error> {
+        manifest::load(&self.request(selection)?).map_err(Error::Manifest)
+    }
+
+    /// Reads and checks the manifest as far as that is possible without asking anybody; the error has every problem.
+    pub fn validate(&self, selection: &Selection) -> Result<Resolved, Error> {
+        manifest::validate(&self.request(selection)?, builtin_capabilities()).map_err(Error::Manifest)
+    }
+
+    /// What a manifest declares, as far as that is known without asking anybody.
+    pub fn resolve(&self, manifest: &Manifest) -> Result<Resolved, Error> {
+        resolve(manifest, &BTreeMap::new())
+    }
+
+    fn request(&self, selection: &Selection) -> Result<LoadRequest, Error> {
         let env = &self.environment;
         let mut files = Vec::new();
         for file in &selection.files {
@@ -64,7 +78,7 @@ impl App {
             let found = manifest::discover(&env.cwd, &env.vars).map_err(|_| Error::NoManifest)?;
             files = found.into_iter().map(Input::Path).collect();
         }
-        let request = LoadRequest {
+        Ok(LoadRequest {
             files,
             profile: selection.profile.clone(),
             vars: selection.vars.clone(),
@@ -73,15 +87,7 @@ impl App {
             project: selection.project.clone(),
             default_provider: selection.provider.clone(),
             home: env.home.clone(),
-        };
-        manifest::load(&request).map_err(Error::Manifest)
-    }
-
-    /// Reads and checks the manifest as far as that is possible without asking anybody.
-    pub fn validate(&self, selection: &Selection) -> Result<(Manifest, Resolved), Error> {
-        let manifest = self.load(selection)?;
-        let resolved = resolve(&manifest, &BTreeMap::new())?;
-        Ok((manifest, resolved))
+        })
     }
 
     /// Opens the store.
@@ -302,7 +308,7 @@ impl Project<'_> {
             })
             .collect();
         let sources: BTreeMap<String, secret::SecretSource> =
-            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), source(s))).collect();
+            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
         let vars = &self.app.environment.vars;
         if all {
             let resolved = secret::resolve_all(&sources, vars).await?;
@@ -322,10 +328,7 @@ impl Project<'_> {
     pub fn plan(&self, view: &View, policy: &Policy) -> Result<Plan, Error> {
         let capabilities = self.capabilities();
         let digests = view.secrets.digests(self.store.digest_key());
-        let origin = |address: &Address, field: &str| {
-            let at = view.origins.as_ref()?.get(address, field)?;
-            Some(crate::model::Location { file: at.file, line: at.line, column: at.column })
-        };
+        let origin = |address: &Address, field: &str| view.origins.as_ref()?.get(address, field);
         let input = PlanInput {
             desired: &view.desired,
             recorded: &view.recorded,
@@ -375,14 +378,5 @@ impl Project<'_> {
             Observation::Unavailable { reason } => Some((name.clone(), reason.clone())),
         })
         .collect()
-    }
-}
-
-fn source(declared: &manifest::SecretSource) -> secret::SecretSource {
-    match declared.clone() {
-        manifest::SecretSource::Env(name) => secret::SecretSource::Env(name),
-        manifest::SecretSource::File(path) => secret::SecretSource::File(path),
-        manifest::SecretSource::Command(argv) => secret::SecretSource::Command(argv),
-        manifest::SecretSource::Vault(name) => secret::SecretSource::Vault(name),
     }
 }

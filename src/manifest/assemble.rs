@@ -17,7 +17,8 @@ use super::origins::Origins;
 use super::schema::rules;
 use super::source::{Sources, Span};
 use super::template::{PortTable, Scope, Templates};
-use super::{DeclaredPort, SecretSource};
+use super::DeclaredPort;
+use crate::secret::SecretSource;
 use crate::model::{Desired, DesiredSandbox, DesiredVolume, LinkSpec, PortRef};
 use crate::provider::Capabilities;
 

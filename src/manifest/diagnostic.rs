@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::source::{Location, Sources, Span};
+use super::source::{Sources, Span};
+use crate::model::Location;
 
 /// The most diagnostics reported in one run; the rest is counted.
 pub const MAX_REPORTED: usize = 50;

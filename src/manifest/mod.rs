@@ -32,10 +32,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 
 use crate::model::{Desired, PortRef};
 use crate::provider::Capabilities;
+use crate::secret::SecretSource;
 use assemble::{Assembled, Given, World};
 pub use diagnostic::{Diagnostic, Diagnostics, Label, MAX_REPORTED, Severity};
 use diagnostic::{Problem, Problems};
@@ -48,7 +48,7 @@ pub use origins::Origins;
 pub use read::{Input, MAX_INCLUDE_DEPTH, MAX_INCLUDES, discover, manifests_in};
 use read::{Reader, read_bounded};
 pub use schema::{preset_schema, schema};
-pub use source::{Location, MAX_FILE_BYTES};
+pub use source::MAX_FILE_BYTES;
 use source::{Sources, Span};
 pub use yaml::{MAX_ALIASES, MAX_DEPTH, MAX_NODES};
 
@@ -71,32 +71,6 @@ pub struct LoadRequest {
     pub default_provider: Option<String>,
     /// The home directory, for paths that begin with `~/`.
     pub home: Option<PathBuf>,
-}
-
-/// Where the value of a secret comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SecretSource {
-    /// An environment variable of the process.
-    Env(String),
-    /// A file of the host, as an absolute path.
-    File(PathBuf),
-    /// A program with its arguments; its output is the value.
-    Command(Vec<String>),
-    /// A name in the sealed store.
-    Vault(String),
-}
-
-impl SecretSource {
-    /// The kind of source, as the manifest names it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Env(_) => "env",
-            Self::File(_) => "file",
-            Self::Command(_) => "command",
-            Self::Vault(_) => "vault",
-        }
-    }
 }
 
 /// A port as declared, before its address on the host is chosen.
@@ -136,6 +110,8 @@ pub struct Resolved {
     pub origins: Origins,
     /// What is probably not meant.
     pub warnings: Diagnostics,
+    /// The files that were read, in order, as they were named.
+    pub files: Vec<String>,
 }
 
 /// Reads, merges and checks a manifest. No provider is opened and, beyond the manifest itself and `--env-file`, no file is read.
@@ -226,7 +202,8 @@ fn resolve(
     let diagnostics = problems.finish(&given.sources);
     match assembled {
         Some(Assembled { desired, origins, .. }) if !failed => {
-            Ok(Resolved { desired, origins, warnings: diagnostics })
+            let files = given.sources.files().iter().map(|f| f.name.clone()).collect();
+            Ok(Resolved { desired, origins, warnings: diagnostics, files })
         }
         _ => Err(diagnostics),
     }

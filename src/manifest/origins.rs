@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::node::{Node, Value};
-use super::source::{Location, Sources};
-use crate::model::Address;
+use super::source::Sources;
+use crate::model::{Address, Location};
 
 /// From an address and a field to the place in a file. Replicas of one declaration share their places.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

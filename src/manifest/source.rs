@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use crate::model::Location;
 
 /// The most bytes one file of a manifest may have.
 pub const MAX_FILE_BYTES: u64 = 8 << 20;
@@ -13,23 +13,6 @@ pub(crate) struct Span {
     pub file: u32,
     pub start: u32,
     pub end: u32,
-}
-
-/// A position for people.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Location {
-    /// The file as the user named it; `<stdin>` for standard input.
-    pub file: String,
-    /// The line, from 1.
-    pub line: u32,
-    /// The column, from 1, counted in characters.
-    pub column: u32,
-}
-
-impl std::fmt::Display for Location {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
-    }
 }
 
 /// One file as read: valid UTF-8, without a byte order mark.

@@ -51,6 +51,11 @@ fn manifest_path(path: &[String]) -> Vec<String> {
     let mut path = path.to_vec();
     match path.first().map(String::as_str) {
         Some("mounts") => path[0] = "volumes".to_owned(),
+        // `image:`, `base:`, `build:` and `snapshot:` are four ways to say one thing.
+        Some("image") if path.get(1).is_some_and(|p| p == "oci") => path.truncate(1),
+        Some("image") if path.len() > 1 => {
+            path.remove(0);
+        }
         Some("isolation") => path.insert(1, "require".to_owned()),
         Some("resources") if path.get(1).is_some_and(|p| p == "cpu_millis") => path[1] = "cpu".to_owned(),
         _ => {}
@@ -61,16 +66,20 @@ fn manifest_path(path: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PortSpec, SandboxSpec};
+    use crate::model::{Image, PortSpec, SandboxSpec};
 
     #[test]
     fn names_the_smallest_field_in_the_manifests_words() {
-        let old = SandboxSpec::default();
+        let mut old = SandboxSpec::default();
         let mut new = old.clone();
         new.resources.cpu_millis = Some(500);
         new.ports.insert(3000, PortSpec::default());
         let found: Vec<String> = differences(&old, &new).iter().map(Difference::dotted).collect();
         assert_eq!(found, ["ports.3000", "resources.cpu"]);
+        old.image = Image::Oci("debian:13".into());
+        new.image = Image::Base("claude".into());
+        let found: Vec<String> = differences(&old, &new).iter().map(Difference::dotted).take(2).collect();
+        assert_eq!(found, ["base", "image"]);
         assert!(differences(&old, &old.clone()).is_empty());
     }
 }

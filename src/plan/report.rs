@@ -33,7 +33,7 @@ pub enum LineKind {
 /// The plan for people, line by line.
 pub fn human(plan: &Plan) -> Vec<Line> {
     let mut lines = Vec::new();
-    let mut push = |kind, text: String| lines.push(Line { kind, text });
+    let mut push = |kind, text: String| lines.push(Line { kind, text: one_line(text) });
     for change in &plan.changes {
         push(
             LineKind::Change(change.verdict),
@@ -56,8 +56,20 @@ pub fn human(plan: &Plan) -> Vec<Line> {
     lines
 }
 
+/// Text without control characters: messages come from providers and guests, and must not reach a terminal as commands.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// The counts in one line: `Plan: 2 to create, 1 to restart.`, or that there is nothing to do.
 pub fn summary(plan: &Plan) -> String {
+    let drifted = plan.notes.iter().filter(|note| matches!(note, Note::Drift { .. })).count();
+    if plan.is_empty() && drifted > 0 {
+        return format!("Nothing to do. {drifted} drifted and left as the manifest says.");
+    }
     if plan.is_empty() {
         return "No changes. What exists is what is desired.".to_owned();
     }
@@ -81,16 +93,17 @@ pub fn markdown(plan: &Plan) -> String {
             let reasons: Vec<String> = change.reasons.iter().map(reason_text).collect();
             let _ = writeln!(
                 out,
-                "| {} | `{}` | {} | {} |",
+                "| {} | {} | {} | {} |",
                 word(change.verdict),
-                change.address,
+                code(&change.address.to_string()),
                 cell(&reasons.join("; ")),
                 cell(&change.data_at_risk.join("; "))
             );
         }
     }
     for waiting in &plan.waiting {
-        let _ = write!(out, "\n- `{}` waits: {}", waiting.address, cell(&waiting_text(waiting)));
+        let address = code(&waiting.address.to_string());
+        let _ = write!(out, "\n- {address} waits: {}", cell(&waiting_text(waiting)));
     }
     for note in &plan.notes {
         let _ = write!(out, "\n- {}", cell(&note_text(note)));
@@ -106,7 +119,7 @@ fn cell(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '\n' | '\r' => out.push(' '),
+            c if c.is_control() => out.push(' '),
             '|' | '<' | '>' | '*' | '_' | '[' | ']' | '\\' => {
                 out.push('\\');
                 out.push(c);
@@ -115,6 +128,12 @@ fn cell(text: &str) -> String {
         }
     }
     out
+}
+
+/// Text in the type of code, in a table cell or out of one.
+fn code(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() || c == '`' { ' ' } else { c }).collect();
+    format!("`{}`", text.replace('|', "\\|"))
 }
 
 /// The graph of steps in the DOT language of Graphviz.

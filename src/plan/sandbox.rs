@@ -282,7 +282,12 @@ impl<'a> One<'a, '_> {
         let wanted = &self.sandbox.spec;
         let identity = Identity::from_labels(&existing.labels).ok().flatten();
         let labelled = identity.as_ref().map(|i| i.generation);
-        let generation = recorded.map(|r| r.generation).max(labelled).unwrap_or(1);
+        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
+        // Updated since it was recorded, to a spec that nobody can tell any more.
+        let is_unknown = existing.spec.is_none()
+            && !hash_says_same
+            && recorded.is_some_and(|r| labelled.is_some_and(|generation| generation > r.generation));
+        let generation = recorded.map(|r| r.generation).max(labelled).unwrap_or(1) + u64::from(is_unknown);
 
         match &existing.state {
             SandboxState::Creating => {
@@ -306,7 +311,6 @@ impl<'a> One<'a, '_> {
         }
 
         // What the provider reads back is believed first, then the hash in the labels, then the record.
-        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
         let current = match &existing.spec {
             None if hash_says_same => Some(wanted),
             read_back => read_back.as_ref().or(recorded.map(|r| &r.spec)),
@@ -320,8 +324,12 @@ impl<'a> One<'a, '_> {
         if !found.is_empty() && is_drift && !self.heals(b, "its spec was changed at the provider") {
             found.clear();
         }
-        let class = found.iter().map(|d| sheet.change_class(&segments(d))).max();
-        let reasons: Vec<Reason> = found.iter().map(|d| self.reason(b, d, is_drift)).collect();
+        let mut class = found.iter().map(|d| sheet.change_class(&segments(d))).max();
+        let mut reasons: Vec<Reason> = found.iter().map(|d| self.reason(b, d, is_drift)).collect();
+        if is_unknown {
+            class = class.max(Some(ChangeClass::Restart));
+            reasons.push(Reason::Drifted { what: "an update of it was interrupted".to_owned() });
+        }
         if class == Some(ChangeClass::Recreate) {
             return self.recreate(b, gates, existing, generation, reasons, left);
         }

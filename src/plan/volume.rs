@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Builder, Note, Reason, Step, StepId, Verdict, WaitingOn};
-use crate::model::{Address, Observation, SandboxId, SandboxSpec, labels};
+use crate::model::{Address, IntentOperation, Observation, PendingIntent, SandboxId, SandboxSpec, labels};
 
 pub(super) fn plan_volumes(b: &mut Builder<'_>) {
     let input = b.input;
@@ -129,6 +129,19 @@ pub(super) fn plan_removed_volumes(b: &mut Builder<'_>) {
         }
         if !input.policy.prune_volumes {
             b.notes.push(Note::Kept { address });
+            continue;
+        }
+        // What an interrupted create made may mount it and only show up later.
+        let settle_ms = input.capabilities.get(provider).map_or(0, |sheet| sheet.settle_ms);
+        let is_unsettled = |i: &PendingIntent| {
+            i.provider == provider
+                && i.operation == IntentOperation::Create
+                && i.address.sandbox().is_some()
+                && input.now.millis_since(i.begun_at) < settle_ms
+        };
+        if input.recorded.intents.iter().any(is_unsettled) {
+            let state = "waiting for an interrupted create to settle".to_owned();
+            b.wait(address, WaitingOn::Transition { state });
             continue;
         }
         let mut after = BTreeSet::new();

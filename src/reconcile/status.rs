@@ -57,7 +57,7 @@ pub struct ResourceStatus {
 
 /// Derives the status of everything desired or still recorded.
 pub fn status(desired: &Desired, recorded: &Recorded, observed: &Observed, plan: &Plan) -> ProjectStatus {
-    let cx = Context { recorded, observed, groups: groups(plan) };
+    let cx = Context { recorded, observed, groups: groups(plan), labelled: labelled(observed) };
     let mut resources = Vec::new();
     for (name, volume) in &desired.volumes {
         resources.push(cx.volume(name, &volume.provider));
@@ -91,6 +91,22 @@ struct Context<'a> {
     recorded: &'a Recorded,
     observed: &'a Observed,
     groups: BTreeMap<Address, Group<'a>>,
+    /// By provider and address label, the oldest sandbox that bears it.
+    labelled: BTreeMap<(&'a str, Address), &'a ObservedSandbox>,
+}
+
+fn labelled(observed: &Observed) -> BTreeMap<(&str, Address), &ObservedSandbox> {
+    let mut oldest: BTreeMap<(&str, Address), &ObservedSandbox> = BTreeMap::new();
+    for (provider, observation) in &observed.providers {
+        for sandbox in observation.complete().into_iter().flat_map(|listing| listing.sandboxes.values()) {
+            let Some(identity) = Identity::from_labels(&sandbox.labels).ok().flatten() else { continue };
+            let found = oldest.entry((provider, identity.address)).or_insert(sandbox);
+            if (sandbox.created_at, &sandbox.id) < (found.created_at, &found.id) {
+                *found = sandbox;
+            }
+        }
+    }
+    oldest
 }
 
 /// What a plan says about one sandbox with all that is in it, or about one volume.
@@ -214,18 +230,12 @@ impl<'a> Context<'a> {
 
     /// The sandbox that is the resource: the recorded one, or the oldest with its label.
     fn find(&self, name: &str, provider: &str) -> Result<Option<&'a ObservedSandbox>, String> {
-        let listing = match self.observed.providers.get(provider) {
-            Some(Observation::Complete(listing)) => listing,
-            other => return Err(unavailable(other)),
+        let (provider, listing) = match self.observed.providers.get_key_value(provider) {
+            Some((provider, Observation::Complete(listing))) => (provider.as_str(), listing),
+            other => return Err(unavailable(other.map(|(_, observation)| observation))),
         };
         let recorded = self.recorded.sandboxes.get(name).and_then(|r| listing.sandboxes.get(&r.id));
-        let wanted = Address::Sandbox(name.to_owned());
-        let labelled = || {
-            let ours = |s: &&ObservedSandbox| {
-                Identity::from_labels(&s.labels).ok().flatten().is_some_and(|i| i.address == wanted)
-            };
-            listing.sandboxes.values().filter(ours).min_by_key(|s| (s.created_at, &s.id))
-        };
+        let labelled = || self.labelled.get(&(provider, Address::Sandbox(name.to_owned()))).copied();
         Ok(recorded.or_else(labelled))
     }
 

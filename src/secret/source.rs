@@ -17,3 +17,15 @@ pub enum SecretSource {
     /// A value of the sealed vault, by name.
     Vault(String),
 }
+
+impl SecretSource {
+    /// The kind of source, as the manifest names it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Env(_) => "env",
+            Self::File(_) => "file",
+            Self::Command(_) => "command",
+            Self::Vault(_) => "vault",
+        }
+    }
+}

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::args::{ColorWhen, OutputForm, ProgressHow};
 use style::{Paint, Role};
-use table::Table;
+use table::{Table, printable_lines};
 
 use crate::manifest::Diagnostics;
 
@@ -168,17 +168,17 @@ impl Ui {
 
     /// Tells people about something to look at, even if quiet.
     pub fn warn(&self, text: &str) {
-        self.tell(&format!("{} {text}", self.err.paint(Role::Warning, "warning:")));
+        self.tell(&format!("{} {}", self.err.paint(Role::Warning, "warning:"), printable_lines(text)));
     }
 
     /// Tells people what to do next, unless `--quiet`.
     pub fn hint(&self, text: &str) {
-        self.say(&format!("{} {text}", self.err.paint(Role::Hint, "hint:")));
+        self.say(&format!("{} {}", self.err.paint(Role::Hint, "hint:"), printable_lines(text)));
     }
 
-    /// Tells people why it ended.
+    /// Tells people why it ended. What a sandbox had to say may be part of it, so control characters are taken out.
     pub fn error(&self, text: &str) {
-        self.tell(&format!("{} {text}", self.err.paint(Role::Error, "error:")));
+        self.tell(&format!("{} {}", self.err.paint(Role::Error, "error:"), printable_lines(text)));
     }
 
     /// Shows what is wrong with a manifest, with snippets.

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use super::style::{Paint, Role};
-use super::table::printable;
+use super::table::{printable, printable_lines};
 use super::{FORMAT_VERSION, Ui, time};
 use crate::cli::args::{OutputForm, ProgressHow};
 use crate::plan::StepId;
@@ -94,17 +94,23 @@ impl Progress {
                 .map(|line| self.paint.paint(Role::Dim, &format!("  {what} | {}", printable(line))))
                 .collect::<Vec<_>>()
                 .join("\n"),
-            EventKind::StepRetrying { message, in_ms, .. } => {
-                paint(Role::Warning, "↻", format!("{what}: {message}; again in {}", time::took(*in_ms)))
-            }
+            EventKind::StepRetrying { message, in_ms, .. } => paint(
+                Role::Warning,
+                "↻",
+                format!("{what}: {}; again in {}", printable_lines(message), time::took(*in_ms)),
+            ),
             EventKind::StepDone { .. } => paint(Role::Good, "✓", format!("{what}{took}")),
             EventKind::StepFailed { failure, .. } => {
-                paint(Role::Error, "✗", format!("{what}{took}: {}", failure.message))
+                paint(Role::Error, "✗", format!("{what}{took}: {}", printable_lines(&failure.message)))
             }
-            EventKind::StepSkipped { message, .. } => paint(Role::Dim, "-", format!("{what}: {message}")),
-            EventKind::Waits { waiting } => {
-                paint(Role::Active, "…", format!("{} waits: {}", waiting.address, waiting_text(waiting)))
+            EventKind::StepSkipped { message, .. } => {
+                paint(Role::Dim, "-", format!("{what}: {}", printable_lines(message)))
             }
+            EventKind::Waits { waiting } => paint(
+                Role::Active,
+                "…",
+                format!("{} waits: {}", waiting.address, printable_lines(&waiting_text(waiting))),
+            ),
             EventKind::WaitingForLock { holder } => {
                 paint(Role::Active, "…", format!("waiting for {holder}, who writes to this project"))
             }

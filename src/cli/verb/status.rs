@@ -61,6 +61,9 @@ fn table(cx: &Context, resources: &[ResourceStatus], wide: bool) -> String {
     } else {
         vec!["RESOURCE", "SYNC", "HEALTH", "PHASE", "SINCE", "REACHED AT", "MESSAGE"]
     });
+    let mut resources: Vec<&ResourceStatus> = resources.iter().collect();
+    // What is inside a sandbox stands under it.
+    resources.sort_by_key(|r| (r.address.sandbox().map(str::to_owned), r.address.clone()));
     for resource in resources {
         let mut row: Vec<Cell> = vec![resource.address.to_string().into()];
         if wide {

@@ -12,10 +12,7 @@ use crate::manifest::Diagnostics;
 /// Reports every problem.
 pub fn validate(cx: &Context, args: &ValidateArgs) -> Result<Exit, CliError> {
     let (exit, diagnostics, files) = match cx.app.validate(cx.selection()) {
-        Ok((manifest, resolved)) => {
-            let files: Vec<String> = manifest.files().into_iter().map(str::to_owned).collect();
-            (Exit::Done, resolved.warnings, files)
-        }
+        Ok(resolved) => (Exit::Done, resolved.warnings, resolved.files),
         Err(Error::Manifest(diagnostics)) => (Exit::InvalidConfiguration, diagnostics, Vec::new()),
         Err(error) => return Err(error.into()),
     };
@@ -44,7 +41,8 @@ fn data(valid: bool, diagnostics: &Diagnostics) -> serde_json::Value {
 
 /// Prints what is declared, with everything filled in. Secrets are names.
 pub fn config(cx: &Context) -> Result<Exit, CliError> {
-    let (manifest, resolved) = cx.app.validate(cx.selection())?;
+    let manifest = cx.app.load(cx.selection())?;
+    let resolved = cx.app.resolve(&manifest)?;
     if !resolved.warnings.is_empty() {
         cx.ui.diagnostics(&resolved.warnings);
     }

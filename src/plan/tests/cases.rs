@@ -1,1 +1,239 @@
-//! To come.
+//! Histories that are worth a name: each was wrong once, or would be the first to go wrong.
+
+use super::world::{Crash, LONG, World};
+use super::{applied, generate, named, sandbox, shop};
+use crate::model::*;
+use crate::plan::{Action, Note, Plan, Policy, Reason, Verdict, WaitingOn};
+
+fn only(name: &str, sandbox: DesiredSandbox) -> Desired {
+    Desired {
+        project: super::PROJECT.into(),
+        volumes: Default::default(),
+        sandboxes: [(name.to_owned(), sandbox)].into(),
+    }
+}
+
+fn at_beta() -> Desired {
+    only("api", DesiredSandbox { provider: "beta".into(), ..sandbox() })
+}
+
+fn change<'p>(plan: &'p Plan, address: &str) -> &'p crate::plan::Change {
+    plan.changes.iter().find(|c| c.address.to_string() == address).unwrap()
+}
+
+/// A world in which the create of `api` died after its effect.
+fn interrupted(desired: &Desired) -> World {
+    let mut world = World::new();
+    let plan = world.plan(desired, &Policy::default());
+    world.apply(&plan, desired, 1, Some((0, Crash::Effect))).unwrap();
+    world
+}
+
+#[test]
+fn a_half_made_sandbox_of_ours_is_gone_on_with() {
+    let desired = only("api", sandbox());
+    let mut world = interrupted(&desired);
+    let made = world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut().next().unwrap();
+    made.seen.state = SandboxState::Creating;
+    let token = world.record.intents[0].id.clone();
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(
+        matches!(&plan.steps[0].action, Action::Create { resume: Some(t), .. } if *t == token),
+        "{plan:#?}"
+    );
+    assert_eq!(change(&plan, "sandbox/api").reasons, [Reason::Interrupted { intent: token }]);
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!((world.ours().count(), world.record.intents.len()), (1, 0));
+    // One that another run is making, for all we know, is waited for.
+    let made = world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut().next().unwrap();
+    made.seen.state = SandboxState::Creating;
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(plan.steps.is_empty() && matches!(plan.waiting[0].on, WaitingOn::Transition { .. }), "{plan:#?}");
+}
+
+#[test]
+fn a_half_made_sandbox_of_another_spec_is_made_again() {
+    let mut desired = only("api", sandbox());
+    let mut world = interrupted(&desired);
+    let made = world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut().next().unwrap();
+    made.seen.state = SandboxState::Creating;
+    named(&mut desired, "api").spec.hostname = "other".into();
+    let plan = world.plan(&desired, &Policy::default());
+    assert_eq!(change(&plan, "sandbox/api").verdict, Verdict::Recreate);
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!((world.ours().count(), world.record.intents.len()), (1, 0));
+}
+
+#[test]
+fn a_create_that_lags_is_not_repeated_where_the_provider_would_make_two() {
+    let desired = at_beta();
+    let mut world = interrupted(&desired);
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(plan.steps.is_empty() && matches!(plan.waiting[0].on, WaitingOn::Transition { .. }), "{plan:#?}");
+    world.now += LONG;
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!(world.ours().count(), 1);
+}
+
+#[test]
+fn what_an_interrupted_create_left_at_the_provider_before_is_removed() {
+    let mut world = interrupted(&at_beta());
+    let moved = only("api", sandbox());
+    world.converge(&moved, &Policy::default(), 1).unwrap();
+    world.now += LONG;
+    world.converge(&moved, &Policy::default(), 1).unwrap();
+    assert_eq!(world.ours().map(|(provider, _)| provider).collect::<Vec<_>>(), ["alpha"]);
+    assert!(world.record.intents.is_empty());
+}
+
+#[test]
+fn a_pending_delete_does_not_hide_a_pending_create() {
+    let desired = at_beta();
+    let mut world = interrupted(&desired);
+    let mut delete = world.record.intents[0].clone();
+    delete.id = IntentId("the delete".into());
+    delete.operation = IntentOperation::Delete;
+    world.record.intents.push(delete);
+    assert!(world.plan(&desired, &Policy::default()).steps.is_empty());
+}
+
+#[test]
+fn a_move_of_what_is_lost_says_that_it_moves() {
+    let mut world = applied(&at_beta());
+    world.vendors.get_mut("beta").unwrap().sandboxes.clear();
+    let plan = world.plan(&only("api", sandbox()), &Policy::default());
+    let reason = Reason::Moved { from: "beta".into(), to: "alpha".into() };
+    assert_eq!(change(&plan, "sandbox/api").reasons, [reason]);
+    assert_eq!(change(&plan, "sandbox/api").verdict, Verdict::Create);
+}
+
+#[test]
+fn a_move_counts_its_generation_on() {
+    let mut world = applied(&at_beta());
+    world.record.sandboxes.get_mut("api").unwrap().generation = 7;
+    let mut desired = only("api", sandbox());
+    named(&mut desired, "api").spec.hostname = "other".into();
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!(world.record.sandboxes["api"].generation, 8);
+}
+
+#[test]
+fn what_is_neither_declared_nor_recorded_is_left_to_gc() {
+    let mut world = applied(&shop());
+    world.record = Recorded::default();
+    let mut desired = shop();
+    desired.sandboxes.remove("api");
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(
+        plan.notes
+            .iter()
+            .any(|n| matches!(n, Note::Orphan { address, .. } if address.sandbox() == Some("api")))
+    );
+    assert!(!plan.steps.iter().any(|s| matches!(s.action, Action::Delete { .. })), "{plan:#?}");
+    // Declared absent, it goes.
+    let mut desired = shop();
+    named(&mut desired, "api").state = RunState::Absent;
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(plan.steps.iter().any(|s| matches!(s.action, Action::Delete { .. })), "{plan:#?}");
+}
+
+#[test]
+fn what_is_in_place_does_not_wait_for_a_stopped_dependency() {
+    let mut desired = shop();
+    let mut world = applied(&desired);
+    named(&mut desired, "db").state = RunState::Stopped;
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(plan.is_empty(), "{plan:#?}");
+    // What is not, does.
+    named(&mut desired, "api").guest.services.insert("new".into(), generate::service_spec("new", false));
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(matches!(plan.waiting[0].on, WaitingOn::Dependency { .. }), "{plan:#?}");
+}
+
+#[test]
+fn a_dead_service_that_is_left_dead_is_not_healthy() {
+    let mut desired = shop();
+    let mut world = applied(&desired);
+    named(&mut desired, "db").drift = DriftPolicy::Ignore;
+    for sandbox in world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut() {
+        sandbox.guest.services.values_mut().for_each(|s| s.state = ServiceStatus::Dead);
+    }
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(plan.steps.is_empty(), "{plan:#?}");
+    assert!(plan.waiting.iter().any(|w| w.address.sandbox() == Some("api")), "{plan:#?}");
+}
+
+#[test]
+fn drift_that_is_only_reported_does_not_hold_up_an_edit() {
+    let mut desired = only("api", DesiredSandbox { drift: DriftPolicy::Warn, ..sandbox() });
+    let mut world = applied(&desired);
+    for sandbox in world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut() {
+        sandbox.spec.hostname = "drifted".into();
+    }
+    named(&mut desired, "api").guest.files.insert("/new".into(), generate::file(&"text"));
+    let plan = world.plan(&desired, &Policy::default());
+    assert!(matches!(&plan.steps[..], [step] if matches!(step.action, Action::Setup(_))), "{plan:#?}");
+    assert!(matches!(&plan.notes[..], [Note::Drift { .. }]), "{plan:#?}");
+}
+
+#[test]
+fn a_volume_that_something_mounts_is_waited_for() {
+    let world = applied(&shop());
+    let nothing = Desired { volumes: Default::default(), sandboxes: Default::default(), ..shop() };
+    let policy = Policy { prune: false, prune_volumes: true, targets: Vec::new() };
+    let plan = world.plan(&nothing, &policy);
+    assert!(plan.steps.is_empty(), "{plan:#?}");
+    assert!(
+        matches!(&plan.waiting[0].on, WaitingOn::Mounted { by } if by.sandbox() == Some("db")),
+        "{plan:#?}"
+    );
+}
+
+#[test]
+fn a_volume_that_moves_is_told_of_and_recorded_where_it_is() {
+    let mut desired = shop();
+    desired.sandboxes.clear();
+    let mut world = applied(&desired);
+    desired.volumes.get_mut("pgdata").unwrap().provider = "beta".into();
+    let plan = world.plan(&desired, &Policy::default());
+    let reason = Reason::Moved { from: "alpha".into(), to: "beta".into() };
+    assert_eq!(change(&plan, "volume/pgdata").reasons, [reason]);
+    assert!(matches!(&plan.notes[..], [Note::Kept { .. }]), "{plan:#?}");
+    world.apply(&plan, &desired, 1, Some((0, Crash::Effect))).unwrap();
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!(world.record.volumes["pgdata"].provider, "beta");
+    assert_eq!(world.volumes().len(), 2);
+}
+
+#[test]
+fn a_repository_waits_for_its_credentials() {
+    let mut desired = only("api", sandbox());
+    let spec = RepositorySpec { credentials: Some("TOKEN".into()), ..generate::repository(1) };
+    named(&mut desired, "api").guest.repositories.insert("/work".into(), spec);
+    let plan = World::new().plan(&desired, &Policy::default());
+    assert!(
+        matches!(&plan.waiting[..], [w] if matches!(&w.on, WaitingOn::Secret { name } if name == "TOKEN"))
+    );
+    assert!(!plan.steps.iter().any(|s| matches!(s.action, Action::BringRepository { .. })), "{plan:#?}");
+}
+
+#[test]
+fn a_saved_plan_with_ports_reads_back() {
+    let plan = World::new().plan(&shop(), &Policy::default());
+    let json = serde_json::to_string(&plan).unwrap();
+    assert!(json.contains("\"3000\""));
+    assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
+}
+
+#[test]
+fn an_interrupted_update_that_the_provider_cannot_read_back_is_done_again() {
+    let mut world = applied(&at_beta());
+    let mut renamed = at_beta();
+    named(&mut renamed, "api").spec.hostname = "other".into();
+    let plan = world.plan(&renamed, &Policy::default());
+    // Stop, update: the record does not learn of the update.
+    world.apply(&plan, &renamed, 1, Some((1, Crash::Effect))).unwrap();
+    world.converge(&at_beta(), &Policy::default(), 1).unwrap();
+    assert_eq!(world.ours().next().unwrap().1.spec, at_beta().sandboxes["api"].spec);
+}

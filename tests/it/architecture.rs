@@ -1,5 +1,7 @@
 //! The picture in ARCHITECTURE.md, kept true: rooms use rooms below them, pure rooms stay pure, no test file is forgotten.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! What can be typed: flags and verbs as types, apart from what they do.
 //!
-//! Nothing here reads the environment; [`super::Context`] lays the `POCKETENV_*` defaults under the flags.
+//! Nothing here reads the environment; `Context` lays the `POCKETENV_*` defaults under the flags.
 
 mod apply;
 mod control;

@@ -40,7 +40,7 @@ impl App {
     pub async fn found(&self, provider: Option<&str>, ids: &[String]) -> Result<Vec<Found>, Error> {
         let names = builtin_capabilities().iter().map(|sheet| sheet.provider.to_owned());
         let names: BTreeSet<String> = names.filter(|n| provider.is_none_or(|p| p == n)).collect();
-        let registry = self.registry(&names)?;
+        let registry = self.registry(&names, None).await?;
         let mut found = Vec::new();
         for (name, provider) in registry.iter() {
             let listing = provider.list(&Owner { project: None, owner: None }).await;
@@ -186,7 +186,7 @@ impl Project<'_> {
             intent: environment.ids.fresh(),
             expires_at: None,
         };
-        let registry = self.app.registry(&BTreeSet::from([provider.to_owned()]))?;
+        let registry = self.app.registry(&BTreeSet::from([provider.to_owned()]), self.manifest.as_ref()).await?;
         let missing = || ProviderError::Unsupported { message: "this build does not have it".to_owned() };
         let failed = |source| Error::Provider { provider: provider.to_owned(), source };
         let opened = registry.get(provider).ok_or_else(|| failed(missing()))?;

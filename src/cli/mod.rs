@@ -169,6 +169,8 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Wait(args) => cx.block_on(verb::wait::run(cx, args)),
         Verb::Exec(args) => cx.block_on(verb::exec::exec(cx, args)),
         Verb::Shell(args) => cx.block_on(verb::exec::shell(cx, args)),
+        Verb::Rehearse(args) => cx.block_on(verb::rehearse::run(cx, args)),
+        Verb::Sim(args) => cx.block_on(verb::sim::run(cx, args)),
         Verb::Logs(args) => cx.block_on(verb::logs::run(cx, args)),
         Verb::Cp(args) => cx.block_on(verb::cp::run(cx, args)),
     }

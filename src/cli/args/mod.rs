@@ -9,6 +9,7 @@ mod inside;
 mod look;
 mod manifest;
 mod repair;
+mod sim;
 mod value;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use look::{
 };
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use repair::{GcArgs, ImportArgs, RollbackArgs};
+pub use sim::{RehearseArgs, SimArgs};
 pub use value::{CopyEnd, KeyValue, LogSource};
 
 /// The exit codes, for the end of every help.
@@ -224,6 +226,10 @@ pub enum Verb {
     /// Show the providers there are and what they can do
     #[command(subcommand)]
     Provider(ProviderCommand),
+    /// Run the manifest against a simulated cloud and report what would have happened
+    Rehearse(RehearseArgs),
+    /// Serve a simulated cloud with faults on demand
+    Sim(SimArgs),
     /// Check what this machine offers and say how to get the rest
     Doctor(DoctorArgs),
     /// Print the completion script of a shell

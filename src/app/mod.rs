@@ -1,5 +1,6 @@
 //! The use cases: what each verb does, wired together from the rooms below. No flags and no printing here.
 
+mod adopt;
 mod apply;
 mod collect;
 mod environment;
@@ -10,6 +11,7 @@ mod project;
 mod rehearse;
 mod target;
 
+pub use adopt::{Found, manifest_of};
 pub use apply::{
     Answer, Approval, ApplyOptions, ApplyReport, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
 };

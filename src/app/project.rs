@@ -14,7 +14,7 @@ use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin
 use crate::reconcile::observe::{self, Listings};
 use crate::reconcile::status::{self, ProjectStatus};
 use crate::secret::{self, Secrets};
-use crate::store::Store;
+use crate::store::{KeptGoal, Store};
 
 /// Which project, as the flags say.
 #[derive(Clone, Debug, Default)]
@@ -128,7 +128,7 @@ impl App {
             Some(registry) => registry,
             None => self.registry(&providers, manifest.as_ref()).await?,
         };
-        Ok(Project { app: self, name, manifest, store, registry, providers })
+        Ok(Project { app: self, name, manifest, pinned: None, store, registry, providers })
     }
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
@@ -215,6 +215,8 @@ pub struct Project<'a> {
     pub(super) app: &'a App,
     pub(super) name: String,
     pub(super) manifest: Option<Manifest>,
+    /// What an earlier run was to achieve, instead of what the manifest says now.
+    pub(super) pinned: Option<KeptGoal>,
     pub(super) store: Store,
     pub(super) registry: Registry,
     providers: BTreeSet<String>,
@@ -281,13 +283,14 @@ impl Project<'_> {
     pub async fn look(&self, keep: bool, values: bool) -> Result<View, Error> {
         let recorded = self.store.recorded(&self.name).await?;
         let listings = self.listings(&recorded).await;
-        let (desired, origins) = match &self.manifest {
-            None => {
+        let (desired, origins) = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => (goal.desired.clone(), None),
+            (None, None) => {
                 let empty =
                     Desired { project: self.name.clone(), volumes: BTreeMap::new(), sandboxes: BTreeMap::new() };
                 (empty, None)
             }
-            Some(manifest) => {
+            (None, Some(manifest)) => {
                 let endpoints =
                     ports::endpoints(&self.store, manifest, &self.registry, &listings, keep).await?;
                 let mut resolved = resolve(manifest, &endpoints)?;
@@ -317,14 +320,38 @@ impl Project<'_> {
         }
     }
 
+    /// The view if everything stood as it was last applied: nobody is asked.
+    pub async fn assume(&self) -> Result<View, Error> {
+        let recorded = self.store.recorded(&self.name).await?;
+        let (mut desired, origins) = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => (goal.desired.clone(), None),
+            (None, Some(manifest)) => {
+                let endpoints =
+                    ports::endpoints(&self.store, manifest, &self.registry, &Listings::new(), false).await?;
+                let mut resolved = resolve(manifest, &endpoints)?;
+                self.place_ports(&mut resolved.desired, &endpoints);
+                (resolved.desired, Some(resolved.origins))
+            }
+            (None, None) => return Err(Error::NoManifest),
+        };
+        desired.project.clone_from(&self.name);
+        let (secrets, warnings) = self.secrets(&desired, true).await?;
+        let digests = secrets.digests(self.store.digest_key());
+        let owner = self.store.owner();
+        let observed = plan::assume(&self.name, owner, &recorded, self.providers.iter().cloned(), &digests);
+        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+    }
+
     /// The values of the secrets that sandboxes use.
     pub(super) async fn secrets(
         &self,
         desired: &Desired,
         all: bool,
     ) -> Result<(Secrets, Vec<String>), Error> {
-        let Some(manifest) = &self.manifest else {
-            return Ok((Secrets::new(BTreeMap::new()), Vec::new()));
+        let declared = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => &goal.secrets,
+            (None, Some(manifest)) => manifest.secrets(),
+            (None, None) => return Ok((Secrets::new(BTreeMap::new()), Vec::new())),
         };
         let used: BTreeSet<&String> = desired
             .sandboxes
@@ -335,7 +362,7 @@ impl Project<'_> {
             })
             .collect();
         let sources: BTreeMap<String, secret::SecretSource> =
-            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
+            declared.iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
         let vars = &self.app.environment.vars;
         if all {
             let resolved = secret::resolve_all(&sources, vars).await?;
@@ -373,6 +400,32 @@ impl Project<'_> {
         }
         let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
         Err(Error::Unsound(text.join("; ")))
+    }
+
+    /// Turns to what run `revision` was to achieve, for a rollback: a plan like any other.
+    pub async fn pin(&mut self, revision: u64) -> Result<(), Error> {
+        let goal = self.store.goal(&self.name, revision).await?;
+        let goal = goal.ok_or_else(|| Error::Unknown {
+            kind: "revision",
+            name: revision.to_string(),
+            project: self.name.clone(),
+            close: None,
+        })?;
+        self.providers.extend(goal.desired.sandboxes.values().map(|s| s.provider.clone()));
+        self.providers.extend(goal.desired.volumes.values().map(|v| v.provider.clone()));
+        self.registry = self.app.registry(&self.providers, self.manifest.as_ref()).await?;
+        self.pinned = Some(goal);
+        Ok(())
+    }
+
+    /// What this run is to achieve, to be kept.
+    pub(super) fn goal(&self, desired: &Desired) -> KeptGoal {
+        let secrets = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => goal.secrets.clone(),
+            (None, Some(manifest)) => manifest.secrets().clone(),
+            (None, None) => BTreeMap::new(),
+        };
+        KeptGoal { desired: desired.clone(), secrets }
     }
 
     /// Measures the status of everything desired or recorded.

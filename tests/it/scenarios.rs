@@ -19,6 +19,8 @@ mod drift;
 mod failure;
 #[path = "../scenarios/fleet/scenario.rs"]
 mod fleet;
+#[path = "../scenarios/inside/scenario.rs"]
+mod inside;
 #[path = "../scenarios/isolation/scenario.rs"]
 mod isolation;
 #[path = "../scenarios/order/scenario.rs"]
@@ -55,8 +57,12 @@ fn as_an_ordinary_user() {
     // What the build made may be closed to others.
     let dir = tempfile::Builder::new().prefix("pocketenv-user-").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let (tests, program, root, home) =
-        (dir.path().join("it"), dir.path().join("pocketenv"), dir.path().join("root"), dir.path().join("home"));
+    let (tests, program, root, home) = (
+        dir.path().join("it"),
+        dir.path().join("pocketenv"),
+        dir.path().join("root"),
+        dir.path().join("home"),
+    );
     fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
     fs::copy(world::program(), &program).unwrap();
     for name in ["examples", "tests/scenarios"] {
@@ -77,7 +83,8 @@ fn as_an_ordinary_user() {
         .current_dir(&home)
         .output()
         .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "as {USER}:\n{text}");
     assert!(!text.contains("running 0 tests"), "{text}");
     eprint!("{text}");

@@ -356,7 +356,7 @@ impl Looping<'_> {
             true => {}
             false => return Ok(report.end(Outcome::Declined, plan.waiting)),
         }
-        report.revision = Some(self.begin_run().await?);
+        report.revision = Some(self.begin_run(&view.desired).await?);
         let ended = self.rounds(view, plan, &mut report).await;
         let (outcome, waiting) = match &ended {
             Ok((outcome, waiting)) => (*outcome, waiting.clone()),
@@ -505,19 +505,24 @@ impl Looping<'_> {
         (!self.options.wait).then_some(Outcome::Done)
     }
 
-    async fn begin_run(&self) -> Result<u64, Error> {
+    async fn begin_run(&self, desired: &Desired) -> Result<u64, Error> {
         let store: &Store = &self.project.store;
-        if let Some(manifest) = &self.project.manifest {
+        let manifest = self.project.manifest.as_ref().filter(|_| self.project.pinned.is_none());
+        if let Some(manifest) = manifest {
             let paths = manifest.files().into_iter().map(Into::into).collect();
             store.set_manifest(&self.project.name, &manifest.digest(), paths).await?;
         }
         let run = Run {
             actor: self.project.app.environment().actor.clone(),
             verb: self.options.verb.to_owned(),
-            manifest_digest: self.project.manifest.as_ref().map(crate::manifest::Manifest::digest),
+            manifest_digest: manifest.map(crate::manifest::Manifest::digest),
             git_revision: self.options.git_revision.clone(),
         };
-        Ok(store.begin_run(&self.project.name, run).await?)
+        let revision = store.begin_run(&self.project.name, run).await?;
+        if self.options.goal == Goal::Apply && self.options.overrides == Overrides::default() {
+            store.keep_goal(&self.project.name, revision, &self.project.goal(desired)).await?;
+        }
+        Ok(revision)
     }
 
     async fn end_run(&self, report: &ApplyReport) -> Result<(), Error> {

@@ -74,9 +74,15 @@ impl Why {
 impl App {
     /// Looks for orphans at every provider of this build that can be opened without settings.
     pub async fn orphans(&self, store: &Store) -> Result<Orphans, Error> {
-        let names: BTreeSet<String> =
-            builtin_capabilities().iter().map(|sheet| sheet.provider.to_owned()).collect();
-        let registry = self.registry(&names)?;
+        let mut registry = Registry::default();
+        for sheet in builtin_capabilities() {
+            match self.registry(&BTreeSet::from([sheet.provider.to_owned()]), None).await {
+                Ok(opened) => opened.iter().for_each(|(name, provider)| registry.insert(name, provider.clone())),
+                // It has no address or credential here, so nothing of ours was made there from here without a manifest that names them.
+                Err(Error::Provider { source: crate::provider::ProviderError::Invalid { .. }, .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let known = Known::read(store).await?;
         let mut found = Orphans { orphans: Vec::new(), unavailable: BTreeMap::new() };
         for (name, provider) in registry.iter() {
@@ -101,7 +107,7 @@ impl App {
 
     /// Deletes one orphan, unless somebody accounts for it by now.
     pub async fn collect(&self, store: &Store, orphan: &Orphan) -> Result<(), Error> {
-        let registry: Registry = self.registry(&BTreeSet::from([orphan.provider.clone()]))?;
+        let registry: Registry = self.registry(&BTreeSet::from([orphan.provider.clone()]), None).await?;
         let failed = |source| Error::Provider { provider: orphan.provider.clone(), source };
         let Some(provider) = registry.get(&orphan.provider) else { return Ok(()) };
         // A run of the project may be adopting it at this moment: its lease is taken, so that only one of us acts.

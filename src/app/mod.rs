@@ -1,5 +1,6 @@
 //! The use cases: what each verb does, wired together from the rooms below. No flags and no printing here.
 
+mod adopt;
 mod apply;
 mod collect;
 mod environment;
@@ -7,8 +8,10 @@ mod error;
 mod inside;
 mod ports;
 mod project;
+mod rehearse;
 mod target;
 
+pub use adopt::{Found, manifest_of};
 pub use apply::{
     Answer, Approval, ApplyOptions, ApplyReport, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
 };
@@ -17,6 +20,7 @@ pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
 pub use inside::Sandbox;
 pub use project::{App, Project, Selection, View};
+pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};
 
 /// A lease that is not renewed for this long may be taken by another host.

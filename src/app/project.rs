@@ -14,7 +14,7 @@ use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin
 use crate::reconcile::observe::{self, Listings};
 use crate::reconcile::status::{self, ProjectStatus};
 use crate::secret::{self, Secrets};
-use crate::store::Store;
+use crate::store::{KeptGoal, Store};
 
 /// Which project, as the flags say.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +99,11 @@ impl App {
     /// Opens a project: reads its manifest, opens its store and its providers. Where there is no manifest and a project is named that the
     /// store knows, that project is opened without one; it can then be looked at and destroyed.
     pub async fn open(&self, selection: &Selection) -> Result<Project<'_>, Error> {
+        self.open_with(selection, None).await
+    }
+
+    /// The same, with providers that are open already instead of those that the manifest names.
+    pub(super) async fn open_with(&self, selection: &Selection, registry: Option<Registry>) -> Result<Project<'_>, Error> {
         let (manifest, store) = match (self.load(selection), &selection.project) {
             (Ok(manifest), _) => {
                 resolve(&manifest, &BTreeMap::new())?;
@@ -119,24 +124,46 @@ impl App {
         let mut providers: BTreeSet<String> =
             manifest.as_ref().map(Manifest::providers_used).unwrap_or_default();
         providers.extend(recorded.providers().into_iter().map(str::to_owned));
-        let registry = self.registry(&providers)?;
-        Ok(Project { app: self, name, manifest, store, registry, providers })
+        let registry = match registry {
+            Some(registry) => registry,
+            None => self.registry(&providers, manifest.as_ref()).await?,
+        };
+        Ok(Project { app: self, name, manifest, pinned: None, store, registry, providers })
     }
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
-    pub(super) fn registry(&self, names: &BTreeSet<String>) -> Result<Registry, Error> {
+    pub(super) async fn registry(
+        &self,
+        names: &BTreeSet<String>,
+        manifest: Option<&Manifest>,
+    ) -> Result<Registry, Error> {
         let env = &self.environment;
         let context = ProviderContext {
             data_dir: env.directories.data.clone(),
             runtime_dir: env.directories.runtime.clone(),
             executable: env.executable.clone(),
+            vars: env.vars.clone(),
+            settings: manifest.map(plain_settings).unwrap_or_default(),
         };
         let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
         let names = names.iter().filter(known).map(String::as_str);
-        Registry::open(names, &context)
-            .map_err(|source| Error::Provider { provider: "local".to_owned(), source })
+        let opened = Registry::open(names, &context).await;
+        opened.map_err(|(provider, source)| Error::Provider { provider, source })
     }
+}
+
+/// The settings of providers that are no secrets; of a list, the values with commas between them.
+fn plain_settings(manifest: &Manifest) -> BTreeMap<String, BTreeMap<String, String>> {
+    let plain = |setting: &manifest::Setting| match setting {
+        manifest::Setting::Value(text) => Some(text.0.clone()),
+        manifest::Setting::List(texts) => Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(",")),
+        manifest::Setting::Secret(_) => None,
+    };
+    let of_one = |settings: &BTreeMap<String, manifest::Setting>| {
+        settings.iter().filter_map(|(name, setting)| Some((name.clone(), plain(setting)?))).collect()
+    };
+    manifest.provider_settings().iter().map(|(name, settings)| (name.clone(), of_one(settings))).collect()
 }
 
 /// Takes secrets out of what health checks said: it is shown, and kept as the message of a condition. Where a secret has no value here, it
@@ -188,6 +215,8 @@ pub struct Project<'a> {
     pub(super) app: &'a App,
     pub(super) name: String,
     pub(super) manifest: Option<Manifest>,
+    /// What an earlier run was to achieve, instead of what the manifest says now.
+    pub(super) pinned: Option<KeptGoal>,
     pub(super) store: Store,
     pub(super) registry: Registry,
     providers: BTreeSet<String>,
@@ -254,13 +283,14 @@ impl Project<'_> {
     pub async fn look(&self, keep: bool, values: bool) -> Result<View, Error> {
         let recorded = self.store.recorded(&self.name).await?;
         let listings = self.listings(&recorded).await;
-        let (desired, origins) = match &self.manifest {
-            None => {
+        let (desired, origins) = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => (goal.desired.clone(), None),
+            (None, None) => {
                 let empty =
                     Desired { project: self.name.clone(), volumes: BTreeMap::new(), sandboxes: BTreeMap::new() };
                 (empty, None)
             }
-            Some(manifest) => {
+            (None, Some(manifest)) => {
                 let endpoints =
                     ports::endpoints(&self.store, manifest, &self.registry, &listings, keep).await?;
                 let mut resolved = resolve(manifest, &endpoints)?;
@@ -290,14 +320,38 @@ impl Project<'_> {
         }
     }
 
+    /// The view if everything stood as it was last applied: nobody is asked.
+    pub async fn assume(&self) -> Result<View, Error> {
+        let recorded = self.store.recorded(&self.name).await?;
+        let (mut desired, origins) = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => (goal.desired.clone(), None),
+            (None, Some(manifest)) => {
+                let endpoints =
+                    ports::endpoints(&self.store, manifest, &self.registry, &Listings::new(), false).await?;
+                let mut resolved = resolve(manifest, &endpoints)?;
+                self.place_ports(&mut resolved.desired, &endpoints);
+                (resolved.desired, Some(resolved.origins))
+            }
+            (None, None) => return Err(Error::NoManifest),
+        };
+        desired.project.clone_from(&self.name);
+        let (secrets, warnings) = self.secrets(&desired, true).await?;
+        let digests = secrets.digests(self.store.digest_key());
+        let owner = self.store.owner();
+        let observed = plan::assume(&self.name, owner, &recorded, self.providers.iter().cloned(), &digests);
+        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+    }
+
     /// The values of the secrets that sandboxes use.
     pub(super) async fn secrets(
         &self,
         desired: &Desired,
         all: bool,
     ) -> Result<(Secrets, Vec<String>), Error> {
-        let Some(manifest) = &self.manifest else {
-            return Ok((Secrets::new(BTreeMap::new()), Vec::new()));
+        let declared = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => &goal.secrets,
+            (None, Some(manifest)) => manifest.secrets(),
+            (None, None) => return Ok((Secrets::new(BTreeMap::new()), Vec::new())),
         };
         let used: BTreeSet<&String> = desired
             .sandboxes
@@ -308,7 +362,7 @@ impl Project<'_> {
             })
             .collect();
         let sources: BTreeMap<String, secret::SecretSource> =
-            manifest.secrets().iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
+            declared.iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
         let vars = &self.app.environment.vars;
         if all {
             let resolved = secret::resolve_all(&sources, vars).await?;
@@ -346,6 +400,32 @@ impl Project<'_> {
         }
         let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
         Err(Error::Unsound(text.join("; ")))
+    }
+
+    /// Turns to what run `revision` was to achieve, for a rollback: a plan like any other.
+    pub async fn pin(&mut self, revision: u64) -> Result<(), Error> {
+        let goal = self.store.goal(&self.name, revision).await?;
+        let goal = goal.ok_or_else(|| Error::Unknown {
+            kind: "revision",
+            name: revision.to_string(),
+            project: self.name.clone(),
+            close: None,
+        })?;
+        self.providers.extend(goal.desired.sandboxes.values().map(|s| s.provider.clone()));
+        self.providers.extend(goal.desired.volumes.values().map(|v| v.provider.clone()));
+        self.registry = self.app.registry(&self.providers, self.manifest.as_ref()).await?;
+        self.pinned = Some(goal);
+        Ok(())
+    }
+
+    /// What this run is to achieve, to be kept.
+    pub(super) fn goal(&self, desired: &Desired) -> KeptGoal {
+        let secrets = match (&self.pinned, &self.manifest) {
+            (Some(goal), _) => goal.secrets.clone(),
+            (None, Some(manifest)) => manifest.secrets().clone(),
+            (None, None) => BTreeMap::new(),
+        };
+        KeptGoal { desired: desired.clone(), secrets }
     }
 
     /// Measures the status of everything desired or recorded.

@@ -52,6 +52,11 @@ fn file_mode(file: &DesiredFile) -> Option<u32> {
     }
 }
 
+/// The digest of a secret given as a file, from the keyed digest of its value.
+pub fn secret_file_digest(keyed: &str) -> String {
+    sha256_hex(format!("secret file {keyed}").as_bytes())
+}
+
 /// The digest of a repository: any change of it needs a fetch.
 pub fn repository_digest(spec: &RepositorySpec) -> String {
     hash_of(&(&spec.url, &spec.reference, spec.depth)).0

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::digest::{env_digest, file_digest, repository_digest, service_digest};
+use super::digest::{env_digest, file_digest, repository_digest, secret_file_digest, service_digest};
 use super::sandbox::{Gate, note_drift};
 use super::{
     Action, Builder, FieldChange, Reason, Setup, SetupContent, SetupFile, Step, StepId, Verdict, WaitingOn,
@@ -11,7 +11,7 @@ use super::{
 use crate::model::{
     Address, DependencyCondition, DesiredSandbox, DriftPolicy, FileState, GuestSpec, HealthCheck,
     ObservedGuest, ObservedService, PresetStep, ProbeResult, SandboxId, SecretUse, ServiceSpec, ServiceState,
-    ServiceStatus, sha256_hex,
+    ServiceStatus,
 };
 use crate::provider::StopMeaning;
 
@@ -132,7 +132,7 @@ impl<'a> Planner<'a, '_, '_> {
         }
         for (name, usage) in &self.guest.secrets {
             if let SecretUse::File(path) = usage {
-                let digest = sha256_hex(format!("secret file {}", self.b.input.secrets[name]).as_bytes());
+                let digest = secret_file_digest(&self.b.input.secrets[name]);
                 self.file(&mut setup, path, digest, || SetupContent::Secret(name.clone()));
             }
         }

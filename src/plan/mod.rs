@@ -3,6 +3,7 @@
 //! This room does no I/O and reads no clock, randomness or environment: the same inputs give the same plan, to the byte. Every decision of
 //! the program is made here; the executor carries none. "Why not" is data as well: see [`Waiting`].
 
+mod assume;
 mod diff;
 mod digest;
 mod guest;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use assume::assume;
 pub use digest::{env_digest, file_digest, repository_digest, service_digest};
 
 use crate::model::{

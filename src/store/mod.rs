@@ -11,6 +11,7 @@ mod condition;
 mod error;
 mod event;
 mod file;
+mod goal;
 mod holder;
 mod inventory;
 mod journal;
@@ -28,6 +29,7 @@ use rusqlite::Connection;
 
 pub use error::StoreError;
 pub use event::{Event, EventKind, EventQuery, RecordedEvent};
+pub use goal::KeptGoal;
 pub use holder::Holder;
 pub use inventory::{Change, Project};
 pub use journal::{JournalEntry, Outcome};

@@ -65,6 +65,21 @@ impl Store {
         .await
     }
 
+    /// Lets the ports of sandbox `from` follow it to its new name `to`.
+    ///
+    /// # Errors
+    /// Only what the database answers.
+    pub async fn move_ports(&self, project: &str, from: &str, to: &str) -> Result<(), StoreError> {
+        let (project, from, to) = (project.to_owned(), from.to_owned(), to.to_owned());
+        self.write(move |connection| {
+            connection
+                .prepare_cached("UPDATE OR REPLACE ports SET sandbox = ?3 WHERE project = ?1 AND sandbox = ?2")?
+                .execute(params![project, from, to])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Gives up the host port of a declared port, if it has one, for example because another program took it.
     ///
     /// # Errors

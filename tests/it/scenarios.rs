@@ -9,6 +9,8 @@ pub mod world;
 mod concurrency;
 #[path = "../scenarios/consent/scenario.rs"]
 mod consent;
+#[path = "../scenarios/contents/scenario.rs"]
+mod contents;
 #[path = "../scenarios/crash/scenario.rs"]
 mod crash;
 #[path = "../scenarios/database/scenario.rs"]

@@ -9,6 +9,8 @@ pub mod world;
 mod concurrency;
 #[path = "../scenarios/consent/scenario.rs"]
 mod consent;
+#[path = "../scenarios/contents/scenario.rs"]
+mod contents;
 #[path = "../scenarios/crash/scenario.rs"]
 mod crash;
 #[path = "../scenarios/database/scenario.rs"]
@@ -31,6 +33,8 @@ mod ports;
 mod prune;
 #[path = "../scenarios/quickstart/scenario.rs"]
 mod quickstart;
+#[path = "../scenarios/saved-plan/scenario.rs"]
+mod saved_plan;
 #[path = "../scenarios/secrets/scenario.rs"]
 mod secrets;
 #[path = "../scenarios/state/scenario.rs"]
@@ -96,7 +100,9 @@ fn copy_readable(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
+        if entry.path().is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path()).unwrap(), &target).unwrap();
+        } else if entry.path().is_dir() {
             copy_readable(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), &target).unwrap();

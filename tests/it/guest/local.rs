@@ -137,8 +137,8 @@ async fn the_whole_room_in_a_sandbox_of_the_engine() {
         data_dir: host.path().join("data"),
         runtime_dir: host.path().join("run"),
         executable: env!("CARGO_BIN_EXE_pocketenv").into(),
-        vars: Default::default(),
-        settings: Default::default(),
+        vars: std::collections::BTreeMap::new(),
+        settings: std::collections::BTreeMap::new(),
     };
     let registry = Registry::open(["local"], &context).await.unwrap();
     let provider = registry.get("local").unwrap();

@@ -350,7 +350,8 @@ impl World {
         assert!(run.code != 0 && run.stderr.contains(sandbox), "{run:?}");
     }
 
-    /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener.
+    /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener. `listeners` are addresses that
+    /// only this world has: one that the program chose may belong to another world of a test beside this one a moment later.
     #[track_caller]
     pub fn destroy_and_see_nothing_left(&self, listeners: &[SocketAddr]) {
         self.run(&["destroy", "--yes", "--volumes"]).ends(0);

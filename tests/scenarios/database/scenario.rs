@@ -92,5 +92,5 @@ fn database() {
     world.assert_converged();
 
     assert!(!world.printed().contains(PASSWORD));
-    world.destroy_and_see_nothing_left(&[app, db]);
+    world.destroy_and_see_nothing_left(&[]);
 }

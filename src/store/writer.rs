@@ -4,8 +4,8 @@
 //! A store in memory has no thread: each job runs where it is submitted, so that what is simulated on it repeats exactly.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;

@@ -536,6 +536,8 @@ impl Run<'_> {
 
     /// The sandbox that a create with this token made, where the provider itself does not see that two creates are one.
     async fn find(&self, provider: &dyn Provider, intent: &IntentId) -> Result<Option<SandboxId>, StepError> {
+        // A listing that lags does not show yet what the lost try made; creating again then would make two.
+        tokio::time::sleep(Duration::from_millis(provider.capabilities().settle_ms)).await;
         let owner = Owner { project: Some(self.cx.plan.project.clone()), owner: None };
         let listing = provider.list(&owner).await?;
         let made = listing.sandboxes.into_values().find(|s| s.labels.get(labels::INTENT) == Some(&intent.0));

@@ -54,7 +54,7 @@ pub async fn converged(lives: &Lives, desired: &Desired, ask: Ask) -> Result<(),
         let name = sandbox.label(labels::ADDRESS).strip_prefix("sandbox/").unwrap_or_default();
         let record = recorded.sandboxes.get(name).filter(|r| r.id == *id && r.provider == provider);
         let (Some(wanted), Some(record)) = (wanted.get(&name.to_owned()), record) else {
-            if lives.excused.contains(id) {
+            if state.excused.contains(id) {
                 continue;
             }
             return Err(format!("{id} ({name} at {provider}) is leaked"));

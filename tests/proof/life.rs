@@ -1,6 +1,6 @@
 //! Lives: processes that work on the project one after the other, in one world, until they are done or die.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -83,8 +83,6 @@ pub struct Lives {
     pub store: Store,
     ids: Arc<Ids>,
     clock: Arc<dyn Clock>,
-    /// Objects that existed when the record was lost: what nothing declares any more is left to `gc`.
-    pub excused: BTreeSet<SandboxId>,
     /// Volumes that were to be deleted at some time.
     pub volumes_may_go: bool,
     /// Polls that the last life took.
@@ -110,17 +108,7 @@ impl Lives {
         });
         let world = World::new(schedule);
         world.lock().store = Some(store.clone());
-        Self {
-            world,
-            app,
-            store,
-            ids,
-            clock,
-            excused: BTreeSet::new(),
-            volumes_may_go: false,
-            polls: 0,
-            copies: Vec::new(),
-        }
+        Self { world, app, store, ids, clock, volumes_may_go: false, polls: 0, copies: Vec::new() }
     }
 
     pub fn goal(desired: &Desired) -> KeptGoal {
@@ -164,7 +152,11 @@ impl Lives {
     async fn lose(&mut self, loss: Loss) {
         // Before a store is lost what was under way has landed: nobody can find what no listing shows.
         tokio::time::sleep(Duration::from_millis(2 * SETTLE_MS)).await;
-        self.excused.extend(self.world.lock().ours().map(|(_, id, _)| id.clone()));
+        {
+            let mut state = self.world.lock();
+            let living: Vec<SandboxId> = state.ours().map(|(_, id, _)| id.clone()).collect();
+            state.excused.extend(living);
+        }
         let copy = match loss {
             Loss::Lost => None,
             Loss::Older => self.copies.iter().rev().nth(1).or(self.copies.first()),
@@ -220,6 +212,7 @@ impl Lives {
         self.world.lock().heal();
         tokio::time::sleep(Duration::from_millis(2 * SETTLE_MS)).await;
         let Some(last) = schedule.phases.last() else { return Ok(()) };
+        self.world.lock().collect(&schedule.goals[last.goal]);
         self.converge(&schedule.goals[last.goal], last.ask).await?;
         check::journal(self).await?;
         self.volumes_may_go = true;

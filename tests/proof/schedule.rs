@@ -323,7 +323,7 @@ fn refill(sandbox: &mut DesiredSandbox, dice: &mut Dice) {
         let check = HealthCheck {
             probe: Probe::Tcp(80),
             interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(5),
             retries: 3,
             start_period: Duration::from_secs(0),
         };

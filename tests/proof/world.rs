@@ -108,6 +108,8 @@ pub struct State {
     pub violations: Vec<String>,
     /// Ids that the record knows: a listing may miss these, because they are asked for one by one.
     pub known: BTreeSet<SandboxId>,
+    /// What existed when the record was lost: what nothing declares any more is left to `gc`.
+    pub excused: BTreeSet<SandboxId>,
     faults: BTreeMap<u64, Fault>,
     calls: u64,
     seed: u64,
@@ -150,6 +152,17 @@ impl State {
         let all =
             self.vendors.iter().flat_map(|(p, v)| v.sandboxes.iter().map(move |(id, s)| (p.as_str(), id, s)));
         all.filter(|(_, _, s)| s.exists() && s.is_ours())
+    }
+
+    /// What `gc` does when it is asked to: what existed when the record was lost and nothing declares any more goes.
+    pub fn collect(&mut self, desired: &Desired) {
+        let now = self.now();
+        for (id, sandbox) in self.vendors.values_mut().flat_map(|v| &mut v.sandboxes) {
+            let name = sandbox.label(labels::ADDRESS).strip_prefix("sandbox/").unwrap_or_default();
+            if self.excused.contains(id) && !desired.sandboxes.contains_key(name) && sandbox.exists() {
+                sandbox.gone = Some(now);
+            }
+        }
     }
 
     /// From now on nothing goes wrong.
@@ -252,6 +265,7 @@ impl World {
             history: Vec::new(),
             violations: Vec::new(),
             known: BTreeSet::new(),
+            excused: BTreeSet::new(),
             faults: schedule.faults.clone(),
             calls: 0,
             seed: schedule.seed,
@@ -640,8 +654,10 @@ impl Volumes for Client {
         };
         let effect = move |state: &mut State, provider: &str, _| {
             let mounts = |s: &Sandbox| s.spec.mounts.iter().any(|m| m.volume == key.1);
-            let user =
-                state.ours().find(|(p, _, s)| *p == provider && mounts(s)).map(|(_, id, _)| id.clone());
+            // What nobody can know to mount it, because the record is lost and no spec is read back, cannot be spared.
+            let is_known = |id: &SandboxId| !state.excused.contains(id);
+            let user = state.ours().find(|(p, id, s)| *p == provider && mounts(s) && is_known(id));
+            let user = user.map(|(_, id, _)| id.clone());
             if let Some(user) = user {
                 state.violated(format!("volume {} is deleted while {user} mounts it", key.1));
             }

@@ -210,7 +210,8 @@ impl Lives {
             self.phase(schedule, phase).await?;
         }
         self.world.lock().heal();
-        tokio::time::sleep(Duration::from_millis(2 * SETTLE_MS)).await;
+        // What is on its way lands; listings lag on.
+        tokio::time::sleep(Duration::from_millis(SETTLE_MS / 4 + 100)).await;
         let Some(last) = schedule.phases.last() else { return Ok(()) };
         self.world.lock().collect(&schedule.goals[last.goal]);
         self.converge(&schedule.goals[last.goal], last.ask).await?;

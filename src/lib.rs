@@ -13,4 +13,5 @@ pub mod plan;
 pub mod provider;
 pub mod reconcile;
 pub mod secret;
+pub mod server;
 pub mod store;

@@ -75,6 +75,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A simulated cloud did not come up, or does not answer.
+    #[error("the simulated cloud: {0}")]
+    Simulator(String),
     /// A condition was not reached in time.
     #[error("{0}")]
     TimedOut(String),

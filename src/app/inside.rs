@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Error, Project};
 use crate::guest;
-use crate::model::{GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels};
+use crate::model::{GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels, nearest};
 use crate::provider::{Command, ExecIo, Guest, Output};
 use crate::secret::{Redactor, SecretValue};
 
@@ -153,11 +153,5 @@ impl Project<'_> {
 
 /// The name that is most like what was typed, if any is like it at all.
 pub(super) fn closest(typed: &str, names: &[String]) -> Option<String> {
-    const ALIKE: f64 = 0.75; // Jaro–Winkler: a slip or two in a short word.
-    names
-        .iter()
-        .map(|name| (strsim::jaro_winkler(typed, name), name))
-        .filter(|(score, _)| *score >= ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.clone())
+    nearest(typed, names.iter().map(String::as_str)).map(str::to_owned)
 }

@@ -8,6 +8,7 @@ mod error;
 mod inside;
 mod ports;
 mod project;
+mod rehearse;
 mod target;
 
 pub use adopt::{Found, manifest_of};
@@ -19,6 +20,7 @@ pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
 pub use inside::Sandbox;
 pub use project::{App, Project, Selection, View};
+pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};
 
 /// A lease that is not renewed for this long may be taken by another host.

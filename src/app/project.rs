@@ -99,6 +99,11 @@ impl App {
     /// Opens a project: reads its manifest, opens its store and its providers. Where there is no manifest and a project is named that the
     /// store knows, that project is opened without one; it can then be looked at and destroyed.
     pub async fn open(&self, selection: &Selection) -> Result<Project<'_>, Error> {
+        self.open_with(selection, None).await
+    }
+
+    /// The same, with providers that are open already instead of those that the manifest names.
+    pub(super) async fn open_with(&self, selection: &Selection, registry: Option<Registry>) -> Result<Project<'_>, Error> {
         let (manifest, store) = match (self.load(selection), &selection.project) {
             (Ok(manifest), _) => {
                 resolve(&manifest, &BTreeMap::new())?;
@@ -119,7 +124,10 @@ impl App {
         let mut providers: BTreeSet<String> =
             manifest.as_ref().map(Manifest::providers_used).unwrap_or_default();
         providers.extend(recorded.providers().into_iter().map(str::to_owned));
-        let registry = self.registry(&providers)?;
+        let registry = match registry {
+            Some(registry) => registry,
+            None => self.registry(&providers, manifest.as_ref()).await?,
+        };
         Ok(Project { app: self, name, manifest, pinned: None, store, registry, providers })
     }
 
@@ -132,18 +140,37 @@ impl App {
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
-    pub(super) fn registry(&self, names: &BTreeSet<String>) -> Result<Registry, Error> {
+    pub(super) async fn registry(
+        &self,
+        names: &BTreeSet<String>,
+        manifest: Option<&Manifest>,
+    ) -> Result<Registry, Error> {
         let env = &self.environment;
         let context = ProviderContext {
             data_dir: env.directories.data.clone(),
             runtime_dir: env.directories.runtime.clone(),
             executable: env.executable.clone(),
+            vars: env.vars.clone(),
+            settings: manifest.map(plain_settings).unwrap_or_default(),
         };
         let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
         let names = names.iter().filter(known).map(String::as_str);
-        Registry::open(names, &context)
-            .map_err(|source| Error::Provider { provider: "local".to_owned(), source })
+        let opened = Registry::open(names, &context).await;
+        opened.map_err(|(provider, source)| Error::Provider { provider, source })
     }
+}
+
+/// The settings of providers that are no secrets; of a list, the values with commas between them.
+fn plain_settings(manifest: &Manifest) -> BTreeMap<String, BTreeMap<String, String>> {
+    let plain = |setting: &manifest::Setting| match setting {
+        manifest::Setting::Value(text) => Some(text.0.clone()),
+        manifest::Setting::List(texts) => Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(",")),
+        manifest::Setting::Secret(_) => None,
+    };
+    let of_one = |settings: &BTreeMap<String, manifest::Setting>| {
+        settings.iter().filter_map(|(name, setting)| Some((name.clone(), plain(setting)?))).collect()
+    };
+    manifest.provider_settings().iter().map(|(name, settings)| (name.clone(), of_one(settings))).collect()
 }
 
 /// Takes secrets out of what health checks said: it is shown, and kept as the message of a condition. Where a secret has no value here, it
@@ -393,7 +420,7 @@ impl Project<'_> {
         })?;
         self.providers.extend(goal.desired.sandboxes.values().map(|s| s.provider.clone()));
         self.providers.extend(goal.desired.volumes.values().map(|v| v.provider.clone()));
-        self.registry = self.app.registry(&self.providers)?;
+        self.registry = self.app.registry(&self.providers, self.manifest.as_ref()).await?;
         self.pinned = Some(goal);
         Ok(())
     }

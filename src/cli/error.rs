@@ -149,6 +149,7 @@ fn exit_of(error: &app::Error) -> Exit {
         | Error::NotRunning { .. }
         | Error::Unsound(_)
         | Error::NoProgress(_)
+        | Error::Simulator(_)
         | Error::Io { .. } => Exit::Failed,
     }
 }

@@ -117,18 +117,20 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
         .collect()
 }
 
-/// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Nothing is logged without it.
+/// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Without it people are told what they should know.
 fn install_log(context: &Context) -> Result<(), CliError> {
-    let Some(filter) = context.var("POCKETENV_LOG") else { return Ok(()) };
-    let filter =
-        EnvFilter::try_new(filter).map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(context.ui.err.0)
-        .finish();
-    // The only one who installs one.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(context.ui.err.0);
+    // Nobody else installs one, so it cannot fail.
+    let _ = match context.var("POCKETENV_LOG") {
+        None => {
+            log.with_env_filter(EnvFilter::new("pocketenv=warn")).without_time().with_target(false).try_init()
+        }
+        Some(filter) => {
+            let filter = EnvFilter::try_new(filter)
+                .map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
+            log.with_env_filter(filter).try_init()
+        }
+    };
     Ok(())
 }
 
@@ -161,9 +163,14 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Events(args) => cx.block_on(verb::events::run(cx, args)),
         Verb::History(args) => cx.block_on(verb::history::run(cx, args)),
         Verb::State(command) => cx.block_on(verb::state::run(cx, command)),
+        Verb::Rollback(args) => cx.block_on(verb::rollback::run(cx, args)),
+        Verb::Gc(args) => cx.block_on(verb::gc::run(cx, args)),
+        Verb::Import(args) => cx.block_on(verb::import::run(cx, args)),
         Verb::Wait(args) => cx.block_on(verb::wait::run(cx, args)),
         Verb::Exec(args) => cx.block_on(verb::exec::exec(cx, args)),
         Verb::Shell(args) => cx.block_on(verb::exec::shell(cx, args)),
+        Verb::Rehearse(args) => cx.block_on(verb::rehearse::run(cx, args)),
+        Verb::Sim(args) => cx.block_on(verb::sim::run(cx, args)),
         Verb::Logs(args) => cx.block_on(verb::logs::run(cx, args)),
         Verb::Cp(args) => cx.block_on(verb::cp::run(cx, args)),
     }

@@ -10,7 +10,7 @@ use super::observe::look;
 use super::script::Env;
 use super::service::{ServiceDefaults, check_name, surroundings};
 use crate::model::{HealthCheck, ObservedService, Probe, ProbeResult, ServiceSpec, ServiceStatus};
-use crate::provider::{Command, ExecIo, Guest, GuestError, Output};
+use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output};
 
 /// What an `exec` probe's output adds to the reason of its failure.
 const REASON_LIMIT: usize = 512;
@@ -25,7 +25,7 @@ pub async fn probe(
 ) -> ProbeResult {
     let attempt = async {
         match &check.probe {
-            Probe::Tcp(port) => guest.dial(*port).await.map(drop).map_err(|error| reason(&error)),
+            Probe::Tcp(port) => dial(guest, *port).await.map(drop),
             Probe::Http { port, path } => http(guest, *port, path).await,
             Probe::Exec(argv) => exec(guest, argv, env, defaults).await,
         }
@@ -49,8 +49,22 @@ fn reason(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Connects to a port inside. That the sandbox could not be reached says nothing about the service, so that is tried again.
+async fn dial(guest: &dyn Guest, port: u16) -> Result<Box<dyn GuestStream>, String> {
+    let mut pauses = [50, 100, 200].into_iter().map(Duration::from_millis);
+    loop {
+        match guest.dial(port).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => match pauses.next().filter(|_| error.is_retryable()) {
+                Some(pause) => sleep(pause).await,
+                None => return Err(reason(&error)),
+            },
+        }
+    }
+}
+
 async fn http(guest: &dyn Guest, port: u16, path: &str) -> Result<(), String> {
-    let stream = guest.dial(port).await.map_err(|error| reason(&error))?;
+    let stream = dial(guest, port).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
             .await

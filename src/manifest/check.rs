@@ -3,12 +3,13 @@
 
 use serde_json::Value as Json;
 
-use super::diagnostic::{Problem, Problems, did_you_mean};
+use super::diagnostic::{Problem, Problems};
 use super::language::scalar::{self, ScalarType};
 use super::node::{Entry, Kind, Node, Scalar, Value, parse_int, quote};
 use super::schema::{Resolved, alternatives, constants, has_type};
 use super::source::{Sources, Span};
 use super::template::{At, Scope, Templates};
+use crate::model::nearest;
 
 /// One walk over one tree.
 pub(crate) struct Checker<'a> {
@@ -188,7 +189,7 @@ impl Checker<'_> {
                 )
                 .expected(expected(options))
                 .anchor(anchor);
-                if let Some(best) = did_you_mean(&text, values.iter().copied()) {
+                if let Some(best) = nearest(&text, values.iter().copied()) {
                     problem = problem.help(format!("did you mean `{best}`?"));
                 }
                 self.problems.push(problem);

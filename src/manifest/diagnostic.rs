@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::source::{Sources, Span};
-use crate::model::Location;
+use crate::model::{Location, nearest};
 
 /// The most diagnostics reported in one run; the rest is counted.
 pub const MAX_REPORTED: usize = 50;
@@ -185,7 +185,7 @@ impl Problem {
     /// Help of the kind "did you mean `x`?", or the list of what there is.
     pub fn suggest<'a>(self, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
         let known: Vec<&str> = known.into_iter().collect();
-        match did_you_mean(name, known.iter().copied()) {
+        match nearest(name, known.iter().copied()) {
             Some(best) => self.help(format!("did you mean `{best}`?")),
             None if known.is_empty() => self,
             None => {
@@ -195,19 +195,6 @@ impl Problem {
             }
         }
     }
-}
-
-/// The known name nearest to `name`, if one is near enough to be meant.
-pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let name = name.to_lowercase();
-    // Two letters of three must be right, else anything is near.
-    let limit = (name.chars().count() / 3).min(3);
-    known
-        .into_iter()
-        .map(|k| (strsim::damerau_levenshtein(&name, &k.to_lowercase()), k))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, k)| k)
 }
 
 /// Problems as they are found.
@@ -276,13 +263,6 @@ impl Problems {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn suggests_only_what_is_near() {
-        assert_eq!(did_you_mean("imgae", ["image", "env"]), Some("image"));
-        assert_eq!(did_you_mean("Ports", ["ports"]), Some("ports"));
-        assert_eq!(did_you_mean("zzz", ["image", "env"]), None);
-    }
 
     #[test]
     fn sorted_bounded_and_without_repeats() {

@@ -13,6 +13,7 @@ mod observed;
 mod origin;
 mod quantity;
 mod recorded;
+mod similar;
 
 pub use address::{Address, ParseAddressError};
 pub use condition::{Condition, ConditionStatus, Health, Sync};
@@ -25,6 +26,7 @@ pub use observed::*;
 pub use origin::Location;
 pub use quantity::{ParseQuantityError, Quantity};
 pub use recorded::*;
+pub use similar::nearest;
 
 /// Label names and their encoding at a provider.
 pub mod labels {

@@ -58,7 +58,7 @@ impl fmt::Display for Quantity {
         let (name, factor) = UNITS
             .iter()
             .take(4)
-            .find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0)
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor))
             .unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / factor)
     }

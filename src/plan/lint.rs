@@ -196,7 +196,7 @@ fn deletes_before_creates(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
                     findings.push(Finding { step: Some(id), message });
                 }
                 let pending = |token: &IntentId| input.recorded.intents.iter().any(|i| i.id == *token);
-                if let Some(token) = resume.as_ref().filter(|token| !pending(*token)) {
+                if let Some(token) = resume.as_ref().filter(|token| !pending(token)) {
                     let message = format!("goes on with intent {token}, which is not pending");
                     findings.push(Finding { step: Some(id), message });
                 }

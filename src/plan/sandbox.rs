@@ -209,7 +209,7 @@ impl<'a> One<'a, '_> {
         }
         let wanted = hash_of(&self.sandbox.spec);
         let here = || self.creates.iter().filter(|i| i.provider == self.sandbox.provider).copied();
-        let same = here().filter(|i| i.spec_hash.as_ref() == Some(&wanted)).last();
+        let same = here().rfind(|i| i.spec_hash.as_ref() == Some(&wanted));
         // What an interrupted create made may only show up later. Going on with it is safe at once where the provider knows the token.
         let is_safe = |i: &PendingIntent| sheet.idempotent_create && same.is_some_and(|s| s.id == i.id);
         if here().any(|i| !is_safe(i) && now.millis_since(i.begun_at) < sheet.settle_ms) {

@@ -6,9 +6,11 @@
 mod capabilities;
 mod error;
 mod guest;
+pub mod http;
 #[cfg(target_os = "linux")]
 mod local;
 mod registry;
+pub mod sim;
 
 use std::collections::BTreeMap;
 

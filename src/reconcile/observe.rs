@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::stream;
 
+use super::Backoff;
 use crate::guest;
 use crate::model::{
     Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded,
@@ -17,6 +18,8 @@ use crate::provider::{Owner, Provider, ProviderError, Registry};
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one look into a sandbox may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A look that fails in passing is repeated: one lost answer must not hold up everything that depends on it.
+const AGAIN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2), retries: 5 };
 /// How many sandboxes are looked into at once.
 const GUEST_CONCURRENCY: usize = 32;
 
@@ -50,7 +53,8 @@ async fn observe_provider(
     recorded: &Recorded,
 ) -> Observation<ObservedProvider> {
     let owner = Owner { project: Some(project.to_owned()), owner: None };
-    let mut listing = match tokio::time::timeout(LIST_TIMEOUT, provider.list(&owner)).await {
+    let list = again(provider_pause, || provider.list(&owner));
+    let mut listing = match tokio::time::timeout(LIST_TIMEOUT, list).await {
         Ok(Ok(listing)) => listing,
         Ok(Err(error)) => return unavailable(with_causes(&error)),
         Err(_) => return unavailable(format!("its listing took more than {} s", LIST_TIMEOUT.as_secs())),
@@ -64,7 +68,7 @@ async fn observe_provider(
         .collect();
     let concurrency = provider.capabilities().max_concurrency.max(1);
     let answers: Vec<Result<Option<ObservedSandbox>, ProviderError>> =
-        stream::iter(doubted).map(|id| provider.get(id)).buffer_unordered(concurrency).collect().await;
+        stream::iter(doubted).map(|id| again(provider_pause, || provider.get(id))).buffer_unordered(concurrency).collect().await;
     for answer in answers {
         match answer {
             // An id that lives on with another owner's labels is not ours any more.
@@ -113,13 +117,41 @@ async fn observe_guest(
         working_dir: declared.working_dir.as_deref(),
     };
     let look = async {
-        let inside = provider.guest(id).await.map_err(|e| with_causes(&e))?;
-        guest::observe(inside.as_ref(), &declared.services, defaults).await.map_err(|e| with_causes(&e))
+        let inside = again(provider_pause, || provider.guest(id)).await.map_err(|e| with_causes(&e))?;
+        let look = || guest::observe(inside.as_ref(), &declared.services, defaults);
+        again(|error| error.is_retryable().then_some(None), look).await.map_err(|e| with_causes(&e))
     };
     match tokio::time::timeout(GUEST_TIMEOUT, look).await {
         Ok(Ok(guest)) => Observation::Complete(guest),
         Ok(Err(reason)) => Observation::Unavailable { reason },
         Err(_) => unavailable(format!("it did not answer within {} s", GUEST_TIMEOUT.as_secs())),
+    }
+}
+
+/// Tries until it succeeds, fails for good or has been tried often enough. `pause` says whether another try may help, and the pause that was asked for.
+async fn again<T, E, F: Future<Output = Result<T, E>>>(
+    pause: impl Fn(&E) -> Option<Option<Duration>>,
+    attempt: impl Fn() -> F,
+) -> Result<T, E> {
+    let mut tries = 0;
+    loop {
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        // Looks are few and spread by what they wait for, so that the middle of the jitter does for all.
+        match pause(&error).and_then(|asked| AGAIN.delay(tries, u32::MAX / 2, asked)) {
+            Some(delay) => tokio::time::sleep(delay).await,
+            None => return Err(error),
+        }
+        tries += 1;
+    }
+}
+
+fn provider_pause(error: &ProviderError) -> Option<Option<Duration>> {
+    match error {
+        ProviderError::Throttled { retry_after } => Some(*retry_after),
+        error => error.is_retryable().then_some(None),
     }
 }
 

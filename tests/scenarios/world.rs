@@ -21,7 +21,8 @@ pub fn project_root() -> PathBuf {
 
 /// The program under test.
 pub fn program() -> PathBuf {
-    std::env::var_os("POCKETENV_TEST_EXE").map_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into(), PathBuf::from)
+    std::env::var_os("POCKETENV_TEST_EXE")
+        .map_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into(), PathBuf::from)
 }
 
 /// A user's home and project. Dropped, it destroys what the project has and ends what is left of it.
@@ -54,7 +55,8 @@ impl Run {
     /// Standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}:\n{}\n{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}:\n{}\n{}", self.stdout, self.stderr))
     }
 
     /// Both outputs.
@@ -327,7 +329,8 @@ impl World {
         let inside = self.processes_in(&self.box_dir(sandbox));
         let is_init = |process: &&Process| {
             let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
-            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default().to_owned();
+            let ids =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default().to_owned();
             let ids: Vec<&str> = ids.split_whitespace().collect();
             ids.len() > 1 && ids.last() == Some(&"1")
         };
@@ -347,7 +350,8 @@ impl World {
         assert!(run.code != 0 && run.stderr.contains(sandbox), "{run:?}");
     }
 
-    /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener.
+    /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener. `listeners` are addresses that
+    /// only this world has: one that the program chose may belong to another world of a test beside this one a moment later.
     #[track_caller]
     pub fn destroy_and_see_nothing_left(&self, listeners: &[SocketAddr]) {
         self.run(&["destroy", "--yes", "--volumes"]).ends(0);
@@ -356,13 +360,25 @@ impl World {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&*home.to_string_lossy()), "mounts are left:\n{mounts}");
         for dir in ["data/engine/boxes", "data/engine/volumes", "run/engine"] {
-            let left: Vec<_> = fs::read_dir(home.join(dir)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+            let left: Vec<_> = fs::read_dir(home.join(dir))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
             assert!(left.is_empty(), "files are left: {left:?}");
         }
         for address in listeners {
-            assert!(TcpStream::connect_timeout(address, Duration::from_secs(2)).is_err(), "{address} still listens");
+            assert!(
+                TcpStream::connect_timeout(address, Duration::from_secs(2)).is_err(),
+                "{address} still listens"
+            );
         }
-        assert!(!self.printed.borrow().contains("panicked at"), "the program panicked: {}", self.printed.borrow());
+        assert!(
+            !self.printed.borrow().contains("panicked at"),
+            "the program panicked: {}",
+            self.printed.borrow()
+        );
     }
 
     /// Everything that the program printed so far.
@@ -377,11 +393,18 @@ impl Drop for World {
             let run = self.run(&["status"]);
             eprintln!("status when it failed:\n{}\nprinted before:\n{}", run.text(), self.printed.borrow());
         }
-        let destroy = self.command(&["destroy", "--yes", "--volumes"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let destroy = self
+            .command(&["destroy", "--yes", "--volumes"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         let clean = destroy.is_ok_and(|status| status.success());
         for process in self.processes() {
             if !clean || process.lives() {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::Signal::SIGKILL);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(process.pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
             }
         }
     }
@@ -408,7 +431,9 @@ fn copy_dir(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
+        if entry.path().is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path()).unwrap(), &target).unwrap();
+        } else if entry.path().is_dir() {
             fs::create_dir(&target).unwrap();
             copy_dir(&entry.path(), &target);
         } else {

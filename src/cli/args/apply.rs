@@ -32,6 +32,9 @@ pub struct PlanArgs {
     /// Delete volumes that are no longer declared, with their data
     #[arg(long)]
     pub volumes: bool,
+    /// false: ask nobody and plan from the record
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, hide_default_value = true, hide_possible_values = true)]
+    pub refresh: bool,
     /// The form of the plan: human, json, markdown or dot
     #[arg(long, value_enum, value_name = "FORM", default_value_t, hide_possible_values = true)]
     pub format: PlanFormat,

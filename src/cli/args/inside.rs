@@ -53,7 +53,7 @@ pub struct ExecArgs {
     /// Its working directory
     #[arg(short, long, value_name = "PATH")]
     pub workdir: Option<String>,
-    /// A user of the sandbox, by name or uid[:gid]
+    /// A user of the sandbox, as NAME, UID or UID:GID
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
     /// Kill it after this long
@@ -70,7 +70,7 @@ pub struct ExecArgs {
 /// `shell`.
 #[derive(Debug, Args)]
 pub struct ShellArgs {
-    /// A user of the sandbox, by name or uid[:gid]
+    /// A user of the sandbox, as NAME, UID or UID:GID
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
     /// The working directory

@@ -133,6 +133,21 @@ pub enum StateCommand {
         #[arg(value_name = "ADDRESS", value_parser = address)]
         address: Address,
     },
+    /// Let go of a recorded resource; the object itself is left alone
+    Rm {
+        /// A sandbox or a volume
+        #[arg(value_name = "ADDRESS", value_parser = address)]
+        address: Address,
+    },
+    /// Rename a recorded sandbox, so that its renamed declaration finds it
+    Mv {
+        /// The sandbox as it is recorded
+        #[arg(value_name = "FROM")]
+        from: String,
+        /// Its new name
+        #[arg(value_name = "TO")]
+        to: String,
+    },
     /// List who writes to which project
     Locks,
     /// Take away the lock of the project if its holder is gone

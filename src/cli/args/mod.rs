@@ -1,6 +1,6 @@
 //! What can be typed: flags and verbs as types, apart from what they do.
 //!
-//! Nothing here reads the environment; [`super::Context`] lays the `POCKETENV_*` defaults under the flags.
+//! Nothing here reads the environment; `Context` lays the `POCKETENV_*` defaults under the flags.
 
 mod apply;
 mod control;
@@ -8,6 +8,8 @@ mod info;
 mod inside;
 mod look;
 mod manifest;
+mod repair;
+mod sim;
 mod value;
 
 use std::path::PathBuf;
@@ -22,6 +24,8 @@ pub use look::{
     DescribeArgs, EventsArgs, HistoryArgs, LsArgs, PsArgs, StateCommand, StatusArgs, WaitArgs, WaitFor,
 };
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
+pub use repair::{GcArgs, ImportArgs, RollbackArgs};
+pub use sim::{RehearseArgs, SimArgs};
 pub use value::{CopyEnd, KeyValue, LogSource};
 
 /// The exit codes, for the end of every help.
@@ -188,9 +192,15 @@ pub enum Verb {
     Events(EventsArgs),
     /// Show the runs of the project, newest first
     History(HistoryArgs),
+    /// Make true again what an earlier run was to achieve
+    Rollback(RollbackArgs),
     /// Wait until resources are in a condition
     Wait(WaitArgs),
-    /// Look into the record of what was applied
+    /// Find what carries our labels and nobody accounts for
+    Gc(GcArgs),
+    /// Turn existing sandboxes into manifest text, or take them into the project
+    Import(ImportArgs),
+    /// Look into the record of what was applied, and mend it
     #[command(subcommand)]
     State(StateCommand),
     /// Show what services wrote
@@ -216,6 +226,10 @@ pub enum Verb {
     /// Show the providers there are and what they can do
     #[command(subcommand)]
     Provider(ProviderCommand),
+    /// Run the manifest against a simulated cloud and report what would have happened
+    Rehearse(RehearseArgs),
+    /// Serve a simulated cloud with faults on demand
+    Sim(SimArgs),
     /// Check what this machine offers and say how to get the rest
     Doctor(DoctorArgs),
     /// Print the completion script of a shell

@@ -1,16 +1,6 @@
 //! Did you mean …?
 
-/// The known word that is most like what was typed, if one is like it at all.
-pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // One slip in a short word, one in three characters of a long one; beyond it suggestions are guesses.
-    let enough = (typed.chars().count() / 3).max(1);
-    known
-        .into_iter()
-        .map(|word| (strsim::damerau_levenshtein(typed, word), word))
-        .filter(|(distance, _)| *distance <= enough)
-        .min()
-        .map(|(_, word)| word)
-}
+use crate::model::nearest;
 
 /// What to say about a name that is not known: the nearest, else all of them if they are few.
 pub fn unknown<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {

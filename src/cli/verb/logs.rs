@@ -13,9 +13,10 @@ use crate::cli::args::{LogsArgs, OutputForm};
 use crate::cli::context::{Context, names};
 use crate::cli::error::CliError;
 use crate::cli::session::Signals;
+use crate::cli::ui::Ui;
 use crate::cli::ui::exit::Exit;
-use crate::cli::ui::{Ui, hint};
 use crate::guest::{self, LogLine, LogOptions};
+use crate::model::nearest;
 
 /// The services of one sandbox to show.
 struct Source {
@@ -101,7 +102,7 @@ async fn sources(project: &Project<'_>, args: &LogsArgs) -> Result<Vec<Source>, 
         if let (Some(declared), Some(unknown)) =
             (declared, services.iter().find(|s| declared.is_some_and(|d| !d.contains_key(*s))))
         {
-            let close = hint::nearest(unknown, names(declared)).map(str::to_owned);
+            let close = nearest(unknown, names(declared)).map(str::to_owned);
             let project = project.name().to_owned();
             return Err(Error::Unknown { kind: "service", name: unknown.clone(), project, close }.into());
         }

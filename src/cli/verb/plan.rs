@@ -18,7 +18,10 @@ use crate::plan::{Plan, Policy, report};
 pub async fn run(cx: &Context, args: &PlanArgs) -> Result<Exit, CliError> {
     let policy = Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() };
     let project = cx.open().await?;
-    let view = project.look(false, false).await?;
+    let view = match args.refresh {
+        true => project.look(false, false).await?,
+        false => project.assume().await?,
+    };
     for warning in &view.warnings {
         cx.ui.warn(warning);
     }

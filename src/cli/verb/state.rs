@@ -17,6 +17,8 @@ pub async fn run(cx: &Context, command: &StateCommand) -> Result<Exit, CliError>
     match command {
         StateCommand::List => list(cx).await,
         StateCommand::Show { address } => show(cx, address).await,
+        StateCommand::Rm { address } => rm(cx, address).await,
+        StateCommand::Mv { from, to } => mv(cx, from, to).await,
         StateCommand::Locks => locks(cx).await,
         StateCommand::Unlock { force } => unlock(cx, *force).await,
     }
@@ -99,6 +101,22 @@ async fn show(cx: &Context, address: &Address) -> Result<Exit, CliError> {
         .hint(hint::unknown(&name, known)));
     };
     cx.ui.value(&found)?;
+    Ok(Exit::Done)
+}
+
+async fn rm(cx: &Context, address: &Address) -> Result<Exit, CliError> {
+    let project = cx.open().await?;
+    project.forget(address).await?;
+    cx.ui.say(&format!("{address} is not recorded any more; the object itself was left alone"));
+    cx.ui.hint("if it is still declared, the next `apply` adopts it; if not, `pocketenv gc` finds it");
+    Ok(Exit::Done)
+}
+
+async fn mv(cx: &Context, from: &str, to: &str) -> Result<Exit, CliError> {
+    let project = cx.open().await?;
+    let name = |text: &str| text.strip_prefix("sandbox/").unwrap_or(text).to_owned();
+    project.rename(&name(from), &name(to)).await?;
+    cx.ui.say(&format!("sandbox/{} is sandbox/{} now", name(from), name(to)));
     Ok(Exit::Done)
 }
 

@@ -44,9 +44,11 @@ pub async fn run(cx: &Context, args: &WaitArgs) -> Result<Exit, CliError> {
 fn missing(status: &ProjectStatus, args: &WaitArgs) -> Result<Option<String>, CliError> {
     let everything: Vec<Address>;
     let addresses = if args.addresses.is_empty() {
-        let sandboxes = status.resources.iter().map(|r| &r.address);
-        everything =
-            sandboxes.filter(|a| matches!(a, Address::Sandbox(_) | Address::Volume(_))).cloned().collect();
+        // What is stopped on purpose will not be ready, and nobody asked for it.
+        let asked = status.resources.iter().filter(|r| {
+            matches!(r.address, Address::Sandbox(_) | Address::Volume(_)) && r.health != Health::Suspended
+        });
+        everything = asked.map(|r| r.address.clone()).collect();
         &everything
     } else {
         &args.addresses

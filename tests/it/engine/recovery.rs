@@ -60,7 +60,10 @@ async fn stale_broken_and_half_made_state_is_listed_and_deleted() {
     // what has no record belongs to nobody: it went at the first look
     assert!(!listed.iter().any(|info| info.id == "empty") && !fixture.box_dir("empty").exists());
     assert!(matches!(state("broken"), BoxState::Broken(_)));
-    assert!(matches!(state("half"), BoxState::Stopped { unclean: Some(_) }), "nobody is creating it any more");
+    assert!(
+        matches!(state("half"), BoxState::Stopped { unclean: Some(_) }),
+        "nobody is creating it any more"
+    );
     assert!(matches!(fixture.engine.get("broken").await, Err(EngineError::Broken { .. })));
     // an interrupted creation is finished by asking again
     let info = fixture.engine.create("half", &BoxSpec::default(), &BTreeMap::new()).await.unwrap();

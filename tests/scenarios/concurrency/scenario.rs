@@ -24,14 +24,18 @@ fn an_impatient_apply_is_told_who_is_at_it() {
     world.edit("pocketenv.yaml", "sleep 1\"", "until [ -e /root/go ]; do sleep 0.05; done\"");
     let first = world.start(&["apply", "--yes"]);
     let pid = first.child.id();
-    eventually("the first is at it", || world.processes().iter().any(|process| process.command.contains("sleep 0.05")));
+    eventually("the first is at it", || {
+        world.processes().iter().any(|process| process.command.contains("sleep 0.05"))
+    });
     let locked = world.run(&["apply", "--yes", "--lock-timeout", "100ms"]).ends(6);
     assert!(locked.stderr.contains(&pid.to_string()), "it says who: {}", locked.stderr);
     // looking needs no lock
     world.run(&["plan"]).ends(0);
     world.run(&["status"]);
     for name in ["box-1", "box-2", "box-3"] {
-        eventually("the sandbox is there", || world.run(&["exec", name, "--", "touch", "/root/go"]).code == 0);
+        eventually("the sandbox is there", || {
+            world.run(&["exec", name, "--", "touch", "/root/go"]).code == 0
+        });
     }
     world.finish(first).ends(0);
     world.assert_converged();

@@ -67,13 +67,15 @@ fn killed_while_it_applies() {
 fn the_record_is_lost() {
     let world = World::scenario("crash");
     world.apply();
-    let before: Vec<_> = (1..=6).map(|number| world.process(&format!("box-{number}"), "sleep 700001")).collect();
+    let before: Vec<_> =
+        (1..=6).map(|number| world.process(&format!("box-{number}"), "sleep 700001")).collect();
     world.sh("box-1", "echo kept > /data/file");
 
     fs::remove_dir_all(world.home().join("state")).unwrap();
     world.apply();
     assert_whole(&world);
-    let after: Vec<_> = (1..=6).map(|number| world.process(&format!("box-{number}"), "sleep 700001")).collect();
+    let after: Vec<_> =
+        (1..=6).map(|number| world.process(&format!("box-{number}"), "sleep 700001")).collect();
     assert_eq!(before, after, "what ran was taken over and left alone");
     assert_eq!(world.sh("box-6", "cat /data/file"), "kept");
     world.destroy_and_see_nothing_left(&[]);

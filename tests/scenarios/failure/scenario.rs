@@ -19,14 +19,21 @@ fn failure() {
     assert!(run.text().contains("cannot find the thing"), "the reason is shown:\n{}", run.text());
     world.process("good", "sleep 200001");
     world.process("mixed", "sleep 200002");
-    assert!(!world.processes().iter().any(|process| process.command == "sleep 200003"), "the dependent waits");
+    assert!(
+        !world.processes().iter().any(|process| process.command == "sleep 200003"),
+        "the dependent waits"
+    );
 
     // status tells the truth
     let bad = world.status("sandbox/mixed/service/bad");
     assert_eq!(bad["health"], "Degraded", "{bad}");
     assert!(world.is_ready("sandbox/good") && world.is_ready("sandbox/mixed/service/good"));
     assert_ne!(world.status("sandbox/mixed")["health"], "Healthy");
-    assert!(run.text().contains("`wait for sandbox/mixed/service/bad` did not succeed"), "it says why:\n{}", run.text());
+    assert!(
+        run.text().contains("`wait for sandbox/mixed/service/bad` did not succeed"),
+        "it says why:\n{}",
+        run.text()
+    );
     assert_ne!(world.status("sandbox/waiting/service/web")["health"], "Healthy");
     world.assert_out_of_sync();
 

@@ -13,12 +13,18 @@ fn fleet() {
     assert_eq!(world.box_count(), 50);
     let status = world.run(&["status", "-o", "json"]).json();
     let all = status["resources"].as_array().unwrap();
-    assert!(all.iter().all(|resource| resource["health"] == "Healthy" && resource["sync"] == "Synced"), "{status:#}");
+    assert!(
+        all.iter().all(|resource| resource["health"] == "Healthy" && resource["sync"] == "Synced"),
+        "{status:#}"
+    );
     let boxes: BTreeSet<_> = all.iter().filter_map(|resource| resource["id"].as_str()).collect();
     assert_eq!(boxes.len(), 50);
     for number in [1, 7, 50] {
         let name = format!("worker-{number}");
-        assert_eq!(world.sh(&name, "cat /srv/work/beat /srv/work/shard; echo $SHARD"), format!("{number}\n{number}\n{number}"));
+        assert_eq!(
+            world.sh(&name, "cat /srv/work/beat /srv/work/shard; echo $SHARD"),
+            format!("{number}\n{number}\n{number}")
+        );
     }
 
     // applied again: nothing happens

@@ -22,7 +22,10 @@ fn prune() {
     world.apply();
     assert_eq!(world.sh("keep", "echo $COLOUR.$SHAPE."), "red..");
     let environment = world.process("keep", "sleep 900001").environment();
-    assert!(environment.contains(&"COLOUR=red".to_owned()) && !environment.iter().any(|entry| entry.starts_with("SHAPE")));
+    assert!(
+        environment.contains(&"COLOUR=red".to_owned())
+            && !environment.iter().any(|entry| entry.starts_with("SHAPE"))
+    );
     assert!(init.lives());
 
     // a whole sandbox: kept if asked, else deleted with consent

@@ -16,7 +16,10 @@ fn quickstart() {
 
     // applied: the page is served from the sandbox, on the port of the host
     world.apply();
-    assert_eq!(http_get(address, "/").unwrap(), (200, include_str!("../../../examples/quickstart/index.html").to_owned()));
+    assert_eq!(
+        http_get(address, "/").unwrap(),
+        (200, include_str!("../../../examples/quickstart/index.html").to_owned())
+    );
     assert_eq!(world.endpoint("hello", 8000), address);
     for resource in ["sandbox/hello", "sandbox/hello/service/web", "sandbox/hello/port/8000"] {
         assert!(world.is_ready(resource), "{}", world.status(resource));

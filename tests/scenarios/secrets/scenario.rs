@@ -21,9 +21,15 @@ fn secrets() {
     assert!(environment.contains(&format!("FROM_ENV={}", VALUES[0])));
     assert!(environment.contains(&format!("RENAMED={}", VALUES[2])));
     assert!(!environment.iter().any(|entry| entry.contains(VALUES[1])), "a file secret is no variable");
-    assert_eq!(world.sh("box", "stat -c '%a %n' /run/secrets/token; stat -f -c %T /run/secrets"), "400 /run/secrets/token\ntmpfs");
+    assert_eq!(
+        world.sh("box", "stat -c '%a %n' /run/secrets/token; stat -f -c %T /run/secrets"),
+        "400 /run/secrets/token\ntmpfs"
+    );
     // compared inside, so that no value is printed by this very test
-    world.sh("box", &format!("test \"$(sha256sum < /run/secrets/token)\" = \"$(printf %s {} | sha256sum)\"", VALUES[1]));
+    world.sh(
+        "box",
+        &format!("test \"$(sha256sum < /run/secrets/token)\" = \"$(printf %s {} | sha256sum)\"", VALUES[1]),
+    );
 
     // and nowhere else
     let commands: Vec<_> = world.processes().into_iter().map(|process| process.command).collect();
@@ -60,7 +66,9 @@ fn secrets() {
         "      sick:\n        command: exec sleep 300003\n        healthcheck: { exec: 'echo \"$FROM_ENV\" >&2; exit 1', interval: 100ms, retries: 2 }\n      dead: { command: 'echo \"$RENAMED\" >&2; exit 1', restart: never }\n",
     );
     world.run(&["apply", "--yes", "--timeout", "60s"]).ends(4);
-    for verb in [&["status", "-o", "json"][..], &["status"], &["describe"], &["events", "-o", "json"], &["plan"]] {
+    for verb in
+        [&["status", "-o", "json"][..], &["status"], &["describe"], &["events", "-o", "json"], &["plan"]]
+    {
         world.run(verb);
     }
     // also by somebody who does not have the secret
@@ -80,7 +88,9 @@ fn secrets() {
     world.assert_out_of_sync();
     world.apply();
     assert!(!holder.lives());
-    assert!(world.process("box", "sleep 300001").environment().contains(&"FROM_ENV=env-value-changed".to_owned()));
+    assert!(
+        world.process("box", "sleep 300001").environment().contains(&"FROM_ENV=env-value-changed".to_owned())
+    );
     world.assert_converged();
     world.destroy_and_see_nothing_left(&[]);
 }

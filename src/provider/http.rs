@@ -1,0 +1,289 @@
+//! The one HTTP layer of every provider that is a service: time limits, bounded answers, and what a status means for the caller.
+//!
+//! A provider builds a [`Call`] from path segments (each is encoded, so that no id can change the path), sends it, and reads the answer as JSON.
+//! Nothing secret gets into an error: credentials travel in headers that are marked sensitive, and errors carry no URL.
+
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, Response, StatusCode, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::ProviderError;
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a call may take unless it says otherwise.
+const CALL: Duration = Duration::from_secs(60);
+/// The longest answer.
+const ANSWER_LIMIT: usize = 64 << 20;
+/// What of an error answer is read.
+const ERROR_LIMIT: usize = 64 << 10;
+/// What of an error answer is shown.
+const MESSAGE_LIMIT: usize = 500;
+/// The longest pause that a provider may ask for.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
+
+/// One service.
+#[derive(Clone)]
+pub struct Http {
+    client: reqwest::Client,
+    base: Url,
+    headers: HeaderMap,
+    message: fn(&[u8]) -> Option<String>,
+}
+
+impl Http {
+    /// The service at `base`. `message` finds the sentence for people in an error answer.
+    ///
+    /// # Errors
+    /// [`ProviderError::Invalid`] if `base` is not an `http` or `https` URL without a query.
+    pub fn new(base: &str, message: fn(&[u8]) -> Option<String>) -> Result<Self, ProviderError> {
+        let invalid =
+            |why: &str| ProviderError::Invalid { message: format!("the address of the service {why}") };
+        let base = Url::parse(base).map_err(|error| invalid(&format!("is not a URL: {error}")))?;
+        if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() {
+            return Err(invalid("does not start with `http://` or `https://`"));
+        }
+        if base.query().is_some() || base.fragment().is_some() || base.password().is_some() {
+            return Err(invalid("must not have a query, a fragment or a password"));
+        }
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("pocketenv/", env!("CARGO_PKG_VERSION")));
+        let host = base.host_str().unwrap_or_default();
+        if host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+            // A proxy's own loopback is another machine's.
+            builder = builder.no_proxy();
+        }
+        let client =
+            builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))?;
+        Ok(Self { client, base, headers: HeaderMap::new(), message })
+    }
+
+    /// A header of every call whose value is a secret.
+    ///
+    /// # Errors
+    /// [`ProviderError::Invalid`], without the value, if it cannot stand in a header.
+    pub fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self, ProviderError> {
+        let mut value = HeaderValue::from_str(value).map_err(|_| ProviderError::Invalid {
+            message: format!("the credential for header `{name}` has characters that no header can have"),
+        })?;
+        value.set_sensitive(true);
+        self.headers.insert(HeaderName::from_static(name), value);
+        Ok(self)
+    }
+
+    /// A call of `path`, segment by segment.
+    pub fn call(&self, method: Method, path: &[&str]) -> Call<'_> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        let request = self.client.request(method, url).headers(self.headers.clone()).timeout(CALL);
+        Call { http: self, request }
+    }
+}
+
+/// A call that is being put together.
+pub struct Call<'a> {
+    http: &'a Http,
+    request: reqwest::RequestBuilder,
+}
+
+impl Call<'_> {
+    /// Adds parameters to the query.
+    pub fn query(self, parameters: &[(&str, &str)]) -> Self {
+        Self { request: self.request.query(parameters), ..self }
+    }
+
+    /// Sets a header.
+    pub fn header(self, name: &str, value: &str) -> Self {
+        Self { request: self.request.header(name, value), ..self }
+    }
+
+    /// Sends a value as JSON.
+    pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        Self { request: self.request.json(value), ..self }
+    }
+
+    /// Sends bytes.
+    pub fn body(self, body: impl Into<reqwest::Body>) -> Self {
+        Self { request: self.request.body(body), ..self }
+    }
+
+    /// Another limit than the usual one for the whole call.
+    pub fn timeout(self, limit: Duration) -> Self {
+        Self { request: self.request.timeout(limit), ..self }
+    }
+
+    /// Sends it and reads the answer as JSON. `doing` is what is attempted, for messages: `create sandbox api`.
+    ///
+    /// # Errors
+    /// What the status or the failed connection means.
+    pub async fn read<T: DeserializeOwned>(self, doing: &str) -> Result<T, ProviderError> {
+        let response = self.send(doing).await?;
+        let body = bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error))?;
+        serde_json::from_slice(&body).map_err(|error| {
+            ProviderError::permanent(format!("cannot {doing}: the answer is not what was expected"), error)
+        })
+    }
+
+    /// Sends it; of the answer only the status counts.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn done(self, doing: &str) -> Result<(), ProviderError> {
+        let response = self.send(doing).await?;
+        // Reading to the end lets the connection be used again.
+        bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error)).map(drop)
+    }
+
+    /// Sends it; an answer that is no success is an error.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn send(self, doing: &str) -> Result<Response, ProviderError> {
+        let response = self.request.send().await.map_err(|error| lost(doing, Lost::Http(error)))?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response);
+        }
+        let headers = response.headers().clone();
+        let body = bounded(response, ERROR_LIMIT).await.unwrap_or_default();
+        let said = (self.http.message)(&body);
+        Err(refused(doing, status, &headers, said.as_deref()))
+    }
+}
+
+/// Why there is no whole answer.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Http(reqwest::Error),
+    #[error("the answer is longer than {0} MiB")]
+    TooLong(usize),
+}
+
+async fn bounded(mut response: Response, limit: usize) -> Result<Vec<u8>, Lost> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(Lost::Http)? {
+        if body.len() + chunk.len() > limit {
+            return Err(Lost::TooLong(limit >> 20));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// A call without an answer: it may or may not have taken effect.
+fn lost(doing: &str, error: Lost) -> ProviderError {
+    match error {
+        Lost::TooLong(_) => ProviderError::permanent(format!("cannot {doing}"), error),
+        Lost::Http(error) if error.is_builder() => ProviderError::permanent(
+            format!("cannot {doing}: the request cannot be made"),
+            error.without_url(),
+        ),
+        Lost::Http(error) => {
+            let what = match (error.is_timeout(), error.is_connect()) {
+                (true, _) => "no answer in time",
+                (false, true) => "no connection",
+                (false, false) => "the connection was lost",
+            };
+            ProviderError::transient(format!("cannot {doing}: {what}"), error.without_url())
+        }
+    }
+}
+
+/// What a status means for the caller. `said` is the provider's own sentence.
+fn refused(doing: &str, status: StatusCode, headers: &HeaderMap, said: Option<&str>) -> ProviderError {
+    let said =
+        said.map(|text| text.chars().filter(|c| !c.is_control()).take(MESSAGE_LIMIT).collect::<String>());
+    let message = match said.filter(|text| !text.is_empty()) {
+        Some(text) => format!("cannot {doing}: {text} ({})", status.as_u16()),
+        None => format!("cannot {doing}: the answer is {status}"),
+    };
+    match status.as_u16() {
+        400 | 413 | 415 | 422 => ProviderError::Invalid { message },
+        401 | 403 => ProviderError::Unauthorised { message },
+        404 | 410 => ProviderError::NotFound { what: message },
+        409 => ProviderError::AlreadyExists { what: message },
+        429 => ProviderError::Throttled { retry_after: retry_after(headers) },
+        501 => ProviderError::Unsupported { message },
+        408 | 425 | 500..=599 => ProviderError::Transient { message, source: None },
+        _ => ProviderError::Permanent { message, source: None },
+    }
+}
+
+/// `Retry-After`, in seconds or as a date. A date is held against the answer's own `Date`, so that the two clocks need not agree.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let value = text("retry-after")?;
+    let pause = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = http_date(value)?;
+            let now = text("date").and_then(http_date).unwrap_or_else(jiff::Timestamp::now);
+            Duration::try_from(at.duration_since(now)).unwrap_or_default()
+        }
+    };
+    Some(pause.min(RETRY_AFTER_LIMIT))
+}
+
+fn http_date(text: &str) -> Option<jiff::Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        assert_eq!(retry_after(&headers(&[("retry-after", "7")])), Some(Duration::from_secs(7)));
+        let dated =
+            [("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("retry-after", "Sun, 06 Nov 1994 08:49:49 GMT")];
+        assert_eq!(retry_after(&headers(&dated)), Some(Duration::from_secs(12)));
+        let past =
+            [("date", "Sun, 06 Nov 1994 08:49:37 GMT"), ("retry-after", "Sun, 06 Nov 1994 08:40:00 GMT")];
+        assert_eq!(retry_after(&headers(&past)), Some(Duration::ZERO));
+        assert_eq!(retry_after(&headers(&[("retry-after", "soon")])), None);
+        assert_eq!(retry_after(&headers(&[("retry-after", "99999999999")])), Some(RETRY_AFTER_LIMIT));
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_status_says_what_to_do() {
+        let of = |status: u16| {
+            refused("do it", StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), Some("no\u{1b}[2J"))
+        };
+        assert!(matches!(of(404), ProviderError::NotFound { .. }));
+        assert!(matches!(of(409), ProviderError::AlreadyExists { .. }));
+        assert!(matches!(of(401), ProviderError::Unauthorised { .. }));
+        assert!(matches!(of(422), ProviderError::Invalid { .. }));
+        assert!(matches!(of(429), ProviderError::Throttled { retry_after: None }));
+        assert!(of(503).is_retryable() && of(500).is_retryable() && !of(302).is_retryable());
+        assert_eq!(of(422).to_string(), "cannot do it: no[2J (422)");
+    }
+
+    #[test]
+    fn an_id_cannot_change_the_path() {
+        let http = Http::new("http://127.0.0.1:1/base/", |_| None).unwrap();
+        let request = http.call(Method::GET, &["v1", "../x?y#z", "é"]).request.build().unwrap();
+        assert_eq!(request.url().as_str(), "http://127.0.0.1:1/base/v1/..%2Fx%3Fy%23z/%C3%A9");
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_are_refused() {
+        for base in ["", "ftp://x", "http://x/?q", "http://u:p@x", "mailto:a@b"] {
+            assert!(Http::new(base, |_| None).is_err(), "{base}");
+        }
+    }
+}

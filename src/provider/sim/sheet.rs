@@ -1,0 +1,38 @@
+//! What the simulated cloud can do. The fields stand here; its manners are asked for when it is opened.
+
+use crate::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+
+const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
+    FieldSupport { path, support: Support::Honoured(class) }
+}
+
+const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
+    FieldSupport { path, support: Support::Refused { because, instead } }
+}
+
+/// The sheet of provider `sim` while nothing is known of its manners: the worst is assumed of each.
+pub static SHEET: Capabilities = Capabilities {
+    provider: "sim",
+    summary: "a simulated cloud (`pocketenv sim`) for rehearsals and tests: everything but real processes",
+    stop: StopMeaning::Destroy,
+    labels: false,
+    idempotent_create: false,
+    settle_ms: 0,
+    forwards_from_host: false,
+    max_concurrency: 16,
+    fields: &[
+        honoured("hostname", ChangeClass::Restart),
+        honoured("resources", ChangeClass::Restart),
+        honoured("network", ChangeClass::Live),
+        honoured("volumes", ChangeClass::Restart),
+        honoured("ports", ChangeClass::Live),
+        honoured("links", ChangeClass::Live),
+        honoured("isolation", ChangeClass::Live),
+        honoured("lifecycle", ChangeClass::Live),
+        refused("sync", "has no files to follow", "use `files: [{ path, source }]`"),
+        refused("ssh", "does not serve SSH", "use `pocketenv exec`"),
+        refused("tailscale", "does not join a tailnet", "use `ports`"),
+        refused("volumes.s3", "cannot mount object storage", "use a managed volume: `{}`"),
+        refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
+    ],
+};

@@ -1,0 +1,3 @@
+//! The other front doors: servers that speak HTTP.
+
+pub mod sim;

@@ -1,0 +1,248 @@
+//! People work inside sandboxes: commands with their streams and codes, terminals, files in and out, logs, stop and start.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::scenarios::world::{World, eventually};
+
+#[test]
+fn inside() {
+    let world = World::scenario("inside");
+    world.apply();
+    commands(&world);
+    files(&world);
+    logs(&world);
+    control(&world);
+    terminal(&world);
+}
+
+fn commands(world: &World) {
+    // streams stay apart, and the code is the command's
+    let run = world.run(&["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]).ends(7);
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("out\n", "err\n"));
+    world.run(&["exec", "box", "--", "sh", "-c", "kill -9 $$"]).ends(137);
+    world.run(&["exec", "box", "--", "no-such-program"]).ends(127);
+    world.run(&["exec", "--timeout", "200ms", "box", "--", "sleep", "1000"]).ends(5);
+
+    // arguments are what was typed, with or without `--`, and by every name
+    let run = world.run(&["exec", "sandbox/box", "printf", "[%s]", "a b", "$HOME", "-f", "--"]).ends(0);
+    assert_eq!(run.stdout, "[a b][$HOME][-f][--]");
+    let id = world.id("box");
+    world.run(&["exec", &id, "--", "true"]).ends(0);
+
+    // the environment of the manifest, then what the flags say
+    assert_eq!(world.sh("box", "echo $GREETING"), "hello there");
+    let run = world.run(&[
+        "exec",
+        "-e",
+        "GREETING=bye",
+        "-w",
+        "/tmp",
+        "box",
+        "--",
+        "sh",
+        "-c",
+        "echo $GREETING; pwd",
+    ]);
+    assert_eq!(run.ends(0).stdout, "bye\n/tmp\n");
+
+    // standard input is passed, bytes are bytes
+    let mut child = world
+        .command(&["exec", "box", "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let sent: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || stdin.write_all(&sent).unwrap()
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout == sent, "a mebibyte of every byte comes back");
+
+    // a script for a shell
+    let mut child = world
+        .command(&["shell", "box"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"echo from a shell\nexit 3\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("from a shell"));
+}
+
+fn files(world: &World) {
+    let tree = world.project().join("tree");
+    fs::create_dir_all(tree.join("empty")).unwrap();
+    fs::write(tree.join("run"), b"#!/bin/sh\necho \xff\0\n").unwrap();
+    fs::set_permissions(tree.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("run", tree.join("link")).unwrap();
+    world.run(&["cp", "tree", "box:/tmp/tree"]).ends(0);
+    world.run(&["cp", "box:/tmp/tree", "sandbox/other:/tmp/tree"]).ends(0);
+    world.run(&["cp", "other:/tmp/tree", "back"]).ends(0);
+    let back = world.project().join("back");
+    assert_eq!(fs::read(back.join("run")).unwrap(), fs::read(tree.join("run")).unwrap());
+    assert_eq!(fs::metadata(back.join("run")).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(fs::read_link(back.join("link")).unwrap().to_str(), Some("run"));
+    assert!(back.join("empty").is_dir());
+    world.run(&["cp", "box:/tmp/nothing", "x"]).ends(1);
+    assert!(!world.project().join("x").exists());
+}
+
+fn logs(world: &World) {
+    eventually("both services have written", || {
+        let text = world.run(&["logs", "--tail", "1", "box"]).ends(0).stdout;
+        text.contains("one | one\n") && text.contains("two | two\n")
+    });
+    assert_eq!(world.run(&["logs", "--tail", "1", "box/one"]).ends(0).stdout, "one\n");
+    let lines = world.run(&["logs", "--tail", "1", "-o", "json", "box/two"]).ends(0).stdout;
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["resource"], &last["text"]), (&"sandbox/box/service/two".into(), &"two".into()));
+    world.run(&["logs", "box/three"]).ends(1);
+
+    // following ends when it is told to
+    let mut following =
+        world.command(&["logs", "-f", "--tail", "0", "box/one"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 4];
+    following.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"one\n");
+    kill(pid(&following), Signal::SIGINT).unwrap();
+    assert_eq!(following.wait().unwrap().code(), Some(130));
+}
+
+fn control(world: &World) {
+    let (init, one, two) = (world.init("box"), one(world), service(world, "two"));
+    world.run(&["stop", "box/one"]).ends(0);
+    assert!(!one.lives() && two.lives() && init.lives());
+    world.run(&["start", "box/one"]).ends(0);
+    world.run(&["restart", "box/two"]).ends(0);
+    assert!(!two.lives() && init.lives());
+    world.run(&["stop", "box"]).ends(0);
+    assert!(!init.lives());
+    let run = world.run(&["exec", "box", "--", "true"]).ends(1);
+    assert!(run.stderr.contains("pocketenv start box"), "{}", run.stderr);
+    world.run(&["start", "box"]).ends(0);
+    world.run(&["wait", "--timeout", "30s"]).ends(0);
+    world.assert_converged();
+}
+
+fn one(world: &World) -> crate::scenarios::world::Process {
+    service(world, "one")
+}
+
+fn service(world: &World, name: &str) -> crate::scenarios::world::Process {
+    world.process("box", &format!("sh -c while :; do echo {name}"))
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
+/// The program on a terminal of ours, which is looked at from both ends.
+struct Terminal {
+    child: Child,
+    keys: File,
+    line: OwnedFd,
+    shown: Arc<Mutex<String>>,
+    before: Termios,
+}
+
+impl Terminal {
+    fn new(world: &World, arguments: &[&str]) -> Self {
+        let size = Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
+        let ends = openpty(Some(&size), None).unwrap();
+        let before = tcgetattr(ends.slave.as_fd()).unwrap();
+        let child = world
+            .command(arguments)
+            .stdin(ends.slave.try_clone().unwrap())
+            .stdout(ends.slave.try_clone().unwrap())
+            .stderr(ends.slave.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        let shown = Arc::new(Mutex::new(String::new()));
+        let keys = File::from(ends.master);
+        let (mut screen, sink) = (keys.try_clone().unwrap(), shown.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = screen.read(&mut buffer) {
+                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        });
+        Self { child, keys, line: ends.slave, shown, before }
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(self.line.as_fd()).unwrap().local_flags.contains(LocalFlags::ECHO)
+    }
+
+    fn shows(&self, text: &str) {
+        eventually(&format!("the terminal shows {text}"), || self.shown.lock().unwrap().contains(text));
+    }
+
+    fn resize(&self, rows: u16, cols: u16) {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.keys, size).unwrap();
+        kill(pid(&self.child), Signal::SIGWINCH).unwrap();
+    }
+
+    /// The code it ends with; our terminal is as it was.
+    fn end(mut self) -> i32 {
+        let status = self.child.wait().unwrap();
+        assert_eq!(tcgetattr(self.line.as_fd()).unwrap().local_flags, self.before.local_flags);
+        assert_eq!(tcgetattr(self.line.as_fd()).unwrap().input_flags, self.before.input_flags);
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    }
+}
+
+fn terminal(world: &World) {
+    let script = r#"
+        test -t 0 && test -t 1 && echo terminal && stty size
+        while [ "$(stty size)" = "33 101" ]; do sleep 0.05; done
+        stty size
+        read line
+        echo "got $line"
+        exit 5
+    "#;
+    let mut terminal = Terminal::new(world, &["exec", "-it", "box", "--", "sh", "-c", script]);
+    terminal.shows("33 101");
+    assert!(terminal.is_raw());
+    terminal.resize(44, 111);
+    terminal.shows("44 111");
+    terminal.keys.write_all(b"keys\r").unwrap();
+    terminal.shows("got keys");
+    assert_eq!(terminal.end(), 5);
+
+    // Ctrl-C belongs to the command
+    let mut terminal =
+        Terminal::new(world, &["exec", "-it", "box", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+    terminal.shows("ready");
+    terminal.keys.write_all(&[3]).unwrap();
+    assert_eq!(terminal.end(), 130);
+
+    // a signal to us ends it, and the terminal is put back
+    let terminal =
+        Terminal::new(world, &["exec", "-it", "box", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+    terminal.shows("ready");
+    assert!(terminal.is_raw());
+    kill(pid(&terminal.child), Signal::SIGTERM).unwrap();
+    assert_eq!(terminal.end(), 143);
+    eventually("nothing is left of it", || !world.processes().iter().any(|p| p.command == "sleep 1000"));
+}

@@ -274,17 +274,19 @@ impl Run<'_> {
                 return "not waited for".to_owned();
             }
             tokio::select! {
+                // In this order and not by chance, so that simulations repeat.
+                biased;
+                () = cx.cancel.now.cancelled() => return "the run was interrupted".to_owned(),
+                () = cx.cancel.graceful.cancelled(), if !stopping => {}
+                () = &mut deadline => {
+                    self.time_out(schedule);
+                    return "the time allowed for the run was over".to_owned();
+                }
                 // Losing the others is safe: they are cancelled only where the run ends.
                 Some((id, result)) = running.next() => {
                     for skipped in schedule.finish(id, result) {
                         self.skipped(skipped, schedule);
                     }
-                }
-                () = cx.cancel.graceful.cancelled(), if !stopping => {}
-                () = cx.cancel.now.cancelled() => return "the run was interrupted".to_owned(),
-                () = &mut deadline => {
-                    self.time_out(schedule);
-                    return "the time allowed for the run was over".to_owned();
                 }
                 _ = flush.tick() => {
                     if let Err(error) = self.flush().await {
@@ -342,6 +344,7 @@ impl Run<'_> {
             let in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             self.tell(id, Some(begun), EventKind::StepRetrying { step: id, message, in_ms });
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(delay) => {}
                 () = self.cx.cancel.graceful.cancelled() => {}
             }

@@ -384,6 +384,7 @@ impl Run<'_> {
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
             Action::Delete { forget } => self.delete(step, provider, *forget).await,
+            Action::Discard => self.discard(step, provider).await,
             Action::Forget => self.record(vec![Change::Forget(step.address.clone())]).await,
             Action::Settle { intent } => {
                 match cx.store.finish(&cx.plan.project, intent, Outcome::Done, Vec::new()).await {
@@ -612,6 +613,16 @@ impl Run<'_> {
         learned.ids.remove(name);
         learned.records.remove(name);
         Ok(())
+    }
+
+    async fn discard(&self, step: &Step, provider: &dyn Provider) -> Result<(), StepError> {
+        let id = self.id(step).await?;
+        let intent = self.begin(step, IntentOperation::Delete, None).await?;
+        if let Err(error) = provider.delete(&id).await {
+            self.fail(&intent, &error).await?;
+            return Err(error.into());
+        }
+        self.finish(&intent, Vec::new()).await
     }
 
     fn volume(&self, step: &Step, name: &str) -> Change {

@@ -1,0 +1,212 @@
+//! Real processes on the local engine, killed and crossed in every way: one plain `apply` afterwards puts everything right.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::machine::World;
+
+const SANDBOXES: usize = 3;
+
+const MANIFEST: &str = r#"
+version: 1
+name: proof
+volumes:
+  data: {}
+sandboxes:
+  box:
+    count: 3
+    volumes: ["data:/data"]
+    files:
+      - { path: /root/number, content: "{{ index }}" }
+    presets: [once]
+    services:
+      idle: { command: exec sleep 700002 }
+presets:
+  once:
+    steps:
+      - { name: once, run: "echo ran >> /root/ran" }
+"#;
+
+fn world() -> World {
+    let world = World::scenario("crash");
+    world.write("pocketenv.yaml", MANIFEST);
+    world
+}
+
+/// One plain apply puts everything right, and nothing is there twice.
+#[track_caller]
+fn one_apply_puts_it_right(world: &World) {
+    world.apply();
+    whole(world);
+}
+
+#[track_caller]
+fn whole(world: &World) {
+    world.assert_converged();
+    assert_eq!(world.box_count(), SANDBOXES, "three sandboxes, none twice");
+    for number in 1..=SANDBOXES {
+        let name = format!("box-{number}");
+        assert_eq!(world.sh(&name, "cat /root/number"), number.to_string());
+        world.process(&name, "sleep 700002");
+    }
+    journal_is_closed(world);
+}
+
+/// What the journal and the history claim is what the engine holds: asked with the database's own eyes.
+#[track_caller]
+fn journal_is_closed(world: &World) {
+    let store = rusqlite::Connection::open(world.home().join("state/state.db")).unwrap();
+    let count = |sql: &str| store.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM intents WHERE ended_at IS NULL"), 0, "no intent is left open");
+    assert_eq!(count("SELECT count(*) FROM leases"), 0, "no lease is left");
+    let mut ids = store.prepare("SELECT id FROM sandboxes").unwrap();
+    let mut recorded: Vec<String> =
+        ids.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let boxes = fs::read_dir(world.home().join("data/engine/boxes")).into_iter().flatten();
+    let mut there: Vec<String> = boxes.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    recorded.sort();
+    there.sort();
+    assert_eq!(recorded, there, "the record is what the engine holds");
+}
+
+/// Starts the program, kills it as soon as it has told `lines` events; whether it was still there to be killed.
+#[track_caller]
+fn kill_after(world: &World, arguments: &[&str], lines: usize) -> bool {
+    let mut command = world.command(arguments);
+    let mut child =
+        command.args(["--progress", "json"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let told = BufReader::new(child.stderr.take().unwrap()).lines().take(lines).count();
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    let was_killed = status.signal() == Some(9);
+    assert!(was_killed || status.success() || told < lines, "it failed by itself: {status}");
+    was_killed
+}
+
+#[test]
+fn killed_at_each_event_that_it_tells() {
+    let world = world();
+    let mut killed = 0;
+    for lines in 1..200 {
+        if !kill_after(&world, &["apply", "--yes"], lines) {
+            break;
+        }
+        killed += 1;
+        assert!(world.box_count() <= SANDBOXES, "{} sandboxes after {lines} events", world.box_count());
+        if lines % 4 == 0 {
+            one_apply_puts_it_right(&world);
+            world.run(&["destroy", "--yes", "--volumes"]).ends(0);
+        }
+    }
+    println!("killed at {killed} events of apply");
+    assert!(killed > 10, "{killed}");
+    one_apply_puts_it_right(&world);
+    for lines in 1..200 {
+        if !kill_after(&world, &["destroy", "--yes", "--volumes"], lines) {
+            break;
+        }
+        if lines % 4 == 0 {
+            one_apply_puts_it_right(&world);
+        }
+    }
+    world.destroy_and_see_nothing_left(&[]);
+}
+
+#[test]
+fn two_writers_at_once_are_one_after_the_other() {
+    let world = world();
+    for round in 0..3 {
+        let arguments = ["apply", "--yes", "--lock-timeout", "60s"];
+        let both = [world.start(&arguments), world.start(&arguments)];
+        for started in both {
+            world.finish(started).ends(0);
+        }
+        whole(&world);
+        if round == 1 {
+            world.run(&["destroy", "--yes", "--volumes"]).ends(0);
+        }
+    }
+    // One that does not wait is refused, and says so with its own code.
+    world.run(&["destroy", "--yes", "--volumes"]).ends(0);
+    let (one, other) = (world.start(&["apply", "--yes"]), world.start(&["apply", "--yes"]));
+    let mut codes = [world.finish(one).code, world.finish(other).code];
+    codes.sort_unstable();
+    assert!(codes == [0, 6] || codes == [0, 0], "{codes:?}");
+    whole(&world);
+    world.destroy_and_see_nothing_left(&[]);
+}
+
+#[test]
+fn a_store_that_is_cut_off_is_refused_and_one_that_is_gone_or_old_is_made_good() {
+    let world = world();
+    world.apply();
+    let state = world.home().join("state");
+    let store = state.join("state.db");
+    let old = fs::read(&store).unwrap();
+    let before: Vec<_> =
+        (1..=SANDBOXES).map(|n| world.process(&format!("box-{n}"), "sleep 700002")).collect();
+
+    // Older: it was put back from a copy made before an edit.
+    world.edit("pocketenv.yaml", "count: 3", "count: 2");
+    world.apply();
+    world.edit("pocketenv.yaml", "count: 2", "count: 3");
+    remove_store(&state);
+    fs::write(&store, &old).unwrap();
+    one_apply_puts_it_right(&world);
+
+    // Cut off: nothing is guessed, nothing is touched, and the message says what to do.
+    remove_store(&state);
+    fs::write(&store, &old[..old.len() / 2]).unwrap();
+    let refused = world.run(&["apply", "--yes"]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+    assert!(refused.stderr.contains("state.db"), "{refused:?}");
+    assert_eq!(world.box_count(), SANDBOXES);
+
+    // Gone: everything is taken over.
+    remove_store(&state);
+    one_apply_puts_it_right(&world);
+    let after: Vec<_> = (1..SANDBOXES).map(|n| world.process(&format!("box-{n}"), "sleep 700002")).collect();
+    assert_eq!(before[..SANDBOXES - 1], after, "what ran was left alone");
+    world.destroy_and_see_nothing_left(&[]);
+}
+
+fn remove_store(state: &Path) {
+    for name in ["state.db", "state.db-wal", "state.db-shm"] {
+        let _ = fs::remove_file(state.join(name));
+    }
+}
+
+/// With no room left the run fails and says so; with room again, one apply puts everything right.
+#[test]
+fn a_full_disk_fails_a_run_and_loses_nothing() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let world = world();
+    fs::create_dir_all(world.home()).unwrap();
+    let home = world.home();
+    let size = |size: &str, flags| mount(Some("tmpfs"), &home, Some("tmpfs"), flags, Some(size));
+    if let Err(error) = size("size=16m", MsFlags::empty()) {
+        eprintln!("SKIPPED: a small filesystem to fill up (mounting one: {error})");
+        return;
+    }
+    world.apply();
+    let filler = world.home().join("filler");
+    // To the last byte, in ever smaller pieces.
+    let mut file = fs::File::create(&filler).unwrap();
+    for piece in [1 << 20, 1 << 12, 1] {
+        while std::io::Write::write_all(&mut file, &vec![0; piece]).is_ok() {}
+    }
+    world.edit("pocketenv.yaml", "count: 3", "count: 5");
+    let full = world.run(&["apply", "--yes"]);
+    assert_ne!(full.code, 0, "{full:?}");
+    assert!(!full.text().contains("panicked"), "{full:?}");
+    world.edit("pocketenv.yaml", "count: 5", "count: 3");
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    one_apply_puts_it_right(&world);
+    world.run(&["destroy", "--yes", "--volumes"]).ends(0);
+    assert_eq!(world.processes(), []);
+    umount2(&home, MntFlags::MNT_DETACH).unwrap();
+}

@@ -182,9 +182,10 @@ impl<'a> One<'a, '_> {
         }
         let mut steps = BTreeSet::new();
         for (provider, sandbox, reason) in deletes {
+            let after = b.quiesce(&self.address, provider, sandbox, BTreeSet::new());
             let step = Step {
                 provider: provider.to_owned(),
-                ..self.step(Some(&sandbox.id), Action::Delete { forget: false }, [])
+                ..self.step(Some(&sandbox.id), Action::Delete { forget: false }, after)
             };
             steps.insert(b.step(step));
             b.change(self.address.clone(), Verdict::Recreate, vec![reason])
@@ -384,6 +385,7 @@ impl<'a> One<'a, '_> {
         let update = Action::Update { spec: self.sandbox.spec.clone(), generation: generation + bump };
         let restart = runs && class == Some(ChangeClass::Restart);
         if restart || (runs && !wants_running) {
+            base = b.quiesce(&self.address, &self.sandbox.provider, existing, base);
             let stop = b.step(self.step(id, Action::Stop, base.clone()));
             base.insert(stop);
         }
@@ -481,7 +483,8 @@ impl<'a> One<'a, '_> {
         if creates.any(|i| Some(&i.id.0) != its_own && b.input.now.millis_since(i.begun_at) < settle_ms) {
             return self.transition(b, "settling an interrupted create");
         }
-        left.insert(b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, [])));
+        let after = b.quiesce(&self.address, &self.sandbox.provider, existing, BTreeSet::new());
+        left.insert(b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, after)));
         b.change(self.address.clone(), Verdict::Recreate, reasons).data_at_risk.push(disk_at_risk(self.name));
         self.create(b, gates, generation + 1, None, left)
     }
@@ -624,21 +627,22 @@ fn plan_one_removed(
             || interrupted(s, creates).is_some()
     });
     b.notes.extend(orphans.iter().map(|(provider, s)| orphan(&address, provider, &s.id)));
-    let step = |provider: &str, id: Option<&SandboxId>, action| Step {
+    let step = |provider: &str, id: Option<&SandboxId>, action, after| Step {
         address: address.clone(),
         provider: provider.to_owned(),
         id: id.cloned(),
         action,
-        after: after.clone(),
+        after,
     };
     for (provider, sandbox) in &existing {
-        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true })));
+        let after = b.quiesce(&address, provider, sandbox, after.clone());
+        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true }, after)));
     }
     if !existing.is_empty() {
         let reason = Reason::Removed { at: absent.and_then(|_| b.origin(&address, "state")) };
         b.change(address, Verdict::Delete, vec![reason]).data_at_risk.push(disk_at_risk(name));
     } else if let Some(r) = recorded {
-        steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget)));
+        steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget, after.clone())));
         b.change(address, Verdict::Forget, vec![Reason::Lost]);
     }
     steps

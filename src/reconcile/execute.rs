@@ -377,6 +377,10 @@ impl Run<'_> {
             Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
                 self.update(step, provider, spec, *generation).await
             }
+            Action::Quiesce { services } => {
+                self.quiesce(id, step, provider, services).await;
+                Ok(())
+            }
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
             Action::Delete { forget } => self.delete(step, provider, *forget, attempt).await,
@@ -400,6 +404,27 @@ impl Run<'_> {
                     self.tell(id, None, EventKind::StepOutput { step: id, text });
                 };
                 Inside { guest: guest.as_ref(), spec, secrets: cx.secrets, say: &say }.carry_out(action).await
+            }
+        }
+    }
+
+    /// Asks services to end. What goes wrong is told and holds nothing up: the stop or delete that follows ends them all the same.
+    async fn quiesce(&self, id: StepId, step: &Step, provider: &dyn Provider, services: &[String]) {
+        let tell = |message: String| {
+            let text = self.cx.secrets.redact(&message);
+            self.tell(id, None, EventKind::StepOutput { step: id, text });
+        };
+        let guest = match self.id(step).await {
+            Ok(sandbox) => provider.guest(&sandbox).await.map_err(StepError::from),
+            Err(error) => Err(error),
+        };
+        let guest = match guest {
+            Ok(guest) => guest,
+            Err(error) => return tell(with_causes(&error)),
+        };
+        for service in services {
+            if let Err(error) = crate::guest::stop_service(guest.as_ref(), service).await {
+                tell(format!("service {service} could not be asked to end: {}", with_causes(&error)));
             }
         }
     }

@@ -42,6 +42,13 @@ pub(crate) struct FileCache {
     sync: HashMap<(PathBuf, Vec<String>), Result<FileContent, String>>,
 }
 
+impl FileCache {
+    /// What was read, or should have been, except what `watch` keeps in step by itself.
+    pub fn paths(self) -> BTreeSet<PathBuf> {
+        self.env.into_keys().chain(self.text.into_keys()).chain(self.source.into_keys()).map(|p| absolute(&p)).collect()
+    }
+}
+
 /// The pass over one sandbox.
 pub(crate) struct Lowering<'a> {
     pub sources: &'a Sources,

@@ -7,7 +7,8 @@ use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::model::{
     Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxId, SandboxSpec, hash_of, labels,
 };
-use crate::provider::{Owner, ProviderError, builtin_capabilities};
+use crate::manifest::Manifest;
+use crate::provider::{Owner, ProviderError};
 use crate::store::{Change, Holder, Store};
 
 /// A sandbox found at a provider, for `import`.
@@ -37,10 +38,16 @@ impl Found {
 
 impl App {
     /// Sandboxes at the providers of this build, or at one of them; those with these ids only, if any are given. An id that is not found is an error.
-    pub async fn found(&self, provider: Option<&str>, ids: &[String]) -> Result<Vec<Found>, Error> {
-        let names = builtin_capabilities().iter().map(|sheet| sheet.provider.to_owned());
-        let names: BTreeSet<String> = names.filter(|n| provider.is_none_or(|p| p == n)).collect();
-        let registry = self.registry(&names, None).await?;
+    pub async fn found(
+        &self,
+        manifest: Option<&Manifest>,
+        provider: Option<&str>,
+        ids: &[String],
+    ) -> Result<Vec<Found>, Error> {
+        let registry = match provider {
+            Some(name) => self.registry(&BTreeSet::from([name.to_owned()]), manifest).await?,
+            None => self.configured(manifest).await?,
+        };
         let mut found = Vec::new();
         for (name, provider) in registry.iter() {
             let listing = provider.list(&Owner { project: None, owner: None }).await;

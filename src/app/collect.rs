@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::model::{Address, Identity, OwnerId, Recorded, SandboxId, Timestamp, labels};
-use crate::provider::{Owner, Provider, Registry, builtin_capabilities};
+use crate::manifest::Manifest;
+use crate::provider::{Owner, Provider, ProviderError, Registry, builtin_capabilities};
 use crate::reconcile::observe::with_causes;
 use crate::store::{Change, Store};
 
@@ -72,17 +73,23 @@ impl Why {
 }
 
 impl App {
-    /// Looks for orphans at every provider of this build that can be opened without settings.
-    pub async fn orphans(&self, store: &Store) -> Result<Orphans, Error> {
+    /// Every provider of this build that can be opened here, with the settings of a manifest if there is one. One that has no address or credential
+    /// is left out: nothing was made there from here.
+    pub(super) async fn configured(&self, manifest: Option<&Manifest>) -> Result<Registry, Error> {
         let mut registry = Registry::default();
         for sheet in builtin_capabilities() {
-            match self.registry(&BTreeSet::from([sheet.provider.to_owned()]), None).await {
+            match self.registry(&BTreeSet::from([sheet.provider.to_owned()]), manifest).await {
                 Ok(opened) => opened.iter().for_each(|(name, provider)| registry.insert(name, provider.clone())),
-                // It has no address or credential here, so nothing of ours was made there from here without a manifest that names them.
-                Err(Error::Provider { source: crate::provider::ProviderError::Invalid { .. }, .. }) => {}
+                Err(Error::Provider { source: ProviderError::Invalid { .. }, .. }) => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(registry)
+    }
+
+    /// Looks for orphans at every configured provider.
+    pub async fn orphans(&self, store: &Store, manifest: Option<&Manifest>) -> Result<Orphans, Error> {
+        let registry = self.configured(manifest).await?;
         let known = Known::read(store).await?;
         let mut found = Orphans { orphans: Vec::new(), unavailable: BTreeMap::new() };
         for (name, provider) in registry.iter() {
@@ -106,8 +113,13 @@ impl App {
     }
 
     /// Deletes one orphan, unless somebody accounts for it by now.
-    pub async fn collect(&self, store: &Store, orphan: &Orphan) -> Result<(), Error> {
-        let registry: Registry = self.registry(&BTreeSet::from([orphan.provider.clone()]), None).await?;
+    pub async fn collect(
+        &self,
+        store: &Store,
+        manifest: Option<&Manifest>,
+        orphan: &Orphan,
+    ) -> Result<(), Error> {
+        let registry = self.registry(&BTreeSet::from([orphan.provider.clone()]), manifest).await?;
         let failed = |source| Error::Provider { provider: orphan.provider.clone(), source };
         let Some(provider) = registry.get(&orphan.provider) else { return Ok(()) };
         // A run of the project may be adopting it at this moment: its lease is taken, so that only one of us acts.
@@ -123,7 +135,7 @@ impl App {
     }
 }
 
-async fn delete(provider: &dyn Provider, orphan: &Orphan) -> Result<(), crate::provider::ProviderError> {
+async fn delete(provider: &dyn Provider, orphan: &Orphan) -> Result<(), ProviderError> {
     match orphan.address.parse::<Address>() {
         Ok(Address::Volume(name)) => match provider.volumes() {
             Some(volumes) => volumes.delete_volume(&orphan.project, &name).await,

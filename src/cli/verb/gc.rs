@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Orphan;
+use crate::app::{Error, Orphan};
 use crate::cli::args::GcArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -15,7 +15,13 @@ use crate::cli::ui::{prompt, time};
 /// Shows orphans; deletes them only if asked.
 pub async fn run(cx: &Context, args: &GcArgs) -> Result<Exit, CliError> {
     let store = cx.app.store().await?;
-    let found = cx.app.orphans(&store).await?;
+    let manifest = match cx.app.load(cx.selection()) {
+        Ok(manifest) => Some(manifest),
+        // Orphans outlive manifests.
+        Err(Error::NoManifest) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let found = cx.app.orphans(&store, manifest.as_ref()).await?;
     let now = cx.now();
     let old_enough = |orphan: &Orphan| {
         args.older_than.is_none_or(|age| {
@@ -62,7 +68,7 @@ pub async fn run(cx: &Context, args: &GcArgs) -> Result<Exit, CliError> {
     }
     let mut failed = 0;
     for orphan in &chosen {
-        match cx.app.collect(&store, orphan).await {
+        match cx.app.collect(&store, manifest.as_ref(), orphan).await {
             Ok(()) => cx.ui.say(&format!("deleted {} at provider `{}`", orphan.id, orphan.provider)),
             Err(error) => {
                 failed += 1;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::app::manifest_of;
+use crate::app::{Error, manifest_of};
 use crate::cli::args::ImportArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -10,7 +10,12 @@ use crate::cli::ui::exit::Exit;
 
 /// Prints manifest text, or adopts.
 pub async fn run(cx: &Context, args: &ImportArgs) -> Result<Exit, CliError> {
-    let found = cx.app.found(args.provider.as_deref(), &args.ids).await?;
+    let manifest = match cx.app.load(cx.selection()) {
+        Ok(manifest) => Some(manifest),
+        Err(Error::NoManifest) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let found = cx.app.found(manifest.as_ref(), args.provider.as_deref(), &args.ids).await?;
     if !args.adopt {
         let project = cx.selection().project.clone().unwrap_or_else(|| "imported".to_owned());
         let value = json!({

@@ -418,14 +418,14 @@ fn words(before: Option<&ServiceNews>, news: &ServiceNews) -> Option<(String, bo
     let code = news.exit_code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match news.state {
         ServiceStatus::Running => {
-            let before = before?;
-            let again = news.restarts > before.restarts || before.state != ServiceStatus::Running;
+            let again = news.restarts > before?.restarts;
             again.then(|| (format!("runs again (restart {})", news.restarts), false))
         }
         ServiceStatus::Backoff => Some((format!("ended{code}; its policy starts it again"), true)),
         ServiceStatus::Failed => Some((format!("ended{code}, and its policy does not start it again"), true)),
         ServiceStatus::Completed => before.map(|_| (format!("has ended{code}"), false)),
-        ServiceStatus::Stopped => before.map(|_| ("is stopped".to_owned(), false)),
+        // Somebody asked for it, and `on_change` does so all the time.
+        ServiceStatus::Stopped => None,
         ServiceStatus::Dead => Some(("lost its supervisor".to_owned(), true)),
     }
 }

@@ -165,11 +165,9 @@ pub async fn execute(cx: &Execute<'_>) -> Execution {
     let stopped = run.drive(&mut schedule).await;
     schedule.skip_rest(&stopped);
     let mut execution = Execution { results: schedule.results(), store_error: None };
-    let ended = match run.record_guests(&execution.results).await {
-        Ok(()) => run.flush().await,
-        Err(error) => Err(error),
-    };
-    execution.store_error = ended.err().map(|error| with_causes(&error));
+    // Asked for together, they cost one sync.
+    let (recorded, flushed) = tokio::join!(run.record_guests(&execution.results), run.flush());
+    execution.store_error = recorded.and(flushed).err().map(|error| with_causes(&error));
     execution
 }
 
@@ -252,7 +250,7 @@ impl Run<'_> {
     async fn drive(&self, schedule: &mut Schedule<'_>) -> String {
         let cx = self.cx;
         let mut running = FuturesUnordered::new();
-        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        let mut flush = tokio::time::interval_at(Instant::now() + FLUSH_INTERVAL, FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let deadline = async {
             match cx.deadline {

@@ -144,6 +144,7 @@ fn what_failed_once_does_not_fail_again() {
     for (seed, what) in [
         (168, "a create whose answer was lost was repeated before a lagging listing showed it"),
         (467, "a recreate was planned while what an interrupted one had made was not listed yet"),
+        (15354, "what was observed was taken to be as new as the plan, though a look takes its time"),
         (3530, "an intent that came to nothing was closed as done"),
     ] {
         let schedule = Schedule::draw(seed);

@@ -323,12 +323,14 @@ impl Run<'_> {
         let begun = Instant::now();
         self.tell(id, None, EventKind::StepStarted { step: id });
         let mut attempt = 0;
+        // Every try of one step carries one token.
+        let mut token = None;
         let result = loop {
             let permit = match self.permits.get(&step.provider) {
                 Some(permits) if !step.action.is_guest() => permits.acquire().await.ok(),
                 _ => None,
             };
-            let error = match self.attempt(id, step, attempt).await {
+            let error = match self.attempt(id, step, &mut token).await {
                 Ok(()) => break StepResult::Done,
                 Err(error) => error,
             };
@@ -356,7 +358,12 @@ impl Run<'_> {
         (id, result)
     }
 
-    async fn attempt(&self, id: StepId, step: &Step, attempt: u32) -> Result<(), StepError> {
+    async fn attempt(
+        &self,
+        id: StepId,
+        step: &Step,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let cx = self.cx;
         let provider = cx
             .registry
@@ -365,12 +372,12 @@ impl Run<'_> {
             .as_ref();
         let name = step.address.sandbox().unwrap_or_default();
         match &step.action {
-            Action::CreateVolume { name } => self.create_volume(step, provider, name, attempt).await,
-            Action::DeleteVolume { name } => self.delete_volume(step, provider, name, attempt).await,
+            Action::CreateVolume { name } => self.create_volume(step, provider, name, token).await,
+            Action::DeleteVolume { name } => self.delete_volume(step, provider, name, token).await,
             Action::ForgetVolume { name } => self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await,
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
-                self.create(step, provider, spec, *generation, resume.as_ref(), attempt).await
+                self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
             Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
                 self.update(step, provider, spec, *generation).await
@@ -381,8 +388,8 @@ impl Run<'_> {
             }
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
-            Action::Delete { forget } => self.delete(step, provider, *forget, attempt).await,
-            Action::Discard => self.discard(step, provider, attempt).await,
+            Action::Delete { forget } => self.delete(step, provider, *forget, token).await,
+            Action::Discard => self.discard(step, provider, token).await,
             Action::Forget => self.record(vec![Change::Forget(step.address.clone())]).await,
             Action::Settle { intent } => {
                 match cx.store.finish(&cx.plan.project, intent, Outcome::Settled, Vec::new()).await {
@@ -449,20 +456,16 @@ impl Run<'_> {
         }
     }
 
-    /// Journals an intent. Every try of one step carries one token.
+    /// Journals an intent, unless an earlier try of the step has.
     async fn begin(
         &self,
         step: &Step,
         operation: IntentOperation,
         spec: Option<&SandboxSpec>,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<IntentId, StepError> {
-        if attempt > 0 {
-            let pending = self.cx.store.pending(&self.cx.plan.project).await?;
-            let same = |i: &&PendingIntent| i.address == step.address && i.operation == operation;
-            if let Some(earlier) = pending.iter().rfind(same) {
-                return Ok(earlier.id.clone());
-            }
+        if let Some(earlier) = token {
+            return Ok(earlier.clone());
         }
         let id = self.cx.ids.fresh();
         let intent = PendingIntent {
@@ -474,6 +477,7 @@ impl Run<'_> {
             begun_at: self.cx.clock.now(),
         };
         self.cx.store.begin(&self.cx.plan.project, intent).await?;
+        *token = Some(id.clone());
         Ok(id)
     }
 
@@ -509,15 +513,15 @@ impl Run<'_> {
         spec: &SandboxSpec,
         generation: u64,
         resume: Option<&IntentId>,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let name = step.address.sandbox().unwrap_or_default();
+        let retried = token.is_some() || resume.is_some();
         let intent = match resume {
             Some(intent) => intent.clone(),
-            None => self.begin(step, IntentOperation::Create, Some(spec), attempt).await?,
+            None => self.begin(step, IntentOperation::Create, Some(spec), token).await?,
         };
         let identity = self.identity(step, spec, generation, intent.clone());
-        let retried = attempt > 0 || resume.is_some();
         let existing = match retried && !provider.capabilities().idempotent_create {
             true => self.find(provider, &intent).await?,
             false => None,
@@ -597,12 +601,13 @@ impl Run<'_> {
         step: &Step,
         provider: &dyn Provider,
         forget: bool,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let id = self.id(step).await?;
-        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         let address = step.address.clone();
@@ -615,11 +620,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn discard(&self, step: &Step, provider: &dyn Provider, attempt: u32) -> Result<(), StepError> {
+    async fn discard(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let id = self.id(step).await?;
-        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, Vec::new()).await
@@ -637,13 +648,14 @@ impl Run<'_> {
         step: &Step,
         provider: &dyn Provider,
         name: &str,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Create, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Create, None, token).await?;
         let identity = self.identity(step, &SandboxSpec::default(), 1, intent.clone());
         if let Err(error) = volumes.create_volume(name, &identity.to_labels()).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![self.volume(step, name)]).await
@@ -654,12 +666,13 @@ impl Run<'_> {
         step: &Step,
         provider: &dyn Provider,
         name: &str,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = volumes.delete_volume(&self.cx.plan.project, name).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![Change::Forget(step.address.clone())]).await

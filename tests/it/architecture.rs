@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["server", "app", "manifest", "reconcile", "plan", "guest", "provider", "engine", "store", "secret", "model"]),
     ("server", &["app", "provider", "model"]),
-    ("app", &["manifest", "reconcile", "plan", "guest", "provider", "engine", "store", "secret", "model"]),
+    ("app", &["watch", "manifest", "reconcile", "plan", "guest", "provider", "engine", "store", "secret", "model"]),
+    ("watch", &["guest::tree"]),
     ("manifest", &["plan::order", "guest::tree", "provider", "secret", "model"]),
     ("reconcile", &["plan", "guest", "provider", "store", "secret", "model"]),
     ("plan", &["provider", "model"]),

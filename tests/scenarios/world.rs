@@ -198,7 +198,7 @@ impl World {
             if Instant::now() > deadline {
                 started.child.kill().unwrap();
                 started.child.wait().unwrap();
-                let (out, err) = (text(&mut started.out), text(&mut started.err));
+                let (out, err) = (text(&started.out), text(&started.err));
                 panic!("`pocketenv {}` did not end:\n{out}\n{err}", started.what);
             }
             std::thread::sleep(Duration::from_millis(3));
@@ -423,7 +423,19 @@ pub struct Started {
     what: String,
 }
 
-fn text(file: &mut File) -> String {
+impl Started {
+    /// What it printed so far.
+    pub fn printed(&self) -> String {
+        format!("{}{}", text(&self.out), text(&self.err))
+    }
+
+    /// Whether it has not ended yet.
+    pub fn runs(&self) -> bool {
+        Process::of(i32::try_from(self.child.id()).unwrap()).is_some()
+    }
+}
+
+fn text(file: &File) -> String {
     use std::os::unix::fs::FileExt as _;
     // Another process shares the offset; read from the start without moving it.
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];

@@ -32,3 +32,4 @@ pub mod status;
 pub mod validate;
 pub mod version;
 pub mod wait;
+pub mod watch;

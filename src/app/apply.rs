@@ -430,6 +430,7 @@ impl Looping<'_> {
                     return Ok((outcome, plan.waiting));
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(pause) => {}
                     () = self.cancel.graceful.cancelled() => {}
                 }
@@ -508,17 +509,19 @@ impl Looping<'_> {
     async fn begin_run(&self, desired: &Desired) -> Result<u64, Error> {
         let store: &Store = &self.project.store;
         let manifest = self.project.manifest.as_ref().filter(|_| self.project.pinned.is_none());
-        if let Some(manifest) = manifest {
+        let files = async {
+            let Some(manifest) = manifest else { return Ok(()) };
             let paths = manifest.files().into_iter().map(Into::into).collect();
-            store.set_manifest(&self.project.name, &manifest.digest(), paths).await?;
-        }
+            store.set_manifest(&self.project.name, &manifest.digest(), paths).await
+        };
         let run = Run {
             actor: self.project.app.environment().actor.clone(),
             verb: self.options.verb.to_owned(),
             manifest_digest: manifest.map(crate::manifest::Manifest::digest),
             git_revision: self.options.git_revision.clone(),
         };
-        let revision = store.begin_run(&self.project.name, run).await?;
+        // Asked for together, they cost one sync of the disk.
+        let ((), revision) = tokio::try_join!(files, store.begin_run(&self.project.name, run))?;
         if self.options.goal == Goal::Apply && self.options.overrides == Overrides::default() {
             store.keep_goal(&self.project.name, revision, &self.project.goal(desired)).await?;
         }

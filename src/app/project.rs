@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::{Environment, Error, ports};
 use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
-    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
+    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
@@ -131,6 +131,13 @@ impl App {
         Ok(Project { app: self, name, manifest, pinned: None, store, registry, providers })
     }
 
+    /// A project whose goal, store and providers are given instead of read and opened, for simulations: what runs on them is the real loop.
+    pub fn assemble(&self, goal: KeptGoal, store: Store, registry: Registry) -> Project<'_> {
+        let providers = registry.iter().map(|(name, _)| name.to_owned()).collect();
+        let name = goal.desired.project.clone();
+        Project { app: self, name, manifest: None, pinned: Some(goal), store, registry, providers }
+    }
+
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
     pub(super) async fn registry(
@@ -224,6 +231,8 @@ pub struct Project<'a> {
 
 /// Everything that a plan is made from, looked at just now.
 pub struct View {
+    /// When the look began: what happened later may be in it or not, and nothing in it is younger for that.
+    pub at: Timestamp,
     /// What is asked.
     pub desired: Desired,
     /// Where it is asked; `None` without a manifest.
@@ -281,6 +290,8 @@ impl Project<'_> {
     /// Looks at everything. With `keep`, host ports that are chosen are kept; without, looking changes nothing at all. With `values`, secrets
     /// that have no value are an error; without, whoever needs one waits.
     pub async fn look(&self, keep: bool, values: bool) -> Result<View, Error> {
+        // Before anybody is asked: an answer may be older than the next one by as long as that takes.
+        let at = self.app.environment.clock.now();
         let recorded = self.store.recorded(&self.name).await?;
         let listings = self.listings(&recorded).await;
         let (desired, origins) = match (&self.pinned, &self.manifest) {
@@ -302,7 +313,7 @@ impl Project<'_> {
         let mut guests = observe::guests(&self.registry, &desired, &listings).await;
         redact(&mut guests, &desired, &secrets);
         let observed = Observed { providers: listings, guests };
-        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+        Ok(View { at, desired, origins, recorded, observed, secrets, warnings })
     }
 
     /// Writes the chosen host port of each declared port into the desired state, where the provider forwards ports from this host.
@@ -339,7 +350,8 @@ impl Project<'_> {
         let digests = secrets.digests(self.store.digest_key());
         let owner = self.store.owner();
         let observed = plan::assume(&self.name, owner, &recorded, self.providers.iter().cloned(), &digests);
-        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+        let at = self.app.environment.clock.now();
+        Ok(View { at, desired, origins, recorded, observed, secrets, warnings })
     }
 
     /// The values of the secrets that sandboxes use.
@@ -391,7 +403,7 @@ impl Project<'_> {
             secrets: &digests,
             origin: &origin,
             policy,
-            now: self.app.environment.clock.now(),
+            now: view.at,
         };
         let plan = plan::plan(&input);
         let findings = plan::lint::lint(&plan, &input);

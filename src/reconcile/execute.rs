@@ -165,11 +165,9 @@ pub async fn execute(cx: &Execute<'_>) -> Execution {
     let stopped = run.drive(&mut schedule).await;
     schedule.skip_rest(&stopped);
     let mut execution = Execution { results: schedule.results(), store_error: None };
-    let ended = match run.record_guests(&execution.results).await {
-        Ok(()) => run.flush().await,
-        Err(error) => Err(error),
-    };
-    execution.store_error = ended.err().map(|error| with_causes(&error));
+    // Asked for together, they cost one sync.
+    let (recorded, flushed) = tokio::join!(run.record_guests(&execution.results), run.flush());
+    execution.store_error = recorded.and(flushed).err().map(|error| with_causes(&error));
     execution
 }
 
@@ -252,7 +250,7 @@ impl Run<'_> {
     async fn drive(&self, schedule: &mut Schedule<'_>) -> String {
         let cx = self.cx;
         let mut running = FuturesUnordered::new();
-        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        let mut flush = tokio::time::interval_at(Instant::now() + FLUSH_INTERVAL, FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let deadline = async {
             match cx.deadline {
@@ -274,17 +272,19 @@ impl Run<'_> {
                 return "not waited for".to_owned();
             }
             tokio::select! {
+                // In this order and not by chance, so that simulations repeat.
+                biased;
+                () = cx.cancel.now.cancelled() => return "the run was interrupted".to_owned(),
+                () = cx.cancel.graceful.cancelled(), if !stopping => {}
+                () = &mut deadline => {
+                    self.time_out(schedule);
+                    return "the time allowed for the run was over".to_owned();
+                }
                 // Losing the others is safe: they are cancelled only where the run ends.
                 Some((id, result)) = running.next() => {
                     for skipped in schedule.finish(id, result) {
                         self.skipped(skipped, schedule);
                     }
-                }
-                () = cx.cancel.graceful.cancelled(), if !stopping => {}
-                () = cx.cancel.now.cancelled() => return "the run was interrupted".to_owned(),
-                () = &mut deadline => {
-                    self.time_out(schedule);
-                    return "the time allowed for the run was over".to_owned();
                 }
                 _ = flush.tick() => {
                     if let Err(error) = self.flush().await {
@@ -323,12 +323,14 @@ impl Run<'_> {
         let begun = Instant::now();
         self.tell(id, None, EventKind::StepStarted { step: id });
         let mut attempt = 0;
+        // Every try of one step carries one token.
+        let mut token = None;
         let result = loop {
             let permit = match self.permits.get(&step.provider) {
                 Some(permits) if !step.action.is_guest() => permits.acquire().await.ok(),
                 _ => None,
             };
-            let error = match self.attempt(id, step, attempt).await {
+            let error = match self.attempt(id, step, &mut token).await {
                 Ok(()) => break StepResult::Done,
                 Err(error) => error,
             };
@@ -342,6 +344,7 @@ impl Run<'_> {
             let in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             self.tell(id, Some(begun), EventKind::StepRetrying { step: id, message, in_ms });
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(delay) => {}
                 () = self.cx.cancel.graceful.cancelled() => {}
             }
@@ -355,7 +358,12 @@ impl Run<'_> {
         (id, result)
     }
 
-    async fn attempt(&self, id: StepId, step: &Step, attempt: u32) -> Result<(), StepError> {
+    async fn attempt(
+        &self,
+        id: StepId,
+        step: &Step,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let cx = self.cx;
         let provider = cx
             .registry
@@ -364,22 +372,27 @@ impl Run<'_> {
             .as_ref();
         let name = step.address.sandbox().unwrap_or_default();
         match &step.action {
-            Action::CreateVolume { name } => self.create_volume(step, provider, name).await,
-            Action::DeleteVolume { name } => self.delete_volume(step, provider, name).await,
+            Action::CreateVolume { name } => self.create_volume(step, provider, name, token).await,
+            Action::DeleteVolume { name } => self.delete_volume(step, provider, name, token).await,
             Action::ForgetVolume { name } => self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await,
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
-                self.create(step, provider, spec, *generation, resume.as_ref(), attempt).await
+                self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
             Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
                 self.update(step, provider, spec, *generation).await
             }
+            Action::Quiesce { services } => {
+                self.quiesce(id, step, provider, services).await;
+                Ok(())
+            }
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
-            Action::Delete { forget } => self.delete(step, provider, *forget).await,
+            Action::Delete { forget } => self.delete(step, provider, *forget, token).await,
+            Action::Discard => self.discard(step, provider, token).await,
             Action::Forget => self.record(vec![Change::Forget(step.address.clone())]).await,
             Action::Settle { intent } => {
-                match cx.store.finish(&cx.plan.project, intent, Outcome::Done, Vec::new()).await {
+                match cx.store.finish(&cx.plan.project, intent, Outcome::Settled, Vec::new()).await {
                     // The step that went on with it has closed it already.
                     Ok(_) | Err(StoreError::NoSuchIntent { .. }) => Ok(()),
                     Err(error) => Err(error.into()),
@@ -397,6 +410,27 @@ impl Run<'_> {
                     self.tell(id, None, EventKind::StepOutput { step: id, text });
                 };
                 Inside { guest: guest.as_ref(), spec, secrets: cx.secrets, say: &say }.carry_out(action).await
+            }
+        }
+    }
+
+    /// Asks services to end. What goes wrong is told and holds nothing up: the stop or delete that follows ends them all the same.
+    async fn quiesce(&self, id: StepId, step: &Step, provider: &dyn Provider, services: &[String]) {
+        let tell = |message: String| {
+            let text = self.cx.secrets.redact(&message);
+            self.tell(id, None, EventKind::StepOutput { step: id, text });
+        };
+        let guest = match self.id(step).await {
+            Ok(sandbox) => provider.guest(&sandbox).await.map_err(StepError::from),
+            Err(error) => Err(error),
+        };
+        let guest = match guest {
+            Ok(guest) => guest,
+            Err(error) => return tell(with_causes(&error)),
+        };
+        for service in services {
+            if let Err(error) = crate::guest::stop_service(guest.as_ref(), service).await {
+                tell(format!("service {service} could not be asked to end: {}", with_causes(&error)));
             }
         }
     }
@@ -422,13 +456,17 @@ impl Run<'_> {
         }
     }
 
-    /// Journals an intent, unless an interrupted one is gone on with.
+    /// Journals an intent, unless an earlier try of the step has.
     async fn begin(
         &self,
         step: &Step,
         operation: IntentOperation,
         spec: Option<&SandboxSpec>,
+        token: &mut Option<IntentId>,
     ) -> Result<IntentId, StepError> {
+        if let Some(earlier) = token {
+            return Ok(earlier.clone());
+        }
         let id = self.cx.ids.fresh();
         let intent = PendingIntent {
             id: id.clone(),
@@ -439,6 +477,7 @@ impl Run<'_> {
             begun_at: self.cx.clock.now(),
         };
         self.cx.store.begin(&self.cx.plan.project, intent).await?;
+        *token = Some(id.clone());
         Ok(id)
     }
 
@@ -447,9 +486,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Closes an intent whose effect is known not to be there; leaves it pending if that is not known.
-    async fn fail(&self, intent: &IntentId, error: &ProviderError) -> Result<(), StepError> {
-        let known = matches!(
+    /// Closes an intent whose effect is known not to be there; leaves it pending if that is not known: what refuses this try says nothing about
+    /// an earlier one with the same token whose answer was lost.
+    async fn fail(&self, intent: &IntentId, error: &ProviderError, is_first: bool) -> Result<(), StepError> {
+        let known = is_first && matches!(
             error,
             ProviderError::Invalid { .. } | ProviderError::Unauthorised { .. } | ProviderError::Unsupported { .. }
         );
@@ -473,21 +513,15 @@ impl Run<'_> {
         spec: &SandboxSpec,
         generation: u64,
         resume: Option<&IntentId>,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
-        // Every try of one create carries one token.
         let name = step.address.sandbox().unwrap_or_default();
-        let pending = match resume {
-            Some(intent) => Some(intent.clone()),
-            None if attempt > 0 => self.pending_create(step).await?,
-            None => None,
-        };
-        let intent = match pending {
-            Some(intent) => intent,
-            None => self.begin(step, IntentOperation::Create, Some(spec)).await?,
+        let retried = token.is_some() || resume.is_some();
+        let intent = match resume {
+            Some(intent) => intent.clone(),
+            None => self.begin(step, IntentOperation::Create, Some(spec), token).await?,
         };
         let identity = self.identity(step, spec, generation, intent.clone());
-        let retried = attempt > 0 || resume.is_some();
         let existing = match retried && !provider.capabilities().idempotent_create {
             true => self.find(provider, &intent).await?,
             false => None,
@@ -497,7 +531,7 @@ impl Run<'_> {
             None => match provider.create(spec, &identity).await {
                 Ok(id) => id,
                 Err(error) => {
-                    self.fail(&intent, &error).await?;
+                    self.fail(&intent, &error, !retried).await?;
                     return Err(error.into());
                 }
             },
@@ -522,13 +556,6 @@ impl Run<'_> {
     fn depends_on(&self, name: &str) -> BTreeSet<String> {
         let declared = self.cx.desired.sandboxes.get(name);
         declared.map(|d| d.depends_on.keys().cloned().collect()).unwrap_or_default()
-    }
-
-    /// The token of the create of this step that an earlier try journalled.
-    async fn pending_create(&self, step: &Step) -> Result<Option<IntentId>, StepError> {
-        let pending = self.cx.store.pending(&self.cx.plan.project).await?;
-        let same = |i: &&PendingIntent| i.address == step.address && i.operation == IntentOperation::Create;
-        Ok(pending.iter().rfind(same).map(|i| i.id.clone()))
     }
 
     /// The sandbox that a create with this token made, where the provider itself does not see that two creates are one.
@@ -569,11 +596,18 @@ impl Run<'_> {
         self.record(vec![Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record) }]).await
     }
 
-    async fn delete(&self, step: &Step, provider: &dyn Provider, forget: bool) -> Result<(), StepError> {
+    async fn delete(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        forget: bool,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let id = self.id(step).await?;
-        let intent = self.begin(step, IntentOperation::Delete, None).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         let address = step.address.clone();
@@ -586,6 +620,22 @@ impl Run<'_> {
         Ok(())
     }
 
+    async fn discard(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
+        let id = self.id(step).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
+        if let Err(error) = provider.delete(&id).await {
+            self.fail(&intent, &error, is_first).await?;
+            return Err(error.into());
+        }
+        self.finish(&intent, Vec::new()).await
+    }
+
     fn volume(&self, step: &Step, name: &str) -> Change {
         Change::PutVolume {
             name: name.to_owned(),
@@ -593,22 +643,36 @@ impl Run<'_> {
         }
     }
 
-    async fn create_volume(&self, step: &Step, provider: &dyn Provider, name: &str) -> Result<(), StepError> {
+    async fn create_volume(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        name: &str,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Create, None).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Create, None, token).await?;
         let identity = self.identity(step, &SandboxSpec::default(), 1, intent.clone());
         if let Err(error) = volumes.create_volume(name, &identity.to_labels()).await {
-            self.fail(&intent, &error).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![self.volume(step, name)]).await
     }
 
-    async fn delete_volume(&self, step: &Step, provider: &dyn Provider, name: &str) -> Result<(), StepError> {
+    async fn delete_volume(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        name: &str,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Delete, None).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = volumes.delete_volume(&self.cx.plan.project, name).await {
-            self.fail(&intent, &error).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![Change::Forget(step.address.clone())]).await

@@ -406,6 +406,17 @@ impl World {
                     learned.records.remove(&name);
                 }
             }
+            Action::Discard => {
+                let id = id.ok_or("no id")?;
+                let intent = self.begin(step, IntentOperation::Delete, None);
+                if begun {
+                    return Ok(());
+                }
+                self.vendor(&step.provider)?.sandboxes.remove(&id);
+                if recorded {
+                    self.finish(&intent);
+                }
+            }
             Action::Forget if recorded => {
                 self.record.serial += 1;
                 self.record.sandboxes.remove(&name);
@@ -422,6 +433,14 @@ impl World {
                         sandbox.seen.state = SandboxState::Running;
                         sandbox.broken_mounts.clear();
                         sandbox.silent_ports.clear();
+                    }
+                    Action::Quiesce { services } => {
+                        for service in services {
+                            if let Some(service) = sandbox.guest.services.get_mut(service) {
+                                service.state = ServiceStatus::Stopped;
+                                service.health = None;
+                            }
+                        }
                     }
                     Action::Stop => sandbox.stop(sheet),
                     action if sandbox.seen.state == SandboxState::Running => {

@@ -185,7 +185,7 @@ impl State {
         let mut all: Vec<(String, SandboxId, &mut Sandbox)> = Vec::new();
         for (provider, vendor) in &mut self.vendors {
             let some = vendor.sandboxes.iter_mut();
-            all.extend(some.map(|(id, s)| (provider.clone(), id.clone(), s)).filter(|(_, _, s)| running(&s)));
+            all.extend(some.map(|(id, s)| (provider.clone(), id.clone(), s)).filter(|(_, _, s)| running(s)));
         }
         if all.is_empty() {
             return;

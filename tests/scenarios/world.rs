@@ -204,7 +204,7 @@ impl World {
             std::thread::sleep(Duration::from_millis(3));
         };
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        let run = Run { code, stdout: text(&mut started.out), stderr: text(&mut started.err) };
+        let run = Run { code, stdout: text(&started.out), stderr: text(&started.err) };
         let mut printed = self.printed.borrow_mut();
         printed.push_str(&run.stdout);
         printed.push_str(&run.stderr);

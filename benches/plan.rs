@@ -79,7 +79,9 @@ fn measure(what: &str, desired: &Desired, recorded: &Recorded, observed: &Observ
     let rows = status(desired, recorded, observed, &made).resources.len();
     let told = cpu() - begun;
     let steps = made.steps.len();
-    println!("{what:<14} {steps:>6} steps: plan {planned:>8.1?}, lint {linted:>8.1?}, status of {rows:>6} {told:>8.1?}");
+    println!(
+        "{what:<14} {steps:>6} steps: plan {planned:>8.1?}, lint {linted:>8.1?}, status of {rows:>6} {told:>8.1?}"
+    );
     made
 }
 

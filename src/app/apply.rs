@@ -247,7 +247,8 @@ impl Project<'_> {
             return Ok(Report::new(&self.name, plan).end(Outcome::DryRun, Vec::new()));
         }
         let lease = self.lease(options, sink).await?;
-        let result = Looping { project: self, options, consent, sink, cancel, deadline, lease: &lease }.run().await;
+        let result =
+            Looping { project: self, options, consent, sink, cancel, deadline, lease: &lease }.run().await;
         if let Err(error) = lease.release().await {
             tracing::warn!(%error, "the lease could not be given back; it is given up with this process");
         }
@@ -314,7 +315,8 @@ impl Project<'_> {
 /// Everything is to go; volumes stay unless the policy says otherwise, and protected ones always.
 fn destroy(view: &mut View, policy: &Policy) {
     let targeted = |address: &Address| {
-        policy.targets.is_empty() || policy.targets.iter().any(|t| address.is_within(t) || t.is_within(address))
+        policy.targets.is_empty()
+            || policy.targets.iter().any(|t| address.is_within(t) || t.is_within(address))
     };
     for (name, sandbox) in &mut view.desired.sandboxes {
         if targeted(&Address::Sandbox(name.clone())) {
@@ -377,9 +379,10 @@ impl Looping<'_> {
     fn check_saved(&self, plan: &Plan) -> Result<(), Error> {
         match &self.options.saved {
             Some(saved) if saved.digest != plan.digest() => Err(Error::Refused {
-                message: "the saved plan is stale: what exists or what is declared has changed since it was made; \
+                message:
+                    "the saved plan is stale: what exists or what is declared has changed since it was made; \
                           make a new one with `pocketenv plan --out`"
-                    .to_owned(),
+                        .to_owned(),
             }),
             _ => Ok(()),
         }
@@ -437,7 +440,8 @@ impl Looping<'_> {
                 pause = (pause * 2).min(LAST_PAUSE);
             } else {
                 if round > MAX_ROUNDS {
-                    let addresses: BTreeSet<String> = plan.steps.iter().map(|s| s.address.to_string()).collect();
+                    let addresses: BTreeSet<String> =
+                        plan.steps.iter().map(|s| s.address.to_string()).collect();
                     return Err(Error::NoProgress(addresses.into_iter().collect::<Vec<_>>().join(", ")));
                 }
                 let execution = self.execute(&view, &plan, round, report).await;
@@ -532,7 +536,10 @@ impl Looping<'_> {
         let Some(revision) = report.revision else { return Ok(()) };
         let counts = report.plan.counts();
         let end = RunEnd {
-            changes: counts.iter().map(|(verdict, n)| (format!("{verdict:?}").to_lowercase(), *n as u64)).collect(),
+            changes: counts
+                .iter()
+                .map(|(verdict, n)| (format!("{verdict:?}").to_lowercase(), *n as u64))
+                .collect(),
             outcome: report.outcome.word().to_owned(),
             exit_code: report.exit_code,
         };
@@ -562,7 +569,9 @@ impl Report {
         for (step, result) in plan.steps.iter().zip(&execution.results) {
             let (word, message, failure) = match result {
                 StepResult::Done => ("done", None, None),
-                StepResult::Failed(failure) => ("failed", Some(failure.message.clone()), Some(failure.clone())),
+                StepResult::Failed(failure) => {
+                    ("failed", Some(failure.message.clone()), Some(failure.clone()))
+                }
                 StepResult::Skipped(message) => ("skipped", Some(message.clone()), None),
             };
             self.steps.push(ReportedStep {

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use super::{Environment, Error, ports};
 use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
-    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId, Timestamp,
+    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
+    Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
@@ -103,7 +104,11 @@ impl App {
     }
 
     /// The same, with providers that are open already instead of those that the manifest names.
-    pub(super) async fn open_with(&self, selection: &Selection, registry: Option<Registry>) -> Result<Project<'_>, Error> {
+    pub(super) async fn open_with(
+        &self,
+        selection: &Selection,
+        registry: Option<Registry>,
+    ) -> Result<Project<'_>, Error> {
         let (manifest, store) = match (self.load(selection), &selection.project) {
             (Ok(manifest), _) => {
                 resolve(&manifest, &BTreeMap::new())?;
@@ -153,7 +158,8 @@ impl App {
             vars: env.vars.clone(),
             settings: manifest.map(plain_settings).unwrap_or_default(),
         };
-        let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
+        let known =
+            |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
         let names = names.iter().filter(known).map(String::as_str);
         let opened = Registry::open(names, &context).await;
         opened.map_err(|(provider, source)| Error::Provider { provider, source })
@@ -164,7 +170,9 @@ impl App {
 fn plain_settings(manifest: &Manifest) -> BTreeMap<String, BTreeMap<String, String>> {
     let plain = |setting: &manifest::Setting| match setting {
         manifest::Setting::Value(text) => Some(text.0.clone()),
-        manifest::Setting::List(texts) => Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(",")),
+        manifest::Setting::List(texts) => {
+            Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(","))
+        }
         manifest::Setting::Secret(_) => None,
     };
     let of_one = |settings: &BTreeMap<String, manifest::Setting>| {
@@ -189,7 +197,9 @@ fn redact(
                 *why = match unknown {
                     None => secrets.redact(why),
                     Some(name) => {
-                        format!("its check fails; why is not shown, because secret `{name}` has no value here")
+                        format!(
+                            "its check fails; why is not shown, because secret `{name}` has no value here"
+                        )
                     }
                 };
             }
@@ -297,8 +307,11 @@ impl Project<'_> {
         let (desired, origins) = match (&self.pinned, &self.manifest) {
             (Some(goal), _) => (goal.desired.clone(), None),
             (None, None) => {
-                let empty =
-                    Desired { project: self.name.clone(), volumes: BTreeMap::new(), sandboxes: BTreeMap::new() };
+                let empty = Desired {
+                    project: self.name.clone(),
+                    volumes: BTreeMap::new(),
+                    sandboxes: BTreeMap::new(),
+                };
                 (empty, None)
             }
             (None, Some(manifest)) => {

@@ -16,8 +16,8 @@ use super::inside::Inside;
 use super::observe::with_causes;
 use super::{Backoff, Event, EventKind, EventSink, Failure, FailureKind};
 use crate::model::{
-    Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded, RecordedSandbox,
-    RecordedVolume, SandboxId, SandboxSpec, hash_of, labels,
+    Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded,
+    RecordedSandbox, RecordedVolume, SandboxId, SandboxSpec, hash_of, labels,
 };
 use crate::plan::{Action, Plan, Step, StepId};
 use crate::provider::{GuestError, Owner, Provider, ProviderError, Registry};
@@ -129,7 +129,9 @@ impl StepError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::Provider(ProviderError::Unauthorised { .. }) => FailureKind::Unauthorised,
-            Self::Provider(ProviderError::Invalid { .. } | ProviderError::Unsupported { .. }) => FailureKind::Invalid,
+            Self::Provider(ProviderError::Invalid { .. } | ProviderError::Unsupported { .. }) => {
+                FailureKind::Invalid
+            }
             Self::Provider(ProviderError::Transient { .. } | ProviderError::Throttled { .. })
             | Self::Guest(GuestError::Unreachable { .. }) => FailureKind::Transient,
             Self::Guest(GuestError::TimedOut { .. }) => FailureKind::TimedOut,
@@ -358,12 +360,7 @@ impl Run<'_> {
         (id, result)
     }
 
-    async fn attempt(
-        &self,
-        id: StepId,
-        step: &Step,
-        token: &mut Option<IntentId>,
-    ) -> Result<(), StepError> {
+    async fn attempt(&self, id: StepId, step: &Step, token: &mut Option<IntentId>) -> Result<(), StepError> {
         let cx = self.cx;
         let provider = cx
             .registry
@@ -374,7 +371,9 @@ impl Run<'_> {
         match &step.action {
             Action::CreateVolume { name } => self.create_volume(step, provider, name, token).await,
             Action::DeleteVolume { name } => self.delete_volume(step, provider, name, token).await,
-            Action::ForgetVolume { name } => self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await,
+            Action::ForgetVolume { name } => {
+                self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await
+            }
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
                 self.create(step, provider, spec, *generation, resume.as_ref(), token).await
@@ -489,10 +488,13 @@ impl Run<'_> {
     /// Closes an intent whose effect is known not to be there; leaves it pending if that is not known: what refuses this try says nothing about
     /// an earlier one with the same token whose answer was lost.
     async fn fail(&self, intent: &IntentId, error: &ProviderError, is_first: bool) -> Result<(), StepError> {
-        let known = is_first && matches!(
-            error,
-            ProviderError::Invalid { .. } | ProviderError::Unauthorised { .. } | ProviderError::Unsupported { .. }
-        );
+        let known = is_first
+            && matches!(
+                error,
+                ProviderError::Invalid { .. }
+                    | ProviderError::Unauthorised { .. }
+                    | ProviderError::Unsupported { .. }
+            );
         if known {
             let message = self.cx.secrets.redact(&with_causes(error));
             let outcome = Outcome::Failed { kind: "refused".to_owned(), message };

@@ -17,5 +17,7 @@ mod manifest_hostile;
 #[cfg(target_os = "linux")]
 #[path = "it/scenarios.rs"]
 mod scenarios;
+#[path = "it/sim/mod.rs"]
+mod sim;
 #[path = "it/store.rs"]
 mod store;

@@ -430,6 +430,7 @@ impl Looping<'_> {
                     return Ok((outcome, plan.waiting));
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(pause) => {}
                     () = self.cancel.graceful.cancelled() => {}
                 }

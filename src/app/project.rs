@@ -157,6 +157,13 @@ impl App {
         Ok(Project { app: self, name, manifest, pinned: None, store, registry, providers })
     }
 
+    /// A project whose goal, store and providers are given instead of read and opened, for simulations: what runs on them is the real loop.
+    pub fn assemble(&self, goal: KeptGoal, store: Store, registry: Registry) -> Project<'_> {
+        let providers = registry.iter().map(|(name, _)| name.to_owned()).collect();
+        let name = goal.desired.project.clone();
+        Project { app: self, name, manifest: None, pinned: Some(goal), store, registry, providers }
+    }
+
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
     /// which holds up only what depends on it.
     pub(super) async fn registry(

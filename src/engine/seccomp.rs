@@ -13,7 +13,7 @@ use libc::{
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
 /// Low halves of the 64-bit arguments on a little-endian machine.
-const ARGUMENT: [u32; 2] = [16, 24];
+const ARGUMENT: [u32; 3] = [16, 24, 32];
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xC000_003E;
@@ -103,14 +103,16 @@ const PRETENDED: &[c_long] = &[
     libc::SYS_setresuid,
     libc::SYS_setreuid,
     libc::SYS_setuid,
-    libc::SYS_mknodat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chown,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lchown,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_mknod,
 ];
+
+/// The bit of a file's mode that both kinds of device have, and pipes, sockets and files do not.
+const DEVICE: u32 = 0o020_000;
+const _: () = assert!(libc::S_IFCHR & libc::S_IFBLK & DEVICE != 0);
+const _: () = assert!((libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFREG) & DEVICE == 0);
 
 const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
@@ -174,6 +176,12 @@ pub fn program(fake_root: bool) -> Vec<sock_filter> {
     // not separated by network namespaces: a way to the hypervisor, and kernel code that nobody inside needs
     refuse_argument(libc::SYS_socket, ARGUMENT[0], BPF_JEQ, libc::AF_VSOCK as u32, libc::EAFNOSUPPORT);
     refuse_argument(libc::SYS_socket, ARGUMENT[0], BPF_JEQ, libc::AF_ALG as u32, libc::EAFNOSUPPORT);
+    if fake_root {
+        // only devices: a pipe is made, or whoever made it would look for it in vain
+        refuse_argument(libc::SYS_mknodat, ARGUMENT[2], BPF_JSET, DEVICE, 0);
+        #[cfg(target_arch = "x86_64")]
+        refuse_argument(libc::SYS_mknod, ARGUMENT[1], BPF_JSET, DEVICE, 0);
+    }
     // typing into a terminal that is shared with the caller
     refuse_argument(libc::SYS_ioctl, ARGUMENT[1], BPF_JEQ, libc::TIOCSTI as u32, libc::EPERM);
     refuse_argument(libc::SYS_ioctl, ARGUMENT[1], BPF_JEQ, libc::TIOCLINUX as u32, libc::EPERM);
@@ -187,7 +195,8 @@ mod tests {
     use super::*;
 
     /// Runs the program the way the kernel does, for the instructions it uses.
-    fn run(program: &[sock_filter], arch: u32, number: u32, arguments: [u32; 2]) -> u32 {
+    fn run(program: &[sock_filter], arch: u32, number: u32, arguments: impl AsRef<[u32]>) -> u32 {
+        let argument = |index: usize| arguments.as_ref().get(index).copied().unwrap_or_default();
         let (mut at, mut a) = (0usize, 0u32);
         loop {
             let instruction = program[at];
@@ -197,8 +206,9 @@ mod tests {
                 a = match instruction.k {
                     NUMBER => number,
                     ARCH => arch,
-                    16 => arguments[0],
-                    24 => arguments[1],
+                    16 => argument(0),
+                    24 => argument(1),
+                    32 => argument(2),
                     other => panic!("load of {other}"),
                 };
             } else if code == BPF_RET | BPF_K {
@@ -215,7 +225,7 @@ mod tests {
         }
     }
 
-    fn verdict(fake_root: bool, call: c_long, arguments: [u32; 2]) -> u32 {
+    fn verdict(fake_root: bool, call: c_long, arguments: impl AsRef<[u32]>) -> u32 {
         run(&program(fake_root), AUDIT_ARCH, call as u32, arguments)
     }
 
@@ -261,6 +271,9 @@ mod tests {
     fn fake_root_pretends_only_where_asked() {
         assert_eq!(verdict(true, libc::SYS_fchownat, [0, 0]), errno(0));
         assert_eq!(verdict(false, libc::SYS_fchownat, [0, 0]), SECCOMP_RET_ALLOW);
+        let make = |kind: u32| verdict(true, libc::SYS_mknodat, [0, 0, kind | 0o600]);
+        assert_eq!((make(libc::S_IFCHR), make(libc::S_IFBLK)), (errno(0), errno(0)));
+        assert_eq!((make(libc::S_IFIFO), make(libc::S_IFSOCK)), (SECCOMP_RET_ALLOW, SECCOMP_RET_ALLOW));
     }
 
     #[test]

@@ -9,6 +9,9 @@ use super::script::stream_in;
 use super::tree::TreeError;
 use crate::provider::{CapturedOutput, Command, Guest, GuestError};
 
+/// An archive of up to this many bytes that are in memory already is packed at once: a thread for it would cost more than it saves.
+const SMALL: usize = 256 * 1024;
+
 /// One member of the archive that travels into the sandbox.
 #[derive(Clone)]
 pub(super) struct Member {
@@ -38,6 +41,15 @@ impl Member {
     pub fn bytes(name: String, mode: u32, bytes: impl Into<Vec<u8>>) -> Self {
         Self { name, mode, data: Source::Bytes(bytes.into().into()) }
     }
+
+    /// How many bytes it holds, if they are not those of a host file.
+    fn size_in_memory(&self) -> Option<usize> {
+        match &self.data {
+            Source::Bytes(bytes) => Some(bytes.len()),
+            Source::Link { .. } | Source::Directory => Some(0),
+            Source::File { .. } => None,
+        }
+    }
 }
 
 /// Sends the archive of `members` to the standard input of `command`. A failure of this side is an error; the command's own is in the output.
@@ -47,6 +59,11 @@ pub(super) async fn send(
     command: &Command,
     members: Vec<Member>,
 ) -> Result<CapturedOutput, GuestError> {
+    if members.iter().map(Member::size_in_memory).sum::<Option<usize>>().is_some_and(|size| size <= SMALL) {
+        let mut archive = Vec::new();
+        pack(&members, &mut archive).map_err(|error| error.told(what))?;
+        return stream_in(guest, command, &mut &archive[..]).await;
+    }
     let (mut reader, writer) = tokio::io::duplex(256 * 1024);
     let packing = tokio::task::spawn_blocking(move || pack(&members, SyncIoBridge::new(writer)));
     let output = stream_in(guest, command, &mut reader).await?;
@@ -54,10 +71,9 @@ pub(super) async fn send(
     let packed = packing.await.map_err(|error| io_error("packing files", io::Error::other(error)))?;
     // The reason on this side explains a failure inside, unless this side only saw the pipe close.
     match packed {
-        Err(PackError::Changed(path)) => Err(changed(&path)),
-        Err(PackError::Read(path, source)) => Err(io_error(&format!("reading {}", path.display()), source)),
-        Err(PackError::Write(source)) if output.status.success() => Err(io_error(what, source)),
-        Err(PackError::Write(_)) | Ok(()) => Ok(output),
+        Err(PackError::Write(_)) if !output.status.success() => Ok(output),
+        Err(error) => Err(error.told(what)),
+        Ok(()) => Ok(output),
     }
 }
 
@@ -84,6 +100,16 @@ enum PackError {
     Read(PathBuf, io::Error),
     /// The other end is gone.
     Write(io::Error),
+}
+
+impl PackError {
+    fn told(self, what: &str) -> GuestError {
+        match self {
+            Self::Changed(path) => changed(&path),
+            Self::Read(path, source) => io_error(&format!("reading {}", path.display()), source),
+            Self::Write(source) => io_error(what, source),
+        }
+    }
 }
 
 /// Writes the archive. It is cut, without its last member, if any file is not what was planned.

@@ -1,13 +1,14 @@
 //! Looking into a sandbox: one round trip that reads our records and what really stands against them, then the probes of health checks.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use super::health::probe;
 use super::script::{ANSWER_LIMIT, SHORT, run, script};
 use super::service::{ServiceDefaults, surroundings};
 use crate::model::{
     FileState, HealthCheck, ObservedFile, ObservedGuest, ObservedRepository, ObservedService, PresetOutcome,
-    Probe, ServiceSpec, ServiceStatus, Timestamp,
+    Probe, ProbeResult, ServiceSpec, ServiceStatus, Timestamp,
 };
 use crate::provider::{Guest, GuestError};
 
@@ -37,7 +38,7 @@ pub async fn observe(
     };
     let probes = running.iter().map(async |(_, spec, check)| {
         let (env, defaults) = surroundings(spec, &env, defaults);
-        probe(guest, check, &env, defaults).await
+        probe_again(guest, check, &env, defaults).await
     });
     let results = futures::future::join_all(probes).await;
     for ((name, _, _), result) in running.into_iter().zip(results) {
@@ -46,6 +47,29 @@ pub async fn observe(
         }
     }
     Ok(observed)
+}
+
+/// How often one look probes, and the longest pause in between: whoever looks does not wait for a long interval.
+const LOOK_PROBES: u32 = 4;
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Probes until one passes or as many in a row have failed as the check allows: one failure alone is not unhealthy.
+async fn probe_again(
+    guest: &dyn Guest,
+    check: &HealthCheck,
+    env: &BTreeMap<String, String>,
+    defaults: ServiceDefaults<'_>,
+) -> ProbeResult {
+    let mut left = check.retries.min(LOOK_PROBES - 1);
+    loop {
+        match probe(guest, check, env, defaults).await {
+            ProbeResult::Failing(_) if left > 0 => {
+                left -= 1;
+                tokio::time::sleep(LOOK_PAUSE.min(check.interval.into())).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// The same without probes: one round trip.

@@ -24,8 +24,9 @@ pub use assume::assume;
 pub use digest::{env_digest, file_digest, repository_digest, service_digest};
 
 use crate::model::{
-    Address, Desired, DesiredFile, HealthCheck, IntentId, Location, Observed, PresetStep, Recorded,
-    RepositorySpec, SandboxId, SandboxSpec, ServiceSpec, Timestamp,
+    Address, Desired, DesiredFile, HealthCheck, IntentId, Location, Observation, Observed, ObservedSandbox,
+    ObservedService, PresetStep, Recorded, RepositorySpec, SandboxId, SandboxSpec, SandboxState, ServiceSpec,
+    ServiceStatus, Timestamp,
 };
 use crate::provider::Capabilities;
 
@@ -298,6 +299,12 @@ pub enum Action {
     },
     /// Start a stopped sandbox.
     Start,
+    /// Ask the services of a sandbox that is about to stop or go to end, each in its own way, one after the other. What cannot be asked is
+    /// ended by the stop or delete that follows: this never fails.
+    Quiesce {
+        /// Running services, dependents first.
+        services: Vec<String>,
+    },
     /// Stop a running sandbox.
     Stop,
     /// Delete a sandbox.
@@ -378,6 +385,7 @@ impl Action {
             Self::AdoptVolume { .. } | Self::Adopt { .. } => "adopt",
             Self::Update { .. } => "update",
             Self::Start => "start",
+            Self::Quiesce { .. } => "end services of",
             Self::Stop => "stop",
             Self::Settle { .. } => "settle",
             Self::Setup(_) => "set up",
@@ -576,6 +584,44 @@ impl<'a> Builder<'a> {
     fn step(&mut self, step: Step) -> StepId {
         self.steps.push(step);
         self.steps.len() - 1
+    }
+
+    /// Services that run in a sandbox which is about to stop or go end first, in their own way. Returns what the stop or delete comes after.
+    fn quiesce(
+        &mut self,
+        address: &Address,
+        provider: &str,
+        sandbox: &ObservedSandbox,
+        mut after: BTreeSet<StepId>,
+    ) -> BTreeSet<StepId> {
+        let name = address.sandbox().unwrap_or_default();
+        let observed = self.input.observed.guests.get(&sandbox.id).and_then(Observation::complete);
+        let runs = |s: &ObservedService| matches!(s.state, ServiceStatus::Running | ServiceStatus::Backoff);
+        let running: BTreeSet<&str> = observed
+            .into_iter()
+            .flat_map(|g| g.services.iter().filter(|(_, s)| runs(s)).map(|(n, _)| n.as_str()))
+            .collect();
+        if running.is_empty() || sandbox.state != SandboxState::Running {
+            return after;
+        }
+        let recorded = self.input.recorded.sandboxes.get(name).and_then(|r| r.guest.as_ref());
+        let known = recorded.or(self.input.desired.sandboxes.get(name).map(|d| &d.guest));
+        let needs = |service: &str| -> BTreeSet<&str> {
+            let spec = known.and_then(|g| g.services.get(service));
+            spec.map(|s| s.depends_on.keys().map(String::as_str).collect()).unwrap_or_default()
+        };
+        let graph: BTreeMap<&str, BTreeSet<&str>> = running.iter().map(|s| (*s, needs(s))).collect();
+        let sorted = order::topological(&graph).unwrap_or_else(|_| running.into_iter().collect());
+        let services = sorted.into_iter().rev().map(str::to_owned).collect();
+        let id = self.step(Step {
+            address: address.clone(),
+            provider: provider.to_owned(),
+            id: Some(sandbox.id.clone()),
+            action: Action::Quiesce { services },
+            after: after.clone(),
+        });
+        after.insert(id);
+        after
     }
 
     fn wait(&mut self, address: Address, on: WaitingOn) {

@@ -182,9 +182,10 @@ impl<'a> One<'a, '_> {
         }
         let mut steps = BTreeSet::new();
         for (provider, sandbox, reason) in deletes {
+            let after = b.quiesce(&self.address, provider, sandbox, BTreeSet::new());
             let step = Step {
                 provider: provider.to_owned(),
-                ..self.step(Some(&sandbox.id), Action::Delete { forget: false }, [])
+                ..self.step(Some(&sandbox.id), Action::Delete { forget: false }, after)
             };
             steps.insert(b.step(step));
             b.change(self.address.clone(), Verdict::Recreate, vec![reason])
@@ -384,6 +385,7 @@ impl<'a> One<'a, '_> {
         let update = Action::Update { spec: self.sandbox.spec.clone(), generation: generation + bump };
         let restart = runs && class == Some(ChangeClass::Restart);
         if restart || (runs && !wants_running) {
+            base = b.quiesce(&self.address, &self.sandbox.provider, existing, base);
             let stop = b.step(self.step(id, Action::Stop, base.clone()));
             base.insert(stop);
         }
@@ -474,7 +476,15 @@ impl<'a> One<'a, '_> {
             b.wait(self.address.clone(), WaitingOn::Protected);
             return Gate::Closed;
         }
-        left.insert(b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, [])));
+        // What is listed may be what an interrupted recreate has deleted already, and what it made may only show up later.
+        let settle_ms = b.input.capabilities.get(&self.sandbox.provider).map_or(0, |sheet| sheet.settle_ms);
+        let its_own = existing.labels.get(labels::INTENT);
+        let mut creates = self.creates.iter().filter(|i| i.provider == self.sandbox.provider);
+        if creates.any(|i| Some(&i.id.0) != its_own && b.input.now.millis_since(i.begun_at) < settle_ms) {
+            return self.transition(b, "settling an interrupted create");
+        }
+        let after = b.quiesce(&self.address, &self.sandbox.provider, existing, BTreeSet::new());
+        left.insert(b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, after)));
         b.change(self.address.clone(), Verdict::Recreate, reasons).data_at_risk.push(disk_at_risk(self.name));
         self.create(b, gates, generation + 1, None, left)
     }
@@ -617,21 +627,22 @@ fn plan_one_removed(
             || interrupted(s, creates).is_some()
     });
     b.notes.extend(orphans.iter().map(|(provider, s)| orphan(&address, provider, &s.id)));
-    let step = |provider: &str, id: Option<&SandboxId>, action| Step {
+    let step = |provider: &str, id: Option<&SandboxId>, action, after| Step {
         address: address.clone(),
         provider: provider.to_owned(),
         id: id.cloned(),
         action,
-        after: after.clone(),
+        after,
     };
     for (provider, sandbox) in &existing {
-        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true })));
+        let after = b.quiesce(&address, provider, sandbox, after.clone());
+        steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true }, after)));
     }
     if !existing.is_empty() {
         let reason = Reason::Removed { at: absent.and_then(|_| b.origin(&address, "state")) };
         b.change(address, Verdict::Delete, vec![reason]).data_at_risk.push(disk_at_risk(name));
     } else if let Some(r) = recorded {
-        steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget)));
+        steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget, after.clone())));
         b.change(address, Verdict::Forget, vec![Reason::Lost]);
     }
     steps
@@ -656,7 +667,7 @@ fn settle_intents(b: &mut Builder<'_>, index: &Index<'_>) {
             _ => {}
         }
     }
-    let mut settled = Vec::new();
+    let (mut settled, mut unsettled) = (Vec::new(), BTreeSet::new());
     for intent in &input.recorded.intents {
         let Some(Observation::Complete(_)) = input.observed.providers.get(&intent.provider) else {
             continue; // Invariant 3: nothing is settled without the provider's word.
@@ -667,9 +678,21 @@ fn settle_intents(b: &mut Builder<'_>, index: &Index<'_>) {
             found.iter().any(|(provider, s)| *provider == intent.provider && made(s))
         });
         let is_settled = visible || input.now.millis_since(intent.begun_at) >= settle_ms;
-        if is_settled && !resumed.contains(&intent.id) && b.is_targeted(&intent.address) {
+        if resumed.contains(&intent.id) || !b.is_targeted(&intent.address) {
+            continue;
+        }
+        if !is_settled {
+            // What it did may only show up later: until then nobody is told that all is done.
+            unsettled.insert(&intent.address);
+        } else {
             // While what it made is still to be deleted, the token is what says that it is ours to delete.
             settled.push((intent, deletes.get(&intent.address).cloned().unwrap_or_default()));
+        }
+    }
+    for address in unsettled {
+        if !b.waiting.iter().any(|w| w.address == *address) {
+            let state = "settling an interrupted run".to_owned();
+            b.wait(address.clone(), WaitingOn::Transition { state });
         }
     }
     for (intent, after) in settled {

@@ -274,17 +274,19 @@ impl Run<'_> {
                 return "not waited for".to_owned();
             }
             tokio::select! {
+                // In this order and not by chance, so that simulations repeat.
+                biased;
+                () = cx.cancel.now.cancelled() => return "the run was interrupted".to_owned(),
+                () = cx.cancel.graceful.cancelled(), if !stopping => {}
+                () = &mut deadline => {
+                    self.time_out(schedule);
+                    return "the time allowed for the run was over".to_owned();
+                }
                 // Losing the others is safe: they are cancelled only where the run ends.
                 Some((id, result)) = running.next() => {
                     for skipped in schedule.finish(id, result) {
                         self.skipped(skipped, schedule);
                     }
-                }
-                () = cx.cancel.graceful.cancelled(), if !stopping => {}
-                () = cx.cancel.now.cancelled() => return "the run was interrupted".to_owned(),
-                () = &mut deadline => {
-                    self.time_out(schedule);
-                    return "the time allowed for the run was over".to_owned();
                 }
                 _ = flush.tick() => {
                     if let Err(error) = self.flush().await {
@@ -342,6 +344,7 @@ impl Run<'_> {
             let in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             self.tell(id, Some(begun), EventKind::StepRetrying { step: id, message, in_ms });
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(delay) => {}
                 () = self.cx.cancel.graceful.cancelled() => {}
             }
@@ -374,6 +377,10 @@ impl Run<'_> {
             Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
                 self.update(step, provider, spec, *generation).await
             }
+            Action::Quiesce { services } => {
+                self.quiesce(id, step, provider, services).await;
+                Ok(())
+            }
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
             Action::Delete { forget } => self.delete(step, provider, *forget).await,
@@ -397,6 +404,27 @@ impl Run<'_> {
                     self.tell(id, None, EventKind::StepOutput { step: id, text });
                 };
                 Inside { guest: guest.as_ref(), spec, secrets: cx.secrets, say: &say }.carry_out(action).await
+            }
+        }
+    }
+
+    /// Asks services to end. What goes wrong is told and holds nothing up: the stop or delete that follows ends them all the same.
+    async fn quiesce(&self, id: StepId, step: &Step, provider: &dyn Provider, services: &[String]) {
+        let tell = |message: String| {
+            let text = self.cx.secrets.redact(&message);
+            self.tell(id, None, EventKind::StepOutput { step: id, text });
+        };
+        let guest = match self.id(step).await {
+            Ok(sandbox) => provider.guest(&sandbox).await.map_err(StepError::from),
+            Err(error) => Err(error),
+        };
+        let guest = match guest {
+            Ok(guest) => guest,
+            Err(error) => return tell(with_causes(&error)),
+        };
+        for service in services {
+            if let Err(error) = crate::guest::stop_service(guest.as_ref(), service).await {
+                tell(format!("service {service} could not be asked to end: {}", with_causes(&error)));
             }
         }
     }

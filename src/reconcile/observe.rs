@@ -82,19 +82,21 @@ async fn observe_provider(
     Observation::Complete(listing)
 }
 
-/// Looks into every running sandbox that is declared.
+/// Looks into every running sandbox of the project.
 pub async fn guests(
     registry: &Registry,
     desired: &Desired,
     providers: &Listings,
 ) -> BTreeMap<SandboxId, Observation<ObservedGuest>> {
+    let nothing = GuestSpec::default();
     let mut wanted = Vec::new();
     for (name, observation) in providers {
         let (Some(listing), Some(provider)) = (observation.complete(), registry.get(name)) else { continue };
         for sandbox in listing.sandboxes.values().filter(|s| s.state == SandboxState::Running) {
             let label = sandbox.labels.get(labels::ADDRESS).and_then(|a| a.strip_prefix("sandbox/"));
-            let Some(declared) = label.and_then(|n| desired.sandboxes.get(n)) else { continue };
-            wanted.push((provider, sandbox.id.clone(), &declared.guest));
+            // One that is not declared any more has services that want to end in their own way before it goes.
+            let declared = label.and_then(|n| desired.sandboxes.get(n)).map_or(&nothing, |d| &d.guest);
+            wanted.push((provider, sandbox.id.clone(), declared));
         }
     }
     stream::iter(wanted)

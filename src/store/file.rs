@@ -68,7 +68,23 @@ pub(super) fn open(path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(Conn
     migrate(&mut connection, path)?;
     // Stores are made so; one that was copied by other tools may not be.
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
-    let meta = connection
+    let meta = read_meta(&connection, path)?;
+    Ok((connection, meta))
+}
+
+/// A store in memory, gone with its connection.
+pub(super) fn open_in_memory(owner: &OwnerId, now: Timestamp) -> Result<(Connection, Meta), StoreError> {
+    let path = Path::new(":memory:");
+    let mut connection = Connection::open_in_memory()
+        .and_then(|connection| set_up(&connection).map(|()| connection))
+        .map_err(|error| StoreError::database(path, Arc::new(error)))?;
+    fill(&mut connection, path, owner, now)?;
+    let meta = read_meta(&connection, path)?;
+    Ok((connection, meta))
+}
+
+fn read_meta(connection: &Connection, path: &Path) -> Result<Meta, StoreError> {
+    connection
         .query_row("SELECT owner, digest_key, created_at FROM meta", [], |row| {
             Ok(Meta {
                 owner: OwnerId(row.get(0)?),
@@ -81,9 +97,8 @@ pub(super) fn open(path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(Conn
                 path: path.to_owned(),
                 detail: "it does not say who owns it".to_owned(),
             },
-            error => sql(error),
-        })?;
-    Ok((connection, meta))
+            error => StoreError::database(path, Arc::new(error)),
+        })
 }
 
 /// Refuses what cannot be a store before the database gets to touch it, and takes away what others may do with it.
@@ -112,19 +127,9 @@ fn create(path: &Path, dir: &Path, owner: &OwnerId, now: Timestamp) -> Result<()
     let file = tempfile::Builder::new().prefix(".new-store-").tempfile_in(dir).map_err(io("make"))?;
     let file = file.into_temp_path();
     let sql = |error| StoreError::database(path, Arc::new(error));
-    let mut digest_key = [0; 32];
-    getrandom::fill(&mut digest_key)
-        .map_err(|error| io("draw random bytes for")(io::Error::other(error.to_string())))?;
     let mut connection = connect(&file).map_err(sql)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
-    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
-    migrate(&mut connection, path)?;
-    connection
-        .execute(
-            "INSERT INTO meta (one, owner, digest_key, created_at) VALUES (1, ?1, ?2, ?3)",
-            params![owner.0, digest_key, now.0],
-        )
-        .map_err(sql)?;
+    fill(&mut connection, path, owner, now)?;
     // Closing moves the log into the file and syncs it.
     connection.close().map_err(|(_, error)| sql(error))?;
     match file.persist_noclobber(path) {
@@ -133,6 +138,26 @@ fn create(path: &Path, dir: &Path, owner: &OwnerId, now: Timestamp) -> Result<()
         Err(error) => return Err(io("make")(error.error)),
     }
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))
+}
+
+/// Makes an empty database a store.
+fn fill(connection: &mut Connection, path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(), StoreError> {
+    let sql = |error| StoreError::database(path, Arc::new(error));
+    let mut digest_key = [0; 32];
+    getrandom::fill(&mut digest_key).map_err(|error| StoreError::Io {
+        doing: "draw random bytes for",
+        path: path.to_owned(),
+        source: io::Error::other(error.to_string()),
+    })?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
+    migrate(connection, path)?;
+    connection
+        .execute(
+            "INSERT INTO meta (one, owner, digest_key, created_at) VALUES (1, ?1, ?2, ?3)",
+            params![owner.0, digest_key, now.0],
+        )
+        .map_err(sql)?;
+    Ok(())
 }
 
 /// Opens an existing file and sets what holds per connection. The log and shared-memory files get the mode of the file.
@@ -145,11 +170,17 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     )?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "journal_size_limit", LOG_SIZE_LIMIT)?;
+    set_up(&connection)?;
+    Ok(connection)
+}
+
+/// Sets what every connection needs.
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
-    connection.pragma_update(None, "journal_size_limit", LOG_SIZE_LIMIT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
+    Ok(())
 }
 
 fn check_identity(connection: &Connection, path: &Path) -> Result<(), StoreError> {

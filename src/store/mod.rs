@@ -73,6 +73,17 @@ impl Store {
         Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) })
     }
 
+    /// A store in memory that is gone with its last handle, for rehearsals and simulations: no file, no thread, and every call runs where it
+    /// is made, so that on a single-threaded runtime all of it repeats exactly. A clone of the handle outlives a run that is given up.
+    ///
+    /// # Errors
+    /// Only what the database answers.
+    pub fn in_memory(clock: Arc<dyn Clock>, ids: Arc<dyn IdSource>) -> Result<Self, StoreError> {
+        let owner = OwnerId(ids.fresh().0);
+        let (writer, meta) = Writer::in_memory(&owner, clock.now())?;
+        Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(":memory:".into()), meta, clock, ids }) })
+    }
+
     /// The id that marks what belongs to this store, chosen when it was made.
     pub fn owner(&self) -> &OwnerId {
         &self.inner.meta.owner
@@ -98,7 +109,9 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.inner.writer.turn().await;
         let answer = self.inner.writer.submit(Access::Read, self.inner.path.clone(), work);
+        self.inner.writer.turn().await;
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
 
@@ -107,7 +120,9 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.inner.writer.turn().await;
         let answer = self.inner.writer.submit(Access::Write, self.inner.path.clone(), work);
+        self.inner.writer.turn().await;
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
 

@@ -1,9 +1,11 @@
 //! The one thread that owns the connection. It drains its queue into one transaction, commits once and then answers all
 //! (group commit): a thousand intents begun together cost a few syncs of the disk, and none is answered before it is durable.
+//!
+//! A store in memory has no thread: each job runs where it is submitted, so that what is simulated on it repeats exactly.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -26,8 +28,16 @@ pub(super) enum Access {
     Write,
 }
 
+/// Where jobs go.
+pub(super) enum Writer {
+    /// To the thread.
+    Threaded(Threaded),
+    /// To the connection, at once.
+    Inline(Mutex<Connection>),
+}
+
 /// The queue and its thread. Dropping it finishes what is queued, closes the file and waits for that.
-pub(super) struct Writer {
+pub(super) struct Threaded {
     /// `None` only while dropping.
     queue: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -73,7 +83,20 @@ impl Writer {
             })
             .map_err(|source| StoreError::Io { doing: "start a thread for", path, source })?;
         let meta = answer.await.map_err(|_| StoreError::Closed)??;
-        Ok((Self { queue: Some(queue), thread: Some(thread) }, meta))
+        Ok((Self::Threaded(Threaded { queue: Some(queue), thread: Some(thread) }), meta))
+    }
+
+    /// A store in memory.
+    pub(super) fn in_memory(owner: &OwnerId, now: Timestamp) -> Result<(Self, Meta), StoreError> {
+        let (connection, meta) = file::open_in_memory(owner, now)?;
+        Ok((Self::Inline(Mutex::new(connection)), meta))
+    }
+
+    /// Lets others run where the jobs of a thread would: before a job and after it.
+    pub(super) async fn turn(&self) {
+        if let Self::Inline(_) = self {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Queues a job at once and returns where its answer arrives, after what it did is durable.
@@ -87,15 +110,23 @@ impl Writer {
     ) -> oneshot::Receiver<Result<T, StoreError>> {
         let (sender, receiver) = oneshot::channel();
         let job = Job { access, run: Box::new(move |connection| run(connection, &path, work, sender)) };
-        if let Some(queue) = &self.queue {
-            // If the thread is gone the job is dropped, and its sender with it: the receiver sees that.
-            let _ = queue.send(job);
+        match self {
+            Self::Threaded(Threaded { queue: Some(queue), .. }) => {
+                // If the thread is gone the job is dropped, and its sender with it: the receiver sees that.
+                let _ = queue.send(job);
+            }
+            Self::Threaded(_) => {}
+            Self::Inline(connection) => {
+                // A job that panicked has left a transaction behind at worst, and the next BEGIN says so.
+                let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+                execute(&connection, vec![job], std::path::Path::new(":memory:"));
+            }
         }
         receiver
     }
 }
 
-impl Drop for Writer {
+impl Drop for Threaded {
     fn drop(&mut self) {
         drop(self.queue.take());
         if let Some(thread) = self.thread.take() {

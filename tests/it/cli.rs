@@ -68,7 +68,7 @@ fn json(output: &Output) -> Value {
 const ONE: &str = "version: 1\nname: demo\nsandboxes:\n  api:\n    ports: [8000]\n";
 
 /// Every verb, with its subcommands. One that is missing here fails the test of the top-level help.
-const VERBS: [&[&str]; 37] = [
+const VERBS: [&[&str]; 44] = [
     &[],
     &["init"],
     &["validate"],
@@ -76,6 +76,13 @@ const VERBS: [&[&str]; 37] = [
     &["config"],
     &["schema"],
     &["plan"],
+    &["rollback"],
+    &["gc"],
+    &["import"],
+    &["state", "rm"],
+    &["state", "mv"],
+    &["sim"],
+    &["rehearse"],
     &["apply"],
     &["destroy"],
     &["status"],

@@ -9,6 +9,8 @@ pub mod world;
 mod concurrency;
 #[path = "../scenarios/consent/scenario.rs"]
 mod consent;
+#[path = "../scenarios/contents/scenario.rs"]
+mod contents;
 #[path = "../scenarios/crash/scenario.rs"]
 mod crash;
 #[path = "../scenarios/database/scenario.rs"]
@@ -31,6 +33,8 @@ mod ports;
 mod prune;
 #[path = "../scenarios/quickstart/scenario.rs"]
 mod quickstart;
+#[path = "../scenarios/saved-plan/scenario.rs"]
+mod saved_plan;
 #[path = "../scenarios/secrets/scenario.rs"]
 mod secrets;
 #[path = "../scenarios/state/scenario.rs"]
@@ -46,34 +50,42 @@ const USER: &str = "pocketenv-test";
 
 #[test]
 fn as_an_ordinary_user() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: root is missing, the scenarios run as this user only");
-        return;
-    }
     let Some(user) = nix::unistd::User::from_name(USER).unwrap() else {
         eprintln!("SKIPPED: the user {USER} is missing, see scripts/setup-test-deps");
         return;
     };
+    run_as((user.uid.as_raw(), user.gid.as_raw()), &["scenarios::"]);
+}
+
+/// An account that no file lists: without a range of subordinate ids, only root exists inside.
+#[test]
+fn as_a_user_with_a_single_id() {
+    run_as((61_235, 61_235), &["quickstart::", "contents::", "drift::", "order::", "scenarios::secrets::"]);
+}
+
+/// Runs scenarios again without privileges.
+fn run_as((uid, gid): (u32, u32), filters: &[&str]) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: root is missing, the scenarios run as this user only");
+        return;
+    }
     // What the build made may be closed to others.
     let dir = tempfile::Builder::new().prefix("pocketenv-user-").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let (tests, program, root, home) = (
-        dir.path().join("it"),
-        dir.path().join("pocketenv"),
-        dir.path().join("root"),
-        dir.path().join("home"),
-    );
+    let path = |name: &str| dir.path().join(name);
+    let (tests, program, root, home) = (path("it"), path("pocketenv"), path("root"), path("home"));
     fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
     fs::copy(world::program(), &program).unwrap();
     for name in ["examples", "tests/scenarios"] {
         copy_readable(&world::project_root().join(name), &root.join(name));
     }
     fs::create_dir(&home).unwrap();
-    chown(&home, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    chown(&home, Some(uid), Some(gid)).unwrap();
     let output = Command::new("setpriv")
-        .args(["--reuid", USER, "--regid", USER, "--init-groups", "--inh-caps=-all"])
+        .args(["--reuid", &uid.to_string(), "--regid", &gid.to_string(), "--clear-groups", "--inh-caps=-all"])
         .arg(&tests)
-        .args(["scenarios::", "--skip", "as_an_ordinary_user", "--test-threads", "2"])
+        .args(filters)
+        .args(["--skip", "scenarios::as_a", "--test-threads", "2"])
         .env_clear()
         .env("POCKETENV_TEST_EXE", &program)
         .env("POCKETENV_TEST_ROOT", &root)
@@ -85,7 +97,7 @@ fn as_an_ordinary_user() {
         .unwrap();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "as {USER}:\n{text}");
+    assert!(output.status.success(), "as user {uid}:\n{text}");
     assert!(!text.contains("running 0 tests"), "{text}");
     eprint!("{text}");
     let left: Vec<_> = fs::read_dir(&home).unwrap().flatten().map(|entry| entry.path()).collect();
@@ -96,7 +108,9 @@ fn copy_readable(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
+        if entry.path().is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path()).unwrap(), &target).unwrap();
+        } else if entry.path().is_dir() {
             copy_readable(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), &target).unwrap();

@@ -350,7 +350,8 @@ impl World {
         assert!(run.code != 0 && run.stderr.contains(sandbox), "{run:?}");
     }
 
-    /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener.
+    /// Destroys everything, data too, and sees that nothing is left: no process, mount, directory or listener. `listeners` are addresses that
+    /// only this world has: one that the program chose may belong to another world of a test beside this one a moment later.
     #[track_caller]
     pub fn destroy_and_see_nothing_left(&self, listeners: &[SocketAddr]) {
         self.run(&["destroy", "--yes", "--volumes"]).ends(0);
@@ -430,7 +431,9 @@ fn copy_dir(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
+        if entry.path().is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path()).unwrap(), &target).unwrap();
+        } else if entry.path().is_dir() {
             fs::create_dir(&target).unwrap();
             copy_dir(&entry.path(), &target);
         } else {

@@ -9,7 +9,7 @@ use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::hint;
 use crate::reconcile::observe::with_causes;
-use crate::server::sim::{Settings, SimOptions, profile, serve};
+use crate::server::sim::{Settings, SimOptions, Simulator, profile};
 
 /// A file of settings is not larger than this.
 const MAX_FAULTS_BYTES: u64 = 1 << 20;
@@ -17,6 +17,9 @@ const MAX_FAULTS_BYTES: u64 = 1 << 20;
 /// Serves the cloud.
 pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
     let settings = settings(&args.profile, &args.faults)?;
+    let options = SimOptions { seed: args.seed, state: args.state.clone(), settings };
+    let simulator =
+        Simulator::open(options).map_err(|error| CliError::new(Exit::Failed, with_causes(&error)))?;
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
         .map_err(|error| CliError::system(format!("listening on {}", args.listen), &error))?;
@@ -26,12 +29,8 @@ pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
     writeln!(out, "http://{address}")?;
     out.flush()?;
     cx.ui.say(&format!("a simulated cloud, seed {}, profile {}", args.seed, args.profile));
-    let options = SimOptions { seed: args.seed, state: args.state.clone(), settings };
     tokio::select! {
-        served = serve(listener, options) => {
-            served.map_err(|error| CliError::new(Exit::Failed, with_causes(&error)))?;
-            Ok(Exit::Done)
-        }
+        () = simulator.serve(listener) => Ok(Exit::Done),
         () = stdin_ends(), if args.until_stdin_ends => Ok(Exit::Done),
         _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
     }

@@ -423,6 +423,14 @@ impl World {
                         sandbox.broken_mounts.clear();
                         sandbox.silent_ports.clear();
                     }
+                    Action::Quiesce { services } => {
+                        for service in services {
+                            if let Some(service) = sandbox.guest.services.get_mut(service) {
+                                service.state = ServiceStatus::Stopped;
+                                service.health = None;
+                            }
+                        }
+                    }
                     Action::Stop => sandbox.stop(sheet),
                     action if sandbox.seen.state == SandboxState::Running => {
                         let ran = inside(action, &mut sandbox.guest)?;

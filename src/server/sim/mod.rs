@@ -33,12 +33,21 @@ pub struct SimOptions {
     pub settings: Settings,
 }
 
-/// Serves a cloud until the future is dropped.
-///
-/// # Errors
-/// [`JournalError`] if its file cannot be used; afterwards it never ends by itself.
-pub async fn serve(listener: TcpListener, options: SimOptions) -> Result<(), JournalError> {
-    let cloud = Cloud::open(&options.state, options.seed, options.settings)?;
-    route::serve(listener, Arc::new(Mutex::new(cloud))).await;
-    Ok(())
+/// A simulator that is ready to serve.
+pub struct Simulator(Arc<Mutex<Cloud>>);
+
+impl Simulator {
+    /// Opens the cloud that lives in the file, or a new one.
+    ///
+    /// # Errors
+    /// [`JournalError`] if the file cannot be used.
+    pub fn open(options: SimOptions) -> Result<Self, JournalError> {
+        let cloud = Cloud::open(&options.state, options.seed, options.settings)?;
+        Ok(Self(Arc::new(Mutex::new(cloud))))
+    }
+
+    /// Serves it until the future is dropped.
+    pub async fn serve(self, listener: TcpListener) {
+        route::serve(listener, self.0).await;
+    }
 }

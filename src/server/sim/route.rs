@@ -253,30 +253,39 @@ async fn create(State(cloud): State<Shared>, headers: HeaderMap, body: Bytes) ->
     .await
 }
 
-/// One parameter of a query string; those that may come several times are collected.
-fn parameters(query: &[(String, String)]) -> Result<(Vec<(String, String)>, String, String, usize), Refusal> {
-    let bad = |message: String| Refusal::new(400, "invalid", message);
-    let (mut labels, mut prefix, mut cursor, mut limit) = (Vec::new(), String::new(), String::new(), 100);
-    for (name, value) in query {
-        match name.as_str() {
-            "label" => match value.split_once('=') {
-                Some((label, value)) => labels.push((label.to_owned(), value.to_owned())),
-                None => return Err(bad(format!("label `{value}`: expected NAME=VALUE"))),
-            },
-            "prefix" => prefix.clone_from(value),
-            "cursor" => cursor.clone_from(value),
-            "limit" => limit = value.parse().map_err(|_| bad(format!("limit `{value}` is not a number")))?,
-            _ => return Err(bad(format!("there is no parameter `{name}`"))),
+/// What a listing is about.
+struct Filter {
+    labels: Vec<(String, String)>,
+    prefix: String,
+    cursor: String,
+    limit: usize,
+}
+
+impl Filter {
+    fn new(query: &[(String, String)]) -> Result<Self, Refusal> {
+        let bad = |message: String| Refusal::new(400, "invalid", message);
+        let mut filter = Self { labels: Vec::new(), prefix: String::new(), cursor: String::new(), limit: 100 };
+        for (name, value) in query {
+            match name.as_str() {
+                "label" => match value.split_once('=') {
+                    Some((label, value)) => filter.labels.push((label.to_owned(), value.to_owned())),
+                    None => return Err(bad(format!("label `{value}`: expected NAME=VALUE"))),
+                },
+                "prefix" => filter.prefix.clone_from(value),
+                "cursor" => filter.cursor.clone_from(value),
+                "limit" => filter.limit = value.parse().map_err(|_| bad(format!("limit `{value}` is not a number")))?,
+                _ => return Err(bad(format!("there is no parameter `{name}`"))),
+            }
         }
+        Ok(filter)
     }
-    Ok((labels, prefix, cursor, limit))
 }
 
 type Pairs = Query<Vec<(String, String)>>;
 
 async fn list(State(cloud): State<Shared>, headers: HeaderMap, Query(query): Pairs) -> Response {
     carry(&cloud, Operation::List, "sandboxes", &headers, |cloud, request, now| {
-        let (labels, prefix, cursor, limit) = parameters(&query)?;
+        let Filter { labels, prefix, cursor, limit } = Filter::new(&query)?;
         if !labels.is_empty() && !cloud.settings.cloud.labels {
             return Err(Refusal::new(422, "invalid", "this cloud has no labels"));
         }
@@ -383,7 +392,7 @@ async fn answer(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + 
 
 async fn list_volumes(State(cloud): State<Shared>, headers: HeaderMap, Query(query): Pairs) -> Response {
     carry(&cloud, Operation::List, "volumes", &headers, |cloud, _, _| {
-        let (_, prefix, cursor, limit) = parameters(&query)?;
+        let Filter { prefix, cursor, limit, .. } = Filter::new(&query)?;
         Ok(json(StatusCode::OK, &cloud.volumes(&prefix, &cursor, limit)))
     })
     .await

@@ -137,8 +137,10 @@ async fn the_whole_room_in_a_sandbox_of_the_engine() {
         data_dir: host.path().join("data"),
         runtime_dir: host.path().join("run"),
         executable: env!("CARGO_BIN_EXE_pocketenv").into(),
+        vars: Default::default(),
+        settings: Default::default(),
     };
-    let registry = Registry::open(["local"], &context).unwrap();
+    let registry = Registry::open(["local"], &context).await.unwrap_or_else(|(_, error)| panic!("{error}"));
     let provider = registry.get("local").unwrap();
     scene(&**provider, host.path()).await;
 }

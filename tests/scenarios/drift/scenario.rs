@@ -105,5 +105,5 @@ fn drift() {
     world.apply();
     assert_eq!(world.sh("watched", "cat /etc/managed"), "mine");
     assert!(world.run(&["plan"]).text().contains("/etc/managed"), "it is reported");
-    world.destroy_and_see_nothing_left(&[address]);
+    world.destroy_and_see_nothing_left(&[]);
 }

@@ -93,5 +93,5 @@ fn isolation() {
     assert_eq!(world.sh("lonely", "env | grep -ci proxy || true"), "0");
 
     world.assert_converged();
-    world.destroy_and_see_nothing_left(&[address]);
+    world.destroy_and_see_nothing_left(&[]);
 }

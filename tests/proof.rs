@@ -1,0 +1,19 @@
+//! The proof that no sandbox is lost: simulations of whole lives of projects with faults and crashes, and real processes that are killed.
+//!
+//! `cargo test --test proof` runs a share of the schedules that fits into a minute; `POCKETENV_PROOF_SCHEDULES=10000 cargo test --release
+//! --test proof simulated` runs as many as are asked for, and `POCKETENV_PROOF_SEED=N` one of them, told in full.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "proof/check.rs"]
+mod check;
+#[path = "proof/inside.rs"]
+mod inside;
+#[path = "proof/life.rs"]
+mod life;
+#[path = "proof/schedule.rs"]
+mod schedule;
+#[path = "proof/simulation.rs"]
+mod simulation;
+#[path = "proof/world.rs"]
+mod world;

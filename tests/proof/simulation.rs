@@ -1,0 +1,174 @@
+//! Thousands of simulated lives, each repeated from its seed alone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::life::{Lives, simulate};
+use crate::schedule::{Ask, Schedule};
+
+/// How long the schedules may take that nobody asked for by number.
+const BUDGET: Duration = Duration::from_secs(45);
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is not a number")))
+}
+
+/// Why a schedule fails.
+fn failure(schedule: &Schedule) -> Option<String> {
+    match catch_unwind(AssertUnwindSafe(|| simulate(schedule))) {
+        Ok((Ok(()), _)) => None,
+        Ok((Err(why), _)) => Some(why),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            Some(format!(
+                "panic: {}",
+                text.or(panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default()
+            ))
+        }
+    }
+}
+
+/// The shortest schedule that still fails, found by leaving out one thing after the other.
+fn shrink(mut schedule: Schedule, mut why: String) -> (Schedule, String) {
+    let until = Instant::now() + Duration::from_secs(60);
+    'again: while Instant::now() < until {
+        for less in schedule.smaller() {
+            if let Some(reason) = failure(&less) {
+                (schedule, why) = (less, reason);
+                continue 'again;
+            }
+        }
+        break;
+    }
+    (schedule, why)
+}
+
+fn tell(schedule: &Schedule, why: &str) -> String {
+    let (small, small_why) = shrink(schedule.clone(), why.to_owned());
+    let history: Vec<String> = match catch_unwind(AssertUnwindSafe(|| simulate(&small))) {
+        Ok((_, world)) => world.lock().history.iter().map(|e| format!("{e:?}")).collect(),
+        Err(_) => Vec::new(),
+    };
+    let goals: Vec<String> = small
+        .goals
+        .iter()
+        .flat_map(|g| &g.sandboxes)
+        .map(|(n, s)| {
+            format!(
+                "{n} at {} {:?} after {:?}: {:?} {:?}",
+                s.provider,
+                s.state,
+                s.depends_on.keys(),
+                s.spec,
+                s.guest
+            )
+        })
+        .collect();
+    format!(
+        "seed {seed}: {why}\nshortest schedule: {small_why}\nmanners {:#?}\ngoals\n  {}\nphases {:#?}\nfaults {:?}\nhistory\n  {}\nrepeat with: \
+         POCKETENV_PROOF_SEED={seed} cargo test --test proof simulated",
+        small.manners,
+        goals.join("\n  "),
+        small.phases,
+        small.faults,
+        history.join("\n  "),
+        seed = schedule.seed,
+    )
+}
+
+#[test]
+fn simulated_lives_with_faults_and_crashes_lose_nothing() {
+    if let Some(seed) = number("POCKETENV_PROOF_SEED") {
+        let schedule = Schedule::draw(seed);
+        if let Some(why) = failure(&schedule) {
+            panic!("{}", tell(&schedule, &why));
+        }
+        return;
+    }
+    let asked = number("POCKETENV_PROOF_SCHEDULES");
+    let count = asked.unwrap_or(2_000);
+    let first = number("POCKETENV_PROOF_FIRST").unwrap_or(1);
+    let (next, ran) = (AtomicU64::new(first), AtomicU64::new(0));
+    let begun = Instant::now();
+    let failed = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    // A busy machine does fewer of them, unless a number is asked for, and says how many.
+                    let late = asked.is_none() && begun.elapsed() > BUDGET;
+                    if seed >= first + count || late || failed.lock().unwrap().len() >= 20 {
+                        break;
+                    }
+                    ran.fetch_add(1, Ordering::Relaxed);
+                    let schedule = Schedule::draw(seed);
+                    if let Some(why) = failure(&schedule) {
+                        failed.lock().unwrap().push((schedule, why));
+                    }
+                }
+            });
+        }
+    });
+    let ran = ran.into_inner();
+    let rate = f64::from(u32::try_from(ran).unwrap()) / begun.elapsed().as_secs_f64();
+    println!("{ran} schedules, {rate:.0} a second");
+    let failed = failed.into_inner().unwrap();
+    if let Some((schedule, why)) = failed.iter().min_by_key(|(s, _)| s.seed) {
+        let others: Vec<String> = failed.iter().map(|(s, why)| format!("seed {}: {why}", s.seed)).collect();
+        panic!(
+            "{} of {ran} schedules failed\n{}\n\n{}",
+            failed.len(),
+            others.join("\n"),
+            tell(schedule, why)
+        );
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in 1..40 {
+        let schedule = Schedule::draw(seed);
+        let (first, second) = (simulate(&schedule), simulate(&schedule));
+        assert_eq!(first.0, second.0, "seed {seed}");
+        assert_eq!(first.1.lock().history, second.1.lock().history, "seed {seed}");
+    }
+}
+
+/// A crash at each single wait of a run, one after the other.
+#[test]
+fn a_crash_at_every_wait_of_a_run_is_made_good_by_the_next_run() {
+    let mut rounds = 0;
+    for seed in [3, 11] {
+        let mut schedule = Schedule::draw(seed);
+        schedule.faults.clear();
+        schedule.phases.truncate(1);
+        schedule.phases[0].ask = Ask::Apply;
+        schedule.phases[0].loss = None;
+        for at in 1.. {
+            schedule.phases[0].crashes = vec![at];
+            if let Some(why) = failure(&schedule) {
+                panic!("a crash at wait {at}: {}", tell(&schedule, &why));
+            }
+            rounds += 1;
+            if !dies(&schedule, at) {
+                break;
+            }
+        }
+    }
+    println!("{rounds} waits");
+    assert!(rounds > 100, "{rounds}");
+}
+
+/// Whether the first process of a schedule is still there to be killed at wait `at`.
+fn dies(schedule: &Schedule, at: u32) -> bool {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut lives = Lives::new(schedule);
+        lives.process(&schedule.goals[0], Ask::Apply, true, at).await.is_none()
+    })
+}

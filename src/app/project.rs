@@ -128,6 +128,15 @@ impl App {
         self.open_with(selection, None).await
     }
 
+    /// Opens a project by its record alone, whatever manifests there are: it can be looked at and destroyed.
+    pub(super) async fn open_recorded(&self, name: &str) -> Result<Project<'_>, Error> {
+        let store = self.store().await?;
+        let providers: BTreeSet<String> =
+            store.recorded(name).await?.providers().into_iter().map(str::to_owned).collect();
+        let registry = self.registry(&providers, None).await?;
+        Ok(Project { app: self, name: name.to_owned(), manifest: None, pinned: None, store, registry, providers })
+    }
+
     /// The same, with providers that are open already instead of those that the manifest names.
     pub(super) async fn open_with(&self, selection: &Selection, registry: Option<Registry>) -> Result<Project<'_>, Error> {
         let (manifest, store) = match (self.load(selection), &selection.project) {

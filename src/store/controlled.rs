@@ -23,6 +23,8 @@ pub struct Controlled {
     pub manifest: String,
     /// Since when that revision is the one.
     pub since: Timestamp,
+    /// All of that revision was applied.
+    pub applied: bool,
 }
 
 impl Store {
@@ -33,7 +35,7 @@ impl Store {
     pub async fn controlled(&self) -> Result<Vec<Controlled>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT project, source, path, revision, tree, manifest, since FROM controlled ORDER BY project",
+                "SELECT project, source, path, revision, tree, manifest, since, applied FROM controlled ORDER BY project",
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(Controlled {
@@ -44,6 +46,7 @@ impl Store {
                     tree: row.get(4)?,
                     manifest: row.get(5)?,
                     since: Timestamp(row.get(6)?),
+                    applied: row.get(7)?,
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
@@ -60,10 +63,11 @@ impl Store {
         self.write(move |connection| {
             let rows = connection
                 .prepare_cached(
-                    "INSERT INTO controlled (project, source, path, revision, tree, manifest, since)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                    "INSERT INTO controlled (project, source, path, revision, tree, manifest, since, applied)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                      ON CONFLICT (project) DO UPDATE SET
-                         revision = excluded.revision, tree = excluded.tree, manifest = excluded.manifest, since = excluded.since
+                         revision = excluded.revision, tree = excluded.tree, manifest = excluded.manifest, since = excluded.since,
+                         applied = excluded.applied
                      WHERE source = excluded.source AND path = excluded.path",
                 )?
                 .execute(params![
@@ -73,7 +77,8 @@ impl Store {
                     record.revision,
                     record.tree,
                     record.manifest,
-                    record.since.0
+                    record.since.0,
+                    record.applied
                 ])?;
             Ok(rows > 0)
         })

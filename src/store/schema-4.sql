@@ -6,5 +6,6 @@ CREATE TABLE controlled (
     revision  TEXT NOT NULL,
     tree      TEXT NOT NULL,
     manifest  TEXT NOT NULL,
-    since     INTEGER NOT NULL
+    since     INTEGER NOT NULL,
+    applied   INTEGER NOT NULL
 ) STRICT;

@@ -8,7 +8,7 @@ use crate::app::{Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Erro
 use crate::gitops::{Found, GitError, Mirror};
 use crate::manifest::{Confinement, Diagnostic};
 use crate::model::{Duration, Health, Sync};
-use crate::plan::Policy;
+use crate::plan::{Policy, Verdict as Verb};
 use crate::plan::report::waiting_text;
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::observe::with_causes;
@@ -51,12 +51,16 @@ enum Refusal {
 
 /// The operator's answers, given beforehand.
 struct BySource {
+    prune: bool,
     data_loss: bool,
 }
 
 impl Consent for BySource {
     fn approve(&self, approval: &Approval<'_>) -> Answer {
-        let risks: Vec<String> = approval.plan.data_at_risk().map(|(address, what)| format!("{address}: {what}")).collect();
+        // Who allows to prune knows that what is pruned is gone.
+        let asked = approval.plan.changes.iter().filter(|change| !(self.prune && change.verdict == Verb::Delete));
+        let risks: Vec<String> =
+            asked.flat_map(|c| c.data_at_risk.iter().map(move |what| format!("{}: {what}", c.address))).collect();
         if risks.is_empty() || self.data_loss || *approval.goal == Goal::Destroy {
             return Answer::Yes;
         }
@@ -202,7 +206,8 @@ impl Controller {
         let resolved = match checked {
             Ok(Ok(resolved)) => resolved,
             Ok(Err(Error::Manifest(diagnostics))) => {
-                return Ok(Err(Refusal::Bad { message: told(&diagnostics.items), diagnostics: diagnostics.items }));
+                let diagnostics = in_source(diagnostics.items, &dir, &found.path);
+                return Ok(Err(Refusal::Bad { message: told(&diagnostics), diagnostics }));
             }
             Ok(Err(error)) => return Err(error),
             Err(_) => return Ok(Err(Refusal::Later("reading the manifest was given up".to_owned()))),
@@ -272,7 +277,7 @@ impl Controller {
             git_revision: Some(good.revision.clone()).filter(|revision| !revision.is_empty()),
             ..ApplyOptions::default()
         };
-        let consent = BySource { data_loss: source.allow_data_loss };
+        let consent = BySource { prune: source.prune, data_loss: source.allow_data_loss };
         let report = match project.apply(&options, &consent, &NullSink, cancel).await {
             Ok(report) => report,
             Err(error) => {
@@ -368,7 +373,7 @@ impl Controller {
             timeout: Some(source.timeout.into()),
             ..ApplyOptions::default()
         };
-        let report = opened.apply(&options, &BySource { data_loss: true }, &NullSink, cancel).await?;
+        let report = opened.apply(&options, &BySource { prune: true, data_loss: true }, &NullSink, cancel).await?;
         if matches!(report.outcome, Outcome::Unchanged | Outcome::Done) {
             return Ok(());
         }
@@ -394,13 +399,22 @@ fn selection(source: &Source, manifest: &Path) -> Selection {
     Selection { files, confinement: Some(confinement), ..Selection::default() }
 }
 
+/// Problems with the names that files have in the source instead of those of the checkout.
+fn in_source(mut diagnostics: Vec<Diagnostic>, dir: &Path, path: &str) -> Vec<Diagnostic> {
+    let labels = diagnostics.iter_mut().flat_map(|diagnostic| &mut diagnostic.labels);
+    for location in labels.map(|label| &mut label.location) {
+        if let Ok(file) = Path::new(&location.file).strip_prefix(dir) {
+            let within = if path == "." { Path::new("") } else { Path::new(path) };
+            location.file = within.join(file).display().to_string();
+        }
+    }
+    diagnostics
+}
+
 /// The first problem with its place, and how many more there are.
 fn told(diagnostics: &[Diagnostic]) -> String {
     let Some(first) = diagnostics.first() else { return "the manifest is not valid".to_owned() };
-    let place = first.location().map(|location| {
-        let file = Path::new(&location.file).file_name().map_or_else(|| location.file.clone(), |name| name.to_string_lossy().into_owned());
-        format!("{file}:{}:{}: ", location.line, location.column)
-    });
+    let place = first.location().map(|at| format!("{}:{}:{}: ", at.file, at.line, at.column));
     let more = match diagnostics.len() {
         1 => String::new(),
         n => format!(" (and {} more)", n - 1),

@@ -27,7 +27,7 @@ fn a_push_converges_and_a_bad_one_keeps_the_last_good_and_tells_the_line() {
     assert_eq!(bad["sync"], "OutOfSync");
     let place = &bad["diagnostics"][0]["labels"][0];
     assert_eq!((place["line"].as_u64(), place["column"].as_u64()), (Some(5), Some(5)), "{bad}");
-    assert!(bad["message"].as_str().unwrap().starts_with("pocketenv.yaml:5:5: "), "{bad}");
+    assert!(bad["message"].as_str().unwrap().starts_with("a/pocketenv.yaml:5:5: "), "{bad}");
 
     // History is rewritten: the ref is followed wherever it goes.
     forge.git(&["reset", "--quiet", "--hard", &first]);

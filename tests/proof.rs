@@ -11,6 +11,13 @@ mod check;
 mod inside;
 #[path = "proof/life.rs"]
 mod life;
+#[cfg(target_os = "linux")]
+#[allow(dead_code)]
+#[path = "scenarios/world.rs"]
+mod machine;
+#[cfg(target_os = "linux")]
+#[path = "proof/process.rs"]
+mod process;
 #[path = "proof/schedule.rs"]
 mod schedule;
 #[path = "proof/simulation.rs"]

@@ -81,6 +81,9 @@ pub enum Error {
     /// A condition was not reached in time.
     #[error("{0}")]
     TimedOut(String),
+    /// Changes of files cannot be heard of.
+    #[error(transparent)]
+    Watch(#[from] crate::watch::WatchError),
     /// The user called it off.
     #[error("interrupted")]
     Interrupted,

@@ -11,6 +11,7 @@ mod ports;
 mod project;
 mod rehearse;
 mod target;
+mod watch;
 
 pub use adopt::{Found, manifest_of};
 pub use apply::{
@@ -23,6 +24,7 @@ pub use inside::Sandbox;
 pub use project::{App, Project, Selection, View};
 pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};
+pub use watch::{WatchEvent, WatchOptions, WatchSink};
 
 /// A lease that is not renewed for this long may be taken by another host.
 const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(30);

@@ -150,6 +150,7 @@ fn exit_of(error: &app::Error) -> Exit {
         | Error::Unsound(_)
         | Error::NoProgress(_)
         | Error::Simulator(_)
+        | Error::Watch(_)
         | Error::Io { .. } => Exit::Failed,
     }
 }

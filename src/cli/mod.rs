@@ -155,6 +155,7 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Start(args) => cx.block_on(verb::control::run(cx, Control::Start, &args.control)),
         Verb::Stop(args) => cx.block_on(verb::control::run(cx, Control::Stop, &args.control)),
         Verb::Restart(args) => cx.block_on(verb::control::run(cx, Control::Restart, &args.control)),
+        Verb::Watch(args) => cx.block_on(verb::watch::run(cx, args)),
         Verb::Status(args) => cx.block_on(verb::status::run(cx, args)),
         Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),
         Verb::Ps(args) => cx.block_on(verb::ps::run(cx, args)),

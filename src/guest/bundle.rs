@@ -9,7 +9,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::archive::{Member, Source, changed, io_error, send, unreadable};
 use super::script::{one_line, run, script};
-use super::tree::{TreeEntry, TreeKind, scan, tree_sha256};
+use super::record::{TreeRecord, check_entries};
+use super::tree::{HashCache, Scan, TreeEntry, TreeKind, tree_sha256};
 use crate::model::sha256_hex;
 use crate::provider::{Guest, GuestError};
 
@@ -65,6 +66,8 @@ pub enum Content {
         path: PathBuf,
         /// [`tree_sha256`] as planned; another tree is an error.
         sha256: String,
+        /// What is left out, as [`Scan::ignore`] has it.
+        ignore: Option<Vec<String>>,
     },
     /// A secret. It lies in memory only: where the path does not, a link leads to it.
     Secret(SecretString),
@@ -163,26 +166,19 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
     for file in &bundle.files {
         check_path(&file.path)?;
         one_line("the digest", &file.digest)?;
-        let Content::HostTree { path, sha256 } = &file.content else { continue };
-        let root = path.clone();
-        let entries = tokio::task::spawn_blocking(move || scan(&root))
+        let Content::HostTree { path, sha256, ignore } = &file.content else { continue };
+        let (root, ignore) = (path.clone(), ignore.clone());
+        let scanning = move || {
+            Scan { root: &root, ignore: ignore.as_deref(), only: None }.run(&mut HashCache::default())
+        };
+        let entries = tokio::task::spawn_blocking(scanning)
             .await
             .map_err(|error| io_error("reading a directory", io::Error::other(error)))?
             .map_err(|error| unreadable(path, error))?;
         if tree_sha256(&entries) != *sha256 {
             return Err(changed(path));
         }
-        for entry in &entries {
-            // The record holds one path a line.
-            if entry.path.contains('\n') {
-                one_line("the path", &entry.path)?;
-            }
-            if let TreeKind::Symlink { target } = &entry.kind
-                && target.contains('\n')
-            {
-                one_line("the link target", target)?;
-            }
-        }
+        check_entries(&entries)?;
         trees.insert(file.path.as_str(), entries);
     }
     Ok(Prepared { bundle, trees })
@@ -203,15 +199,15 @@ pub(super) fn check_path(path: &str) -> Result<(), GuestError> {
 
 /// The lines that say what is done with the members: paths gather, a verb uses them up.
 #[derive(Default)]
-struct Control(String);
+pub(super) struct Control(pub(super) String);
 
 impl Control {
-    fn line(&mut self, parts: &[&str]) {
+    pub(super) fn line(&mut self, parts: &[&str]) {
         self.0.push_str(&parts.join("\t"));
         self.0.push('\n');
     }
 
-    fn paths(&mut self, paths: impl IntoIterator<Item = impl AsRef<str>>, verb: &[&str]) {
+    pub(super) fn paths(&mut self, paths: impl IntoIterator<Item = impl AsRef<str>>, verb: &[&str]) {
         let mut gathered = 0;
         for path in paths {
             self.line(&["arg", path.as_ref()]);
@@ -291,7 +287,11 @@ impl Prepared<'_> {
 
 /// The record as it is stored: kind, digest, hash, kind and mode as `stat -c %f` prints them, path.
 fn record(kind: &str, file: &FileToWrite, sha256: &str, mode: u32) -> String {
-    format!("{kind}\t{}\t{sha256}\t{:x}\t{}\n", file.digest, 0o100_000 | mode, file.path)
+    record_line(kind, &file.digest, sha256, mode, &file.path)
+}
+
+pub(super) fn record_line(kind: &str, digest: &str, sha256: &str, mode: u32, path: &str) -> String {
+    format!("{kind}\t{digest}\t{sha256}\t{:x}\t{path}\n", 0o100_000 | mode)
 }
 
 fn parent(path: &str) -> &str {
@@ -349,11 +349,6 @@ fn tree(
 ) {
     let key = key(&file.path);
     let stage = format!("{}/.pocketenv-{token}", file.path);
-    let mut sums = String::new();
-    let mut odd = String::new();
-    let mut links = String::new();
-    // Directories carry a slash in the list, so that a file that takes a directory's name counts as another entry.
-    let mut listed: BTreeMap<String, u32> = BTreeMap::new();
     let mut folders: Vec<String> = vec![file.path.clone()];
     let mut modes: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     let mut moves: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -361,26 +356,14 @@ fn tree(
         let full = format!("{}/{}", file.path, entry.path);
         let data = match &entry.kind {
             TreeKind::Dir { mode } => {
-                listed.insert(format!("{}/", entry.path), 0o040_000 | mode);
                 folders.push(full.clone());
                 modes.entry(*mode).or_default().push(full);
                 continue;
             }
-            TreeKind::File { sha256, mode, .. } => {
-                // How `sha256sum -c` reads a path with a backslash differs between implementations.
-                if entry.path.contains('\\') {
-                    odd.push_str(&format!("{}\n{sha256}\n", entry.path));
-                } else {
-                    sums.push_str(&format!("{sha256}  ./{}\n", entry.path));
-                }
-                listed.insert(entry.path.clone(), 0o100_000 | mode);
+            TreeKind::File { sha256, .. } => {
                 Source::File { path: host_path(file, &entry.path), sha256: sha256.clone() }
             }
-            TreeKind::Symlink { target } => {
-                links.push_str(&format!("{}\n{target}\n", entry.path));
-                listed.insert(entry.path.clone(), 0o120_777);
-                Source::Link { target: target.clone() }
-            }
+            TreeKind::Symlink { target } => Source::Link { target: target.clone() },
         };
         let mode = match &entry.kind {
             TreeKind::File { mode, .. } => *mode,
@@ -390,15 +373,10 @@ fn tree(
         moves.entry(folder).or_default().push(name(&entry.path).to_owned());
         members.push(Member { name: format!("root{stage}/{}", entry.path), mode, data });
     }
-    let mut push = |part: &str, text: String| {
+    for (part, text) in TreeRecord::of(entries).parts() {
         members.push(Member::bytes(format!("var/.new.{key}.{part}"), 0o600, text));
-    };
-    push("names", listed.keys().map(|name| format!("{name}\n")).collect());
-    push("modes", listed.values().map(|mode| format!("{mode:x}\n")).collect());
-    push("sums", sums);
-    push("odd", odd);
-    push("links", links);
-    push("rec", record("T", file, "-", 0));
+    }
+    members.push(Member::bytes(format!("var/.new.{key}.rec"), 0o600, record("T", file, "-", 0)));
 
     control.line(&["pending", &key]);
     control.paths(&folders, &["mkdir"]);

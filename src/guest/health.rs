@@ -7,7 +7,7 @@ use hyper::body::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::observe::look;
-use super::script::Env;
+use super::script::{Env, SHORT, run, script};
 use super::service::{ServiceDefaults, check_name, surroundings};
 use crate::model::{HealthCheck, ObservedService, Probe, ProbeResult, ServiceSpec, ServiceStatus};
 use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output};
@@ -115,28 +115,21 @@ async fn exec(
     Err(format!("`{}` ended with {status}{colon}{output}", command.program()))
 }
 
-/// A process that runs this long has found its program and its files.
-const SETTLED: Duration = Duration::from_millis(250);
-
-/// Waits until the service's process runs and has run for a moment, or has ended as it should.
+/// Waits until the service's process runs and has started up, as far as that is seen from outside, or has ended as it should.
 ///
 /// # Errors
 /// [`GuestError::NotReady`] with the last lines of its log if it has failed, keeps ending, is dead, stopped or gone.
 pub async fn wait_started(guest: &dyn Guest, name: &str, limit: Duration) -> Result<(), GuestError> {
     check_name(name)?;
     let deadline = Instant::now() + limit;
-    let mut running_since = None;
+    let mut settle = script!("settle").command([name]);
+    settle.timeout = Some(SHORT);
     loop {
+        run(guest, &format!("waiting for service {name}"), &settle, 0).await?;
         let service = look(guest).await?.services.remove(name);
         match service.as_ref().map(|service| service.state) {
-            Some(ServiceStatus::Completed) => return Ok(()),
-            Some(ServiceStatus::Running) => {
-                let since = *running_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= SETTLED {
-                    return Ok(());
-                }
-            }
-            Some(ServiceStatus::Backoff) if Instant::now() < deadline => running_since = None,
+            Some(ServiceStatus::Completed | ServiceStatus::Running) => return Ok(()),
+            Some(ServiceStatus::Backoff) if Instant::now() < deadline => {}
             _ => return Err(ended(guest, name, service.as_ref(), "did not stay up").await),
         }
         sleep(Duration::from_millis(50)).await;

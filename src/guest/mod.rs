@@ -11,21 +11,26 @@
 mod archive;
 mod bundle;
 mod copy;
+mod follow;
 mod health;
 mod logs;
 mod observe;
 mod preset;
+mod record;
 mod repository;
 mod script;
 mod service;
+mod sync;
 pub mod tree;
 
 pub use crate::provider::GuestError;
 pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
 pub use copy::{copy_between, copy_in, copy_out};
+pub use follow::{ServiceNews, follow_services};
 pub use health::{probe, wait_healthy, wait_started};
 pub use logs::{LogLine, LogOptions, logs};
 pub use observe::observe;
 pub use preset::{StepOutcome, forget_steps, run_step};
 pub use repository::{RepositoryAccess, bring_repository, forget_repository};
-pub use service::{ServiceDefaults, remove_service, start_service, stop_service};
+pub use service::{ServiceDefaults, remove_service, restart_service, start_service, stop_service};
+pub use sync::{Difference, Entries, Synced, sync, synced};

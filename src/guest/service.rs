@@ -120,6 +120,31 @@ pub async fn stop_service(guest: &dyn Guest, name: &str) -> Result<(), GuestErro
     stop(guest, name, "stopping", &[name]).await
 }
 
+/// Stops a service and starts it again from the same definition, whatever it does now; `false` if it was never started. Arguments are as for
+/// [`start_service`].
+///
+/// # Errors
+/// As [`stop_service`] and [`start_service`].
+pub async fn restart_service(
+    guest: &dyn Guest,
+    name: &str,
+    spec: &ServiceSpec,
+    env: &Env,
+    defaults: ServiceDefaults<'_>,
+) -> Result<bool, GuestError> {
+    check_name(name)?;
+    let mut command = service_script!("digest").command([name]);
+    command.timeout = Some(SHORT);
+    let output = run(guest, &format!("looking at service {name}"), &command, 0).await?;
+    let digest = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+    if digest.is_empty() {
+        return Ok(false);
+    }
+    stop_service(guest, name).await?;
+    start_service(guest, name, spec, &digest, env, defaults).await?;
+    Ok(true)
+}
+
 /// Stops a service and removes its state and logs. One that does not exist is fine.
 ///
 /// # Errors

@@ -56,6 +56,8 @@ pub(crate) struct Assembled {
     pub secrets: BTreeMap<String, SecretSource>,
     pub settings: BTreeMap<String, BTreeMap<String, Setting>>,
     pub ports: Vec<DeclaredPort>,
+    /// Files and directories of the host that were read for it, beyond the manifest itself.
+    pub inputs: BTreeSet<PathBuf>,
 }
 
 /// What only `resolve` has.
@@ -160,7 +162,8 @@ impl<'a> Pass<'a> {
                 })
             })
             .collect();
-        Some(Assembled { desired, origins, secrets, settings, ports })
+        let inputs = cache.paths();
+        Some(Assembled { desired, origins, secrets, settings, ports, inputs })
     }
 
     fn check(

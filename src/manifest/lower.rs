@@ -40,6 +40,14 @@ pub(crate) struct FileCache {
     env: HashMap<PathBuf, Result<BTreeMap<String, String>, String>>,
     text: HashMap<PathBuf, Result<String, String>>,
     source: HashMap<PathBuf, Result<FileContent, String>>,
+    sync: HashMap<(PathBuf, Vec<String>), Result<FileContent, String>>,
+}
+
+impl FileCache {
+    /// What was read, or should have been, except what `watch` keeps in step by itself.
+    pub fn paths(self) -> BTreeSet<PathBuf> {
+        self.env.into_keys().chain(self.text.into_keys()).chain(self.source.into_keys()).map(|p| absolute(&p)).collect()
+    }
 }
 
 /// The pass over one sandbox.
@@ -64,7 +72,7 @@ pub(crate) struct Lowering<'a> {
 impl Lowering<'_> {
     /// The desired sandbox called `name`; whatever is wrong is reported and left out.
     pub fn sandbox(&mut self, name: &str, raw: &Sandbox) -> DesiredSandbox {
-        let guest = GuestSpec {
+        let mut guest = GuestSpec {
             user: raw.user.as_ref().map(|u| u.0.clone()),
             working_dir: raw.working_dir.as_ref().map(|p| p.0.clone()),
             env: self.env(raw),
@@ -73,8 +81,9 @@ impl Lowering<'_> {
             repositories: self.repositories(raw),
             presets: self.presets(&raw.presets),
             services: self.services(raw),
+            sync: Vec::new(),
         };
-        self.sync(raw);
+        self.sync(raw, &mut guest);
         DesiredSandbox {
             provider: raw.provider.as_ref().map_or_else(|| self.default_provider.to_owned(), |p| p.0.clone()),
             state: raw.state.or(self.defaults.state).unwrap_or_default(),
@@ -696,17 +705,70 @@ impl Lowering<'_> {
         })
     }
 
-    fn sync(&mut self, raw: &Sandbox) {
+    /// Directories that `watch` keeps in step are managed directories for everybody else.
+    fn sync(&mut self, raw: &Sandbox, guest: &mut GuestSpec) {
         for (i, sync) in raw.sync.iter().enumerate() {
             let index = i.to_string();
-            if let Some(service) = sync.on_change.as_ref().and_then(|c| c.restart.as_ref())
-                && !self.services.contains(&service.0)
-            {
-                let known: Vec<&str> = raw.services.keys().map(String::as_str).collect();
-                self.unknown(&["sync", &index, "on_change", "restart"], "service", &service.0, known);
+            let to = sync.to.0.clone();
+            if guest.files.contains_key(&to) || guest.sync.iter().any(|other| other.to == to) {
+                let message = format!("{} is filled by something else already", quote(&to));
+                let problem = self.error("duplicate", &["sync", &index, "to"], message);
+                self.push(problem.help("give each directory inside one source"));
+                continue;
+            }
+            let ignore: Vec<String> = sync.ignore.iter().map(|pattern| pattern.0.clone()).collect();
+            let mut usable = true;
+            for (n, pattern) in ignore.iter().enumerate() {
+                if let Err(why) = tree::check_pattern(pattern) {
+                    let at = ["sync", &index, "ignore", &n.to_string()].map(str::to_owned);
+                    let problem = self.error(
+                        "bad-value",
+                        &at.each_ref().map(String::as_str),
+                        format!("{} is not a pattern: {why}", quote(pattern)),
+                    );
+                    self.push(problem.expected("a pattern as in .gitignore"));
+                    usable = false;
+                }
+            }
+            let on_change = sync.on_change.as_ref().and_then(|change| self.on_change(&index, change, raw));
+            let Some(from) = self.host_path(&["sync", &index, "from"], &sync.from.0) else { continue };
+            let spec = SyncSpec { from: absolute(&from), to: to.clone(), ignore: ignore.clone(), on_change };
+            guest.sync.push(spec);
+            let Some(cache) = self.files.as_deref_mut().filter(|_| usable) else { continue };
+            let key = (from.clone(), ignore);
+            match cache.sync.entry(key).or_insert_with_key(|(from, ignore)| read_sync(from, ignore)).clone() {
+                Ok(content) => {
+                    guest.files.insert(to, DesiredFile { content, mode: None });
+                }
+                Err(why) => {
+                    let problem = self.error("unreadable", &["sync", &index, "from"], why);
+                    self.push(problem);
+                }
             }
         }
         self.secret_ref(&["tailscale", "auth_key"], raw.tailscale.as_ref().map(|t| &t.auth_key));
+    }
+
+    fn on_change(&mut self, index: &str, raw: &language::OnChange, sandbox: &Sandbox) -> Option<OnChange> {
+        let at = ["sync", index, "on_change"];
+        let present = [raw.restart.is_some(), raw.exec.is_some()];
+        if !self.exactly_one(&at, &["restart", "exec"], &present, true) {
+            return None;
+        }
+        if let Some(service) = &raw.restart {
+            if !self.services.contains(&service.0) {
+                let known: Vec<&str> = sandbox.services.keys().map(String::as_str).collect();
+                self.unknown(&["sync", index, "on_change", "restart"], "service", &service.0, known);
+            }
+            return Some(OnChange::Restart(service.0.clone()));
+        }
+        let command: Vec<String> = raw.exec.iter().flatten().map(|word| word.0.clone()).collect();
+        if command.first().is_none_or(String::is_empty) {
+            let message = "the program's name is empty".to_owned();
+            let problem = self.error("bad-value", &["sync", index, "on_change", "exec"], message);
+            self.push(problem);
+        }
+        Some(OnChange::Exec(command))
     }
 }
 
@@ -759,11 +821,22 @@ fn read_source(host: &Path) -> Result<FileContent, String> {
     let metadata = std::fs::metadata(host).map_err(at)?;
     if metadata.is_dir() {
         let entries = tree::scan(host).map_err(|e| e.to_string())?;
-        Ok(FileContent::Tree { path: absolute(host), sha256: tree::tree_sha256(&entries) })
+        Ok(FileContent::Tree { path: absolute(host), sha256: tree::tree_sha256(&entries), ignore: None })
     } else if metadata.is_file() {
         let (sha256, _) = tree::file_sha256(host).map_err(at)?;
         Ok(FileContent::Source { path: absolute(host), sha256, mode: tree::mode_of(&metadata) })
     } else {
         Err(format!("{} is neither a file nor a directory", host.display()))
     }
+}
+
+fn read_sync(host: &Path, ignore: &[String]) -> Result<FileContent, String> {
+    let metadata = std::fs::metadata(host).map_err(|e| format!("{}: {}", host.display(), io_text(&e)))?;
+    if !metadata.is_dir() {
+        return Err(format!("{} is not a directory; `files` brings a single file", host.display()));
+    }
+    let scan = tree::Scan { root: host, ignore: Some(ignore), only: None };
+    let entries = scan.run(&mut tree::HashCache::default()).map_err(|e| e.to_string())?;
+    let sha256 = tree::tree_sha256(&entries);
+    Ok(FileContent::Tree { path: absolute(host), sha256, ignore: Some(ignore.to_vec()) })
 }

@@ -116,6 +116,8 @@ pub struct Resolved {
     pub warnings: Diagnostics,
     /// The files that were read, in order, as they were named.
     pub files: Vec<String>,
+    /// Files and directories of the host whose content is part of what should be: environment files, templates, sources.
+    pub inputs: BTreeSet<PathBuf>,
 }
 
 /// Reads, merges and checks a manifest. No provider is opened and, beyond the manifest itself and `--env-file`, no file is read.
@@ -215,9 +217,9 @@ fn resolve(
     let failed = problems.errors() > 0;
     let diagnostics = problems.finish(&given.sources);
     match assembled {
-        Some(Assembled { desired, origins, .. }) if !failed => {
+        Some(Assembled { desired, origins, inputs, .. }) if !failed => {
             let files = given.sources.files().iter().map(|f| f.name.clone()).collect();
-            Ok(Resolved { desired, origins, warnings: diagnostics, files })
+            Ok(Resolved { desired, origins, warnings: diagnostics, files, inputs })
         }
         _ => Err(diagnostics),
     }

@@ -31,6 +31,11 @@ pub(crate) fn sandbox(node: &mut Node, problems: &mut Problems) {
             items.iter_mut().for_each(|item| scalar_to_map(item, "name"));
         }
     });
+    on(node, "sync", |n| {
+        if let Value::List(items) = &mut n.value {
+            items.iter_mut().for_each(|item| on(item, "on_change", |change| on(change, "exec", command)));
+        }
+    });
     if let Some(Value::Map(services)) = node.get_mut("services").map(|n| &mut n.value) {
         for entry in services {
             service(&mut entry.value, problems);

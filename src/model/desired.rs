@@ -292,6 +292,9 @@ pub struct GuestSpec {
     pub presets: Vec<PresetSpec>,
     /// Supervised services by name.
     pub services: BTreeMap<String, ServiceSpec>,
+    /// Directories that `watch` keeps in step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sync: Vec<SyncSpec>,
 }
 
 /// How a secret is given to a sandbox.
@@ -334,7 +337,36 @@ pub enum FileContent {
         path: PathBuf,
         /// SHA-256 over the sorted entries (path, kind, mode, content hash or link target) when the manifest was read.
         sha256: String,
+        /// For the directory of a `sync`: the patterns it leaves out next to the ignore files. `None` for a `files` source.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ignore: Option<Vec<String>>,
     },
+}
+
+/// A directory of the host that `watch` keeps in step with one inside. What is to be inside stands in [`GuestSpec::files`] too, so that every
+/// other verb treats it as a managed directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncSpec {
+    /// The directory of the host.
+    pub from: PathBuf,
+    /// The absolute path inside.
+    pub to: String,
+    /// Patterns left out, next to the ignore files.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// What follows a change that reached the inside.
+    #[serde(default)]
+    pub on_change: Option<OnChange>,
+}
+
+/// What follows a change that reached the inside of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnChange {
+    /// The service is restarted.
+    Restart(String),
+    /// The command is run with the environment, user and directory of the sandbox.
+    Exec(Vec<String>),
 }
 
 /// A git repository cloned into a sandbox.

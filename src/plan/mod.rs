@@ -312,6 +312,8 @@ pub enum Action {
         /// Nothing about it is kept; `false` if it is made again.
         forget: bool,
     },
+    /// Delete a second sandbox that an interrupted create of ours made beside the one that is the resource. The record is about the other one.
+    Discard,
     /// Take a sandbox out of the record.
     Forget,
     /// Close an interrupted intent that left nothing to do.
@@ -387,6 +389,7 @@ impl Action {
             Self::Start => "start",
             Self::Quiesce { .. } => "end services of",
             Self::Stop => "stop",
+            Self::Discard => "discard",
             Self::Settle { .. } => "settle",
             Self::Setup(_) => "set up",
             Self::BringRepository { .. } => "check out",

@@ -135,12 +135,29 @@ impl<'a> One<'a, '_> {
             .find(|s| recorded.is_some_and(|r| r.id == s.id))
             .or_else(|| living.first().copied());
         for other in living.iter().filter(|s| chosen.is_none_or(|c| c.id != s.id)) {
-            b.notes.push(orphan(&self.address, provider, &other.id));
+            self.second(b, other);
         }
         match chosen {
             Some(existing) => self.plan_existing(b, gates, sheet, recorded, existing, left),
             None if !going.is_empty() => self.transition(b, "deleting"),
             None => self.plan_missing(b, gates, sheet, Known { recorded, moved }, left),
+        }
+    }
+
+    /// A second sandbox with our address at the same provider. What an interrupted create of ours made goes, since its token is in our journal. Anything
+    /// else is left alone and noted: labels may have been copied together with a sandbox, by a fork or a restored snapshot.
+    fn second(&self, b: &mut Builder<'a>, other: &ObservedSandbox) {
+        let Some(intent) = interrupted(other, self.creates).map(|i| i.id.clone()) else {
+            b.notes.push(orphan(&self.address, &self.sandbox.provider, &other.id));
+            return;
+        };
+        b.step(self.step(Some(&other.id), Action::Discard, []));
+        let reason = Reason::Interrupted { intent };
+        match b.changes.get_mut(&self.address) {
+            Some(change) => change.reasons.push(reason),
+            None => {
+                b.change(self.address.clone(), Verdict::Forget, vec![reason]);
+            }
         }
     }
 
@@ -661,7 +678,7 @@ fn settle_intents(b: &mut Builder<'_>, index: &Index<'_>) {
             Action::Create { resume: Some(token), .. } => {
                 resumed.insert(token);
             }
-            Action::Delete { .. } => {
+            Action::Delete { .. } | Action::Discard => {
                 deletes.entry(&step.address).or_default().insert(id);
             }
             _ => {}

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Builder, Note, Reason, Step, StepId, Verdict, WaitingOn};
-use crate::model::{Address, IntentOperation, Observation, PendingIntent, SandboxId, SandboxSpec, labels};
+use crate::model::{
+    Address, IntentOperation, Observation, PendingIntent, SandboxId, SandboxSpec, hash_of, labels,
+};
 
 pub(super) fn plan_volumes(b: &mut Builder<'_>) {
     let input = b.input;
@@ -56,7 +58,9 @@ pub(super) fn plan_volumes(b: &mut Builder<'_>) {
 /// A sandbox that mounts a volume now, and the step of this plan after which it does not any more.
 struct User<'a> {
     address: Address,
-    volumes: BTreeSet<&'a str>,
+    provider: &'a str,
+    /// `None` if nobody knows: it may be any of its provider's.
+    volumes: Option<BTreeSet<&'a str>>,
     lets_go: Option<StepId>,
 }
 
@@ -65,7 +69,9 @@ fn users<'a>(b: &Builder<'a>) -> Vec<User<'a>> {
     let input = b.input;
     let mut lets_go: BTreeMap<(&str, &SandboxId), StepId> = BTreeMap::new();
     for (step_id, step) in b.steps.iter().enumerate() {
-        if let (Some(id), Action::Delete { .. } | Action::Update { .. }) = (&step.id, &step.action) {
+        if let (Some(id), Action::Delete { .. } | Action::Discard | Action::Update { .. }) =
+            (&step.id, &step.action)
+        {
             lets_go.insert((&step.provider, id), step_id);
         }
     }
@@ -75,12 +81,20 @@ fn users<'a>(b: &Builder<'a>) -> Vec<User<'a>> {
     for (provider, observation) in &input.observed.providers {
         for sandbox in observation.complete().into_iter().flat_map(|p| p.sandboxes.values()) {
             let key = (provider.as_str(), &sandbox.id);
-            let specs = sandbox.spec.as_ref().into_iter().chain(recorded.get(&key).copied());
+            let specs: Vec<&SandboxSpec> =
+                sandbox.spec.as_ref().into_iter().chain(recorded.get(&key).copied()).collect();
+            let overtaken = sandbox.spec.is_none()
+                && recorded.get(&key).is_some_and(|spec| {
+                    sandbox.labels.get(labels::SPEC_HASH).is_some_and(|hash| *hash != hash_of(*spec).0)
+                });
+            let mounts = || specs.iter().flat_map(|spec| spec.mounts.iter().map(|m| m.volume.as_str()));
             let label = sandbox.labels.get(labels::ADDRESS).and_then(|text| text.parse().ok());
             users.push(User {
                 // Only what has our labels is listed; one whose address cannot be read is told by its id.
                 address: label.unwrap_or_else(|| Address::Sandbox(sandbox.id.0.clone())),
-                volumes: specs.flat_map(|spec| spec.mounts.iter().map(|m| m.volume.as_str())).collect(),
+                provider,
+                // A record that an interrupted update has overtaken says nothing about what is mounted now.
+                volumes: (!specs.is_empty() && !overtaken).then(|| mounts().collect()),
                 lets_go: lets_go.get(&key).copied(),
             });
         }
@@ -146,7 +160,11 @@ pub(super) fn plan_removed_volumes(b: &mut Builder<'_>) {
         }
         let mut after = BTreeSet::new();
         let mut blocker = None;
-        for user in users.iter().filter(|user| user.volumes.contains(name)) {
+        let may_mount = |user: &&User<'_>| match &user.volumes {
+            Some(volumes) => volumes.contains(name),
+            None => user.provider == provider,
+        };
+        for user in users.iter().filter(may_mount) {
             match user.lets_go {
                 Some(id) => {
                     after.insert(id);

@@ -367,8 +367,8 @@ impl Run<'_> {
             .as_ref();
         let name = step.address.sandbox().unwrap_or_default();
         match &step.action {
-            Action::CreateVolume { name } => self.create_volume(step, provider, name).await,
-            Action::DeleteVolume { name } => self.delete_volume(step, provider, name).await,
+            Action::CreateVolume { name } => self.create_volume(step, provider, name, attempt).await,
+            Action::DeleteVolume { name } => self.delete_volume(step, provider, name, attempt).await,
             Action::ForgetVolume { name } => self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await,
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
@@ -383,10 +383,11 @@ impl Run<'_> {
             }
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
-            Action::Delete { forget } => self.delete(step, provider, *forget).await,
+            Action::Delete { forget } => self.delete(step, provider, *forget, attempt).await,
+            Action::Discard => self.discard(step, provider, attempt).await,
             Action::Forget => self.record(vec![Change::Forget(step.address.clone())]).await,
             Action::Settle { intent } => {
-                match cx.store.finish(&cx.plan.project, intent, Outcome::Done, Vec::new()).await {
+                match cx.store.finish(&cx.plan.project, intent, Outcome::Settled, Vec::new()).await {
                     // The step that went on with it has closed it already.
                     Ok(_) | Err(StoreError::NoSuchIntent { .. }) => Ok(()),
                     Err(error) => Err(error.into()),
@@ -450,13 +451,21 @@ impl Run<'_> {
         }
     }
 
-    /// Journals an intent, unless an interrupted one is gone on with.
+    /// Journals an intent. Every try of one step carries one token.
     async fn begin(
         &self,
         step: &Step,
         operation: IntentOperation,
         spec: Option<&SandboxSpec>,
+        attempt: u32,
     ) -> Result<IntentId, StepError> {
+        if attempt > 0 {
+            let pending = self.cx.store.pending(&self.cx.plan.project).await?;
+            let same = |i: &&PendingIntent| i.address == step.address && i.operation == operation;
+            if let Some(earlier) = pending.iter().rfind(same) {
+                return Ok(earlier.id.clone());
+            }
+        }
         let id = self.cx.ids.fresh();
         let intent = PendingIntent {
             id: id.clone(),
@@ -475,9 +484,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Closes an intent whose effect is known not to be there; leaves it pending if that is not known.
-    async fn fail(&self, intent: &IntentId, error: &ProviderError) -> Result<(), StepError> {
-        let known = matches!(
+    /// Closes an intent whose effect is known not to be there; leaves it pending if that is not known: what refuses this try says nothing about
+    /// an earlier one with the same token whose answer was lost.
+    async fn fail(&self, intent: &IntentId, error: &ProviderError, is_first: bool) -> Result<(), StepError> {
+        let known = is_first && matches!(
             error,
             ProviderError::Invalid { .. } | ProviderError::Unauthorised { .. } | ProviderError::Unsupported { .. }
         );
@@ -503,16 +513,10 @@ impl Run<'_> {
         resume: Option<&IntentId>,
         attempt: u32,
     ) -> Result<(), StepError> {
-        // Every try of one create carries one token.
         let name = step.address.sandbox().unwrap_or_default();
-        let pending = match resume {
-            Some(intent) => Some(intent.clone()),
-            None if attempt > 0 => self.pending_create(step).await?,
-            None => None,
-        };
-        let intent = match pending {
-            Some(intent) => intent,
-            None => self.begin(step, IntentOperation::Create, Some(spec)).await?,
+        let intent = match resume {
+            Some(intent) => intent.clone(),
+            None => self.begin(step, IntentOperation::Create, Some(spec), attempt).await?,
         };
         let identity = self.identity(step, spec, generation, intent.clone());
         let retried = attempt > 0 || resume.is_some();
@@ -525,7 +529,7 @@ impl Run<'_> {
             None => match provider.create(spec, &identity).await {
                 Ok(id) => id,
                 Err(error) => {
-                    self.fail(&intent, &error).await?;
+                    self.fail(&intent, &error, !retried).await?;
                     return Err(error.into());
                 }
             },
@@ -550,13 +554,6 @@ impl Run<'_> {
     fn depends_on(&self, name: &str) -> BTreeSet<String> {
         let declared = self.cx.desired.sandboxes.get(name);
         declared.map(|d| d.depends_on.keys().cloned().collect()).unwrap_or_default()
-    }
-
-    /// The token of the create of this step that an earlier try journalled.
-    async fn pending_create(&self, step: &Step) -> Result<Option<IntentId>, StepError> {
-        let pending = self.cx.store.pending(&self.cx.plan.project).await?;
-        let same = |i: &&PendingIntent| i.address == step.address && i.operation == IntentOperation::Create;
-        Ok(pending.iter().rfind(same).map(|i| i.id.clone()))
     }
 
     /// The sandbox that a create with this token made, where the provider itself does not see that two creates are one.
@@ -597,11 +594,17 @@ impl Run<'_> {
         self.record(vec![Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record) }]).await
     }
 
-    async fn delete(&self, step: &Step, provider: &dyn Provider, forget: bool) -> Result<(), StepError> {
+    async fn delete(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        forget: bool,
+        attempt: u32,
+    ) -> Result<(), StepError> {
         let id = self.id(step).await?;
-        let intent = self.begin(step, IntentOperation::Delete, None).await?;
+        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
         if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error).await?;
+            self.fail(&intent, &error, attempt == 0).await?;
             return Err(error.into());
         }
         let address = step.address.clone();
@@ -614,6 +617,16 @@ impl Run<'_> {
         Ok(())
     }
 
+    async fn discard(&self, step: &Step, provider: &dyn Provider, attempt: u32) -> Result<(), StepError> {
+        let id = self.id(step).await?;
+        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        if let Err(error) = provider.delete(&id).await {
+            self.fail(&intent, &error, attempt == 0).await?;
+            return Err(error.into());
+        }
+        self.finish(&intent, Vec::new()).await
+    }
+
     fn volume(&self, step: &Step, name: &str) -> Change {
         Change::PutVolume {
             name: name.to_owned(),
@@ -621,22 +634,34 @@ impl Run<'_> {
         }
     }
 
-    async fn create_volume(&self, step: &Step, provider: &dyn Provider, name: &str) -> Result<(), StepError> {
+    async fn create_volume(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        name: &str,
+        attempt: u32,
+    ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Create, None).await?;
+        let intent = self.begin(step, IntentOperation::Create, None, attempt).await?;
         let identity = self.identity(step, &SandboxSpec::default(), 1, intent.clone());
         if let Err(error) = volumes.create_volume(name, &identity.to_labels()).await {
-            self.fail(&intent, &error).await?;
+            self.fail(&intent, &error, attempt == 0).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![self.volume(step, name)]).await
     }
 
-    async fn delete_volume(&self, step: &Step, provider: &dyn Provider, name: &str) -> Result<(), StepError> {
+    async fn delete_volume(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        name: &str,
+        attempt: u32,
+    ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Delete, None).await?;
+        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
         if let Err(error) = volumes.delete_volume(&self.cx.plan.project, name).await {
-            self.fail(&intent, &error).await?;
+            self.fail(&intent, &error, attempt == 0).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![Change::Forget(step.address.clone())]).await

@@ -109,9 +109,11 @@ impl Inside<'_> {
                         FileContent::Source { path, sha256, mode } => {
                             guest::Content::HostFile { path: path.clone(), sha256: sha256.clone(), mode: *mode }
                         }
-                        FileContent::Tree { path, sha256 } => {
-                            guest::Content::HostTree { path: path.clone(), sha256: sha256.clone() }
-                        }
+                        FileContent::Tree { path, sha256, ignore } => guest::Content::HostTree {
+                            path: path.clone(),
+                            sha256: sha256.clone(),
+                            ignore: ignore.clone(),
+                        },
                     };
                     (content, desired.mode)
                 }

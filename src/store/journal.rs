@@ -18,6 +18,8 @@ const KEPT: i64 = 10_000;
 pub enum Outcome {
     /// Its effect is there.
     Done,
+    /// Its run was interrupted, and a later one has dealt with whatever came of it.
+    Settled,
     /// Its effect is known not to be there.
     Failed {
         /// One word for programs, as the provider's error has it.

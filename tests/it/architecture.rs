@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("cli", &["server", "app", "manifest", "reconcile", "plan", "guest", "provider", "engine", "store", "secret", "model"]),
     ("server", &["app", "provider", "secret", "model"]),
-    ("app", &["gitops", "manifest", "reconcile", "plan", "guest", "provider", "engine", "store", "secret", "model"]),
+    ("app", &["gitops", "watch", "manifest", "reconcile", "plan", "guest", "provider", "engine", "store", "secret", "model"]),
+    ("watch", &["guest::tree"]),
     ("gitops", &["model"]),
     ("manifest", &["plan::order", "guest::tree", "provider", "secret", "model"]),
     ("reconcile", &["plan", "guest", "provider", "store", "secret", "model"]),

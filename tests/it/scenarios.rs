@@ -39,6 +39,8 @@ mod saved_plan;
 mod secrets;
 #[path = "../scenarios/state/scenario.rs"]
 mod state;
+#[path = "../scenarios/watch/scenario.rs"]
+mod watch;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -17,8 +17,11 @@ use pocketenv::secret::SecretSource;
 use pocketenv::store::{Change, KeptGoal, Store};
 
 use crate::check;
-use crate::schedule::{Ask, Loss, Phase, Schedule};
+use crate::schedule::{Ask, How, Loss, Phase, Schedule, Stop};
 use crate::world::{EPOCH, PROJECT, SETTLE_MS, World};
+
+/// A process that lives.
+const NEVER: Stop = Stop { polls: u32::MAX, how: How::Killed };
 
 /// Virtual time.
 struct VirtualClock(tokio::time::Instant);
@@ -51,10 +54,12 @@ impl Consent for Agrees {
     }
 }
 
-/// A process that dies at a poll: what it was doing is dropped where it waits.
+/// A process that is stopped at a poll. If it is killed, what it was doing is dropped where it waits.
 struct Mortal<F> {
     inner: Pin<Box<F>>,
     left: u32,
+    how: How,
+    cancel: Cancel,
 }
 
 impl<F: Future> Future for Mortal<F> {
@@ -62,10 +67,15 @@ impl<F: Future> Future for Mortal<F> {
     type Output = Option<F::Output>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.left == 0 {
-            return Poll::Ready(None);
+        match (self.left, self.how) {
+            (0, How::Killed) => return Poll::Ready(None),
+            (0, How::Asked) => self.cancel.graceful.cancel(),
+            (0, How::Hurried) => {
+                self.cancel.graceful.cancel();
+                self.cancel.now.cancel();
+            }
+            _ => self.left -= 1,
         }
-        self.left -= 1;
         self.inner.as_mut().poll(context).map(Some)
     }
 }
@@ -85,8 +95,6 @@ pub struct Lives {
     clock: Arc<dyn Clock>,
     /// Volumes that were to be deleted at some time.
     pub volumes_may_go: bool,
-    /// Polls that the last life took.
-    pub polls: u32,
     copies: Vec<Copy>,
 }
 
@@ -108,7 +116,7 @@ impl Lives {
         });
         let world = World::new(schedule);
         world.lock().store = Some(store.clone());
-        Self { world, app, store, ids, clock, volumes_may_go: false, polls: 0, copies: Vec::new() }
+        Self { world, app, store, ids, clock, volumes_may_go: false, copies: Vec::new() }
     }
 
     pub fn goal(desired: &Desired) -> KeptGoal {
@@ -129,23 +137,20 @@ impl Lives {
         }
     }
 
-    /// One process, from its start to its end; `None` if it died after `polls`.
+    /// One process, from its start to its end; `None` if it was killed.
     pub async fn process(
         &mut self,
         desired: &Desired,
         ask: Ask,
         consent: bool,
-        polls: u32,
+        stop: Stop,
     ) -> Option<Result<ApplyReport, Error>> {
         let recorded = self.store.recorded(PROJECT).await.unwrap();
         self.world.lock().known = recorded.sandboxes.values().map(|r| r.id.clone()).collect();
         let project = self.app.assemble(Self::goal(desired), self.store.clone(), self.world.registry());
         let (options, cancel, consent) = (Self::options(ask), Cancel::default(), Agrees(consent));
         let run = project.apply(&options, &consent, &NullSink, &cancel);
-        let mut mortal = Mortal { inner: Box::pin(run), left: polls };
-        let ended = (&mut mortal).await;
-        self.polls = polls - mortal.left;
-        ended
+        Mortal { inner: Box::pin(run), left: stop.polls, how: stop.how, cancel: cancel.clone() }.await
     }
 
     /// What happens to the store.
@@ -187,9 +192,9 @@ impl Lives {
         }
         let desired = &schedule.goals[phase.goal];
         self.volumes_may_go |= phase.ask == Ask::Destroy { volumes: true };
-        for polls in phase.crashes.iter().copied().chain([u32::MAX]) {
+        for stop in phase.stops.iter().copied().chain([NEVER]) {
             let before = self.world.lock().history.len();
-            let ended = self.process(desired, phase.ask, phase.consent, polls).await;
+            let ended = self.process(desired, phase.ask, phase.consent, stop).await;
             if let Some(Err(error @ (Error::Unsound(_) | Error::NoProgress(_) | Error::Store(_)))) = ended {
                 return Err(format!("a run ended with: {error}"));
             }
@@ -223,7 +228,7 @@ impl Lives {
 
     /// One plain run has to do.
     async fn converge(&mut self, desired: &Desired, ask: Ask) -> Result<(), String> {
-        let report = match self.process(desired, ask, true, u32::MAX).await {
+        let report = match self.process(desired, ask, true, NEVER).await {
             Some(Ok(report)) => report,
             Some(Err(error)) => return Err(format!("the last run ended with: {error}")),
             None => return Err("the last run never ended".to_owned()),

@@ -37,6 +37,8 @@ pub struct Manners {
     pub idempotent: bool,
     pub lags: bool,
     pub reads_back: bool,
+    /// Its sheet claims that it neither lags nor makes two of one token, whatever it does.
+    pub lies: bool,
 }
 
 const fn row(path: &'static str, class: ChangeClass) -> FieldSupport {
@@ -64,8 +66,8 @@ impl Manners {
             summary: "",
             stop: if self.stop_destroys { StopMeaning::Destroy } else { StopMeaning::Suspend },
             labels: true,
-            idempotent_create: self.idempotent,
-            settle_ms: if self.lags { SETTLE_MS } else { 0 },
+            idempotent_create: self.idempotent || self.lies,
+            settle_ms: if self.lags && !self.lies { SETTLE_MS } else { 0 },
             forwards_from_host: true,
             max_concurrency: 3,
             fields: FIELDS,
@@ -102,8 +104,27 @@ pub struct Phase {
     /// Whether losing data is agreed to.
     pub consent: bool,
     pub loss: Option<Loss>,
-    /// Each entry is a process that dies at that many polls; after them one that may live.
-    pub crashes: Vec<u32>,
+    /// Each entry is a process that is stopped; after them comes one that may live.
+    pub stops: Vec<Stop>,
+}
+
+/// How a process is stopped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stop {
+    /// After how many polls.
+    pub polls: u32,
+    pub how: How,
+}
+
+/// How a process is stopped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum How {
+    /// It dies where it waits.
+    Killed,
+    /// It is asked to finish what it has begun.
+    Asked,
+    /// It is asked to give up at once.
+    Hurried,
 }
 
 /// A whole simulation.
@@ -147,6 +168,7 @@ impl Schedule {
             idempotent: dice.one_in(2),
             lags: dice.one_in(2),
             reads_back: dice.one_in(2),
+            lies: false,
         };
         let manners = [manners(), manners()];
         let mut goals = vec![desired(&mut dice)];
@@ -156,18 +178,18 @@ impl Schedule {
         }
         let mut phases = Vec::new();
         for goal in 0..goals.len() {
-            let crashes = (0..dice.roll(4)).map(|_| crash(&mut dice)).collect();
+            let stops = (0..dice.roll(4)).map(|_| stop(&mut dice)).collect();
             let loss = match dice.roll(12) {
                 0 => Some(Loss::Lost),
                 1 => Some(Loss::Older),
                 _ => None,
             };
-            phases.push(Phase { ask: Ask::Apply, goal, consent: dice.roll(4) > 0, loss, crashes });
+            phases.push(Phase { ask: Ask::Apply, goal, consent: dice.roll(4) > 0, loss, stops });
         }
         if dice.one_in(4) {
-            let crashes = (0..dice.roll(3)).map(|_| crash(&mut dice)).collect();
+            let stops = (0..dice.roll(3)).map(|_| stop(&mut dice)).collect();
             let ask = Ask::Destroy { volumes: dice.one_in(2) };
-            phases.push(Phase { ask, goal: goals.len() - 1, consent: true, loss: None, crashes });
+            phases.push(Phase { ask, goal: goals.len() - 1, consent: true, loss: None, stops });
         }
         let mut faults = BTreeMap::new();
         // Some schedules are quiet, some are rough.
@@ -216,9 +238,9 @@ impl Schedule {
             }
         }
         for at in 0..self.phases.len() {
-            for crash in 0..self.phases[at].crashes.len() {
+            for crash in 0..self.phases[at].stops.len() {
                 let mut less = self.clone();
-                less.phases[at].crashes.remove(crash);
+                less.phases[at].stops.remove(crash);
                 all.push(less);
             }
             if self.phases[at].loss.is_some() {
@@ -245,10 +267,17 @@ impl Schedule {
     }
 }
 
-/// After how many polls a process dies: often early, sometimes late.
-fn crash(dice: &mut Dice) -> u32 {
+/// Often early, sometimes late.
+fn stop(dice: &mut Dice) -> Stop {
     let most = [20, 80, 300, 1_000][usize::try_from(dice.roll(4)).unwrap()];
-    u32::try_from(dice.roll(most)).unwrap()
+    let polls = dice.roll(most);
+    // Not rolled: the seeds that failed once go on to mean what they meant.
+    let how = match chance(dice.0, 4 + polls) % 5 {
+        0..=2 => How::Killed,
+        3 => How::Asked,
+        _ => How::Hurried,
+    };
+    Stop { polls: u32::try_from(polls).unwrap(), how }
 }
 
 const NAMES: [&str; 3] = ["db", "api", "web"];

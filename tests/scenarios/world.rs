@@ -198,7 +198,7 @@ impl World {
             if Instant::now() > deadline {
                 started.child.kill().unwrap();
                 started.child.wait().unwrap();
-                let (out, err) = (text(&mut started.out), text(&mut started.err));
+                let (out, err) = (text(&started.out), text(&started.err));
                 panic!("`pocketenv {}` did not end:\n{out}\n{err}", started.what);
             }
             std::thread::sleep(Duration::from_millis(3));
@@ -302,12 +302,16 @@ impl World {
 
     fn processes_in(&self, dir: &Path) -> Vec<Process> {
         let needle = dir.to_string_lossy().into_owned();
+        let ours = fs::read_link("/proc/self/ns/mnt").unwrap();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-            let mounts = fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
-            if cwd.starts_with(dir) || mounts.contains(&needle) {
+            // A mount that this test sees itself is seen by every process of the machine and says nothing about any: what is found here is
+            // killed in the end, so it must be a sandbox's without doubt.
+            let elsewhere = fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|theirs| theirs != ours);
+            let mounts = || fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+            if cwd.starts_with(dir) || (elsewhere && mounts().contains(&needle)) {
                 found.extend(Process::of(pid));
             }
         }
@@ -419,7 +423,19 @@ pub struct Started {
     what: String,
 }
 
-fn text(file: &mut File) -> String {
+impl Started {
+    /// What it printed so far.
+    pub fn printed(&self) -> String {
+        format!("{}{}", text(&self.out), text(&self.err))
+    }
+
+    /// Whether it has not ended yet.
+    pub fn runs(&self) -> bool {
+        Process::of(i32::try_from(self.child.id()).unwrap()).is_some()
+    }
+}
+
+fn text(file: &File) -> String {
     use std::os::unix::fs::FileExt as _;
     // Another process shares the offset; read from the start without moving it.
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];

@@ -12,6 +12,7 @@ mod manifest;
 mod repair;
 mod sim;
 mod value;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ pub use look::{
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use repair::{GcArgs, ImportArgs, RollbackArgs};
 pub use sim::{RehearseArgs, SimArgs};
+pub use watch::WatchArgs;
 pub use value::{CopyEnd, KeyValue, LogSource};
 
 /// The exit codes, for the end of every help.
@@ -181,6 +183,9 @@ pub enum Verb {
     /// Delete what the project has; volumes only if asked
     #[command(visible_aliases = ["down", "rm", "delete"])]
     Destroy(DestroyArgs),
+    /// Apply, then follow every edit and keep directories in step
+    #[command(visible_alias = "dev")]
+    Watch(WatchArgs),
     /// Show how every resource does, as measured now
     Status(StatusArgs),
     /// List the project's sandboxes

@@ -84,7 +84,7 @@ fn result_line(report: &ApplyReport) -> Value {
     Value::Object(line)
 }
 
-fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
+pub(super) fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
     let count = |result: &str| report.steps.iter().filter(|step| step.result == result).count();
     let took = time::took(ms);
     let counts = || {
@@ -133,7 +133,7 @@ async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(), CliError> 
 }
 
 /// Ctrl-C and SIGTERM: first no further step is started, then running ones are given up.
-fn on_interrupt(ui: Ui) -> Result<Cancel, CliError> {
+pub(super) fn on_interrupt(ui: Ui) -> Result<Cancel, CliError> {
     let listen = |kind| signal(kind).map_err(|error| CliError::system("listening for signals", &error));
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
@@ -156,12 +156,15 @@ fn on_interrupt(ui: Ui) -> Result<Cancel, CliError> {
 }
 
 /// Asks on a terminal; elsewhere names the flag that would have answered.
-struct Asker<'a> {
-    ui: &'a Ui,
-    given: Given,
-    cancel: &'a Cancel,
+pub(super) struct Asker<'a> {
+    /// How to print.
+    pub ui: &'a Ui,
+    /// What the flags say.
+    pub given: Given,
+    /// Calls a question off.
+    pub cancel: &'a Cancel,
     /// Stdout and perhaps stderr are read by a program.
-    streams: bool,
+    pub streams: bool,
 }
 
 impl Consent for Asker<'_> {

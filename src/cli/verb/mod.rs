@@ -33,3 +33,4 @@ pub mod status;
 pub mod validate;
 pub mod version;
 pub mod wait;
+pub mod watch;

@@ -6,6 +6,7 @@ else
   pe_var=${HOME:-/nonexistent}/.pocketenv pe_log=${HOME:-/nonexistent}/.pocketenv/log
 fi
 
+pe_uid=
 pe_fail() { # STATUS MESSAGE…
   pe_status=$1
   shift
@@ -13,13 +14,15 @@ pe_fail() { # STATUS MESSAGE…
   exit "$pe_status"
 }
 
+pe_know_uid() { pe_uid=${pe_uid:-$(id -u)}; }
+
 # Sets pe_run to the directory in memory if it is there already, else to nothing.
 pe_find_run() {
   pe_run=/run/pocketenv
   [ -d "$pe_run" ] && [ -O "$pe_run" ] && return
-  pe_uid=$(id -u)
-  for pe_run in "/dev/shm/pocketenv-$pe_uid" "/tmp/pocketenv-$pe_uid"; do
-    [ -d "$pe_run" ] && [ -O "$pe_run" ] && return
+  for pe_run in /dev/shm/pocketenv-* /tmp/pocketenv-*; do
+    # Only what may be ours is worth starting a program for.
+    [ -d "$pe_run" ] && [ -O "$pe_run" ] && pe_know_uid && [ "${pe_run##*-}" = "$pe_uid" ] && return
   done
   pe_run=
 }
@@ -32,8 +35,10 @@ pe_is_memory() { # DIR
 pe_make_run() {
   pe_find_run
   [ -z "$pe_run" ] || return 0
-  for pe_run in /run/pocketenv "/dev/shm/pocketenv-$pe_uid" "/tmp/pocketenv-$pe_uid"; do
-    [ -w "${pe_run%/*}" ] && pe_is_memory "${pe_run%/*}" || continue
+  for pe_place in /run /dev/shm /tmp; do
+    [ -w "$pe_place" ] && pe_is_memory "$pe_place" || continue
+    pe_run=$pe_place/pocketenv
+    [ "$pe_place" = /run ] || { pe_know_uid && pe_run=$pe_run-$pe_uid; }
     # Another script may make it at the same moment.
     if mkdir -m 711 "$pe_run" 2>/dev/null || { [ -d "$pe_run" ] && [ -O "$pe_run" ]; }; then return; fi
   done

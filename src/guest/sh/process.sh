@@ -18,9 +18,10 @@ pe_alive() {
   [ -n "$pe_pid" ] && pe_start_of "$pe_pid" && [ "$pe_start" = "$pe_expected" ]
 }
 
-# Replaces file $1 by a line of the other arguments, separated by blanks, at once.
+# Replaces file $1 by a line of the other arguments, separated by blanks, at once. A new file is empty for a moment, which reads as no line.
 pe_put() {
   pe_file=$1
   shift
+  if [ ! -e "$pe_file" ]; then printf '%s\n' "$*" >"$pe_file"; return; fi
   printf '%s\n' "$*" >"$pe_file.new" && mv -f "$pe_file.new" "$pe_file"
 }

@@ -19,9 +19,13 @@ if [ "$pe_stage" != launch ]; then
     if [ "$pe_old" = "$pe_digest" ] && pe_alive "$pe_dir/supervisor"; then echo same; exit 0; fi
     ;;
   esac
-  [ ! -d "$pe_dir" ] || pe_stop_service "$pe_dir"
-  rm -rf "$pe_dir"
-  mkdir -p -m 711 "$pe_run/services" && mkdir -m 700 "$pe_dir" && mkdir -p "$pe_logs" ||
+  if [ -d "$pe_dir" ]; then
+    pe_stop_service "$pe_dir"
+    rm -rf "$pe_dir"
+  fi
+  # Two starts may make the first one at the same moment.
+  { [ -d "$pe_run/services" ] || mkdir -p -m 711 "$pe_run/services"; } &&
+    mkdir -m 700 "$pe_dir" && { [ -d "$pe_logs" ] || mkdir -p "$pe_logs"; } ||
     pe_fail 70 "cannot make $pe_dir and $pe_logs"
   printf '%s\n' "$pe_stop_line" >"$pe_dir/stop" && printf '%s\n' "$pe_digest" >"$pe_dir/digest" ||
     pe_fail 70 "cannot write into $pe_dir"
@@ -34,11 +38,8 @@ fi
 
 printf %s "$pe_supervise" >"$pe_dir/supervise.sh" && printf %s "$pe_launch" >"$pe_dir/launch.sh" &&
   printf %s "$pe_pump" >"$pe_dir/pump.sh" || pe_fail 70 "cannot write into $pe_dir"
-pe_detach sh "$pe_dir/supervise.sh" "$pe_dir" "$pe_logs" "$pe_policy" "$pe_max" "$pe_size" "$pe_files" "$pe_path" "$@" \
-  </dev/null >/dev/null 2>"$pe_dir/errors"
-pe_waited=0
-until [ -s "$pe_dir/state" ]; do
-  [ "$pe_waited" -lt 10000 ] || pe_fail 74 "the supervisor did not start: $(cat "$pe_dir/errors")"
-  pe_nap
-done
+# The supervisor lets go of its output when it has taken over, or by its end.
+pe_said=$(pe_detach sh "$pe_dir/supervise.sh" "$pe_dir" "$pe_logs" "$pe_policy" "$pe_max" "$pe_size" "$pe_files" "$pe_path" "$@" \
+  </dev/null 2>"$pe_dir/errors")
+[ -s "$pe_dir/state" ] || pe_fail 74 "the supervisor did not start: $(cat "$pe_dir/errors")"
 echo started

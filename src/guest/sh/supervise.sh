@@ -1,11 +1,11 @@
 # supervise.sh DIR LOGS POLICY MAX LOG_SIZE LOG_FILES PATH ARGV…: runs a service, and runs it again by its policy. Environment and working
-# directory are the service's own. It outlives whoever started it.
+# directory are the service's own. It outlives whoever started it, and keeps standard output open until it has taken over.
 pe_dir=$1 pe_logs=$2 pe_policy=$3 pe_max=$4 pe_size=$5 pe_files=$6 pe_path=$7
 shift 7
 
 # Output goes through a pipe without a name to the pump. Opening both ends for once lets neither open wait for the other.
 pe_open_log() {
-  rm -f "$pe_dir/pipe"
+  [ ! -e "$pe_dir/pipe" ] || rm -f "$pe_dir/pipe"
   mkfifo -m 600 "$pe_dir/pipe" || return 1
   exec 4<>"$pe_dir/pipe" 5<"$pe_dir/pipe" 3>"$pe_dir/pipe" 4>&-
   rm -f "$pe_dir/pipe" "$pe_dir/pump"
@@ -14,7 +14,8 @@ pe_open_log() {
 }
 
 pe_become() { # STATE
-  pe_put "$pe_dir/state" "$1" "$pe_code" "$pe_restarts" "$(date +%s)"
+  pe_now=$(date +%s)
+  pe_put "$pe_dir/state" "$1" "$pe_code" "$pe_restarts" "$pe_now"
 }
 
 # What the process left behind in its session would hold its ports and files.
@@ -35,9 +36,10 @@ pe_setsid=
 if command -v setsid >/dev/null 2>&1; then pe_setsid=setsid; fi
 while :; do
   if [ -e "$pe_dir/stopping" ]; then pe_become stopped; exit 0; fi
-  pe_begun=$(date +%s)
-  rm -f "$pe_dir/child"
+  [ ! -e "$pe_dir/child" ] || rm -f "$pe_dir/child"
   pe_become running
+  pe_begun=$pe_now
+  exec >/dev/null
   $pe_setsid sh "$pe_dir/launch.sh" "$pe_dir" "$pe_path" "$@" </dev/null >&3 2>&3 3>&-
   pe_code=$?
   if [ -e "$pe_dir/stopping" ]; then pe_become stopped; exit 0; fi

@@ -89,7 +89,7 @@ pub(crate) struct Sandbox {
     pub network: Option<Network>,
     /// The weakest isolation accepted.
     pub isolation: Option<IsolationUse>,
-    /// Directories of the host kept in step with directories inside while `pocketenv watch` runs.
+    /// Directories of the host brought inside by `apply` and kept in step while `pocketenv watch` runs.
     #[serde(default)]
     pub sync: Vec<Sync>,
     /// Lifetime.
@@ -247,10 +247,10 @@ pub(crate) struct Sync {
     pub from: HostPath,
     /// The directory inside.
     pub to: GuestPath,
-    /// Patterns left out, next to the ignore files.
+    /// Patterns left out, next to the ignore files. `.git` is left out unless a pattern `!.git` takes it back.
     #[serde(default)]
     pub ignore: Vec<Text>,
-    /// What happens after files changed.
+    /// What `pocketenv watch` does after files changed.
     pub on_change: Option<OnChange>,
 }
 
@@ -260,6 +260,9 @@ pub(crate) struct Sync {
 pub(crate) struct OnChange {
     /// A service of this sandbox to restart.
     pub restart: Option<Name>,
+    /// A command to run inside, as argv; a text is run by `sh -c`.
+    #[schemars(with = "Option<short::Command>")]
+    pub exec: Option<Vec<EnvText>>,
 }
 
 /// Lifetime of a sandbox.

@@ -406,6 +406,17 @@ impl World {
                     learned.records.remove(&name);
                 }
             }
+            Action::Discard => {
+                let id = id.ok_or("no id")?;
+                let intent = self.begin(step, IntentOperation::Delete, None);
+                if begun {
+                    return Ok(());
+                }
+                self.vendor(&step.provider)?.sandboxes.remove(&id);
+                if recorded {
+                    self.finish(&intent);
+                }
+            }
             Action::Forget if recorded => {
                 self.record.serial += 1;
                 self.record.sandboxes.remove(&name);

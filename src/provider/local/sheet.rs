@@ -71,11 +71,7 @@ pub static SHEET: Capabilities = Capabilities {
         ),
         refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
         honoured("lifecycle", ChangeClass::Live),
-        refused(
-            "sync",
-            "does not follow files yet",
-            "use `files: [{ path, source }]`, which `apply` keeps in place",
-        ),
+        honoured("sync", ChangeClass::Live),
         refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
         refused("tailscale", "does not join a tailnet yet", "use `ports`"),
         refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),

@@ -27,7 +27,7 @@ fn host_tree(path: &str, root: &Path) -> FileToWrite {
         path: path.to_owned(),
         digest: sha256.clone(),
         mode: None,
-        content: Content::HostTree { path: root.to_owned(), sha256 },
+        content: Content::HostTree { path: root.to_owned(), sha256, ignore: None },
     }
 }
 

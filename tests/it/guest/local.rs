@@ -57,7 +57,7 @@ async fn scene(provider: &dyn Provider, host: &Path) {
         env: Some(EnvBundle { digest: "e".to_owned(), values }),
         files: vec![
             file("/etc/motd", Content::Inline(b"hello\n".to_vec())),
-            file("/workspace/tree", Content::HostTree { path: host.join("tree"), sha256 }),
+            file("/workspace/tree", Content::HostTree { path: host.join("tree"), sha256, ignore: None }),
             file("/run/secrets/db", Content::Secret("hunter2".to_owned().into())),
             file("/workspace/db", Content::Secret("hunter2".to_owned().into())),
         ],

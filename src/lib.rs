@@ -6,6 +6,7 @@ pub mod app;
 pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;
+pub mod gitops;
 pub mod guest;
 pub mod manifest;
 pub mod model;

@@ -5,6 +5,9 @@ mod architecture;
 #[path = "it/cli.rs"]
 mod cli;
 #[cfg(target_os = "linux")]
+#[path = "it/controller/mod.rs"]
+mod controller;
+#[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
 #[allow(clippy::unwrap_used)]

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
 
 use super::{Environment, Error, ports};
-use crate::manifest::{self, Input, LoadRequest, Manifest, Origins, Resolved};
+use crate::manifest::{self, Confinement, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
     Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
     Timestamp,
@@ -32,17 +35,38 @@ pub struct Selection {
     pub env_files: Vec<PathBuf>,
     /// `--provider`: the default provider.
     pub provider: Option<String>,
+    /// The limits of a manifest that is not trusted.
+    pub confinement: Option<Confinement>,
 }
 
 /// The program as a library.
+#[derive(Clone)]
 pub struct App {
     environment: Environment,
+    /// Opened when it is first needed.
+    store: Arc<OnceCell<Store>>,
+    /// The variables that manifests and their secrets see, if not all of the environment.
+    visible: Option<BTreeMap<String, String>>,
 }
 
 impl App {
     /// The program in this environment.
     pub fn new(environment: Environment) -> Self {
-        Self { environment }
+        Self { environment, store: Arc::default(), visible: None }
+    }
+
+    /// The same program for manifests that see only these variables of the environment, and no home directory. Providers still find the
+    /// credentials that the operator gave them.
+    pub(super) fn showing(&self, names: &[String]) -> Self {
+        let vars = &self.environment.vars;
+        let visible = names.iter().filter_map(|name| Some((name.clone(), vars.get(name)?.clone()))).collect();
+        let environment = Environment { home: None, ..self.environment.clone() };
+        Self { environment, store: Arc::clone(&self.store), visible: Some(visible) }
+    }
+
+    /// The variables that manifests and their secrets see.
+    fn visible(&self) -> &BTreeMap<String, String> {
+        self.visible.as_ref().unwrap_or(&self.environment.vars)
     }
 
     /// The world around this run.
@@ -83,24 +107,43 @@ impl App {
             files,
             profile: selection.profile.clone(),
             vars: selection.vars.clone(),
-            env: env.vars.clone(),
+            env: self.visible().clone(),
             env_files: selection.env_files.clone(),
             project: selection.project.clone(),
             default_provider: selection.provider.clone(),
             home: env.home.clone(),
+            confinement: selection.confinement.clone(),
         })
     }
 
-    /// Opens the store.
+    /// Opens the store, once.
     pub async fn store(&self) -> Result<Store, Error> {
         let env = &self.environment;
-        Ok(Store::open(env.directories.store(), env.clock.clone(), env.ids.clone()).await?)
+        let open = || Store::open(env.directories.store(), env.clock.clone(), env.ids.clone());
+        Ok(self.store.get_or_try_init(open).await?.clone())
     }
 
     /// Opens a project: reads its manifest, opens its store and its providers. Where there is no manifest and a project is named that the
     /// store knows, that project is opened without one; it can then be looked at and destroyed.
     pub async fn open(&self, selection: &Selection) -> Result<Project<'_>, Error> {
         self.open_with(selection, None).await
+    }
+
+    /// Opens a project by its record alone, whatever manifests there are: it can be looked at and destroyed.
+    pub(super) async fn open_recorded(&self, name: &str) -> Result<Project<'_>, Error> {
+        let store = self.store().await?;
+        let providers: BTreeSet<String> =
+            store.recorded(name).await?.providers().into_iter().map(str::to_owned).collect();
+        let registry = self.registry(&providers, None).await?;
+        Ok(Project {
+            app: self,
+            name: name.to_owned(),
+            manifest: None,
+            pinned: None,
+            store,
+            registry,
+            providers,
+        })
     }
 
     /// The same, with providers that are open already instead of those that the manifest names.
@@ -388,7 +431,7 @@ impl Project<'_> {
             .collect();
         let sources: BTreeMap<String, secret::SecretSource> =
             declared.iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
-        let vars = &self.app.environment.vars;
+        let vars = self.app.visible();
         if all {
             let resolved = secret::resolve_all(&sources, vars).await?;
             let warnings = resolved.warnings.iter().map(|(n, w)| format!("secret `{n}`: {w}")).collect();

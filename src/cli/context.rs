@@ -56,6 +56,7 @@ impl Context {
             vars: global.var.into_iter().map(|pair| (pair.key, pair.value)).collect(),
             env_files: global.env_file,
             provider: global.provider,
+            confinement: None,
         };
         Ok(Self { app: App::new(environment(process)), ui: Ui::new(options), selection })
     }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::DeclaredPort;
 use super::capability;
 use super::check::Checker;
+use super::confine::Confinement;
 use super::diagnostic::{Problem, Problems};
 use super::graph;
 use super::language::{self, Setting};
-use super::lower::{Declared, FileCache, Lowering, absolute};
+use super::lower::{Declared, FileCache, Lowering, absolute, leads_out};
 use super::node::{Entry, Node, Value, quote};
 use super::normal;
 use super::origins::Origins;
@@ -44,6 +45,7 @@ pub(crate) struct Given {
     /// `--provider`.
     pub provider: Option<String>,
     pub home: Option<PathBuf>,
+    pub confinement: Option<Confinement>,
 }
 
 /// Everything a manifest declares.
@@ -311,7 +313,15 @@ impl<'a> Pass<'a> {
         secrets: &[String],
     ) -> BTreeMap<String, BTreeMap<String, Setting>> {
         let Some(node) = node else { return BTreeMap::new() };
+        let refused =
+            self.given.confinement.as_ref().is_some_and(|confinement| !confinement.provider_settings);
         for entry in node.as_map().unwrap_or_default() {
+            if refused {
+                let message = "a manifest of this source may not set providers up";
+                let help =
+                    "the operator allows it with `provider_settings: true` under `allow` of the source";
+                self.problems.push(Problem::error("not-allowed", entry.key_span, message).help(help));
+            }
             self.provider(&entry.key, entry.key_span);
             for setting in entry.value.as_map().unwrap_or_default() {
                 if let Some(secret) = setting.value.get("secret")
@@ -384,7 +394,25 @@ impl<'a> Pass<'a> {
             if let Some(path) = raw.file {
                 let span = entry.value.span_at(&["file"]);
                 let path = self.given.sources.resolve_path(span, &path.0, self.given.home.as_deref());
+                if self.given.confinement.as_ref().is_some_and(|c| !c.holds(&path)) {
+                    self.problems.push(leads_out(span));
+                    continue;
+                }
                 sources.push(SecretSource::File(absolute(&path)));
+            }
+            if let Some(confinement) = &self.given.confinement {
+                let refused = [
+                    ("command", confinement.command_secrets, raw.command.is_some()),
+                    ("vault", confinement.vault_secrets, raw.vault.is_some()),
+                ];
+                for (kind, _, _) in refused.into_iter().filter(|(_, allowed, written)| *written && !allowed) {
+                    let span = entry.value.key_span(&[kind]);
+                    let message = format!("a secret of this source may not come from `{kind}`");
+                    let help = format!(
+                        "the operator allows it with `{kind}_secrets: true` under `allow` of the source"
+                    );
+                    self.problems.push(Problem::error("not-allowed", span, message).help(help));
+                }
             }
             sources.extend(
                 raw.command.map(|argv| SecretSource::Command(argv.into_iter().map(|w| w.0).collect())),
@@ -581,6 +609,7 @@ impl Pass<'_> {
                 defaults: common.defaults,
                 default_provider: common.default_provider,
                 home: self.given.home.as_deref(),
+                confinement: self.given.confinement.as_ref(),
                 files: self.world.map(|_| &mut *cache),
                 problems: self.problems,
                 node,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use super::confine::Confinement;
 use super::diagnostic::{Problem, Problems};
 use super::env_file;
 use super::graph;
@@ -63,6 +64,7 @@ pub(crate) struct Lowering<'a> {
     pub defaults: &'a language::Defaults,
     pub default_provider: &'a str,
     pub home: Option<&'a Path>,
+    pub confinement: Option<&'a Confinement>,
     /// `None` while files of the host are not to be read.
     pub files: Option<&'a mut FileCache>,
     pub problems: &'a mut Problems,
@@ -165,9 +167,16 @@ impl Lowering<'_> {
         }
     }
 
-    fn host_path(&self, path: &[&str], text: &str) -> PathBuf {
+    /// A path of this machine, unless the manifest may not reach it, which is reported.
+    fn host_path(&mut self, path: &[&str], text: &str) -> Option<PathBuf> {
         // What an alias brings in is relative to the file it is written in, and aliases never cross files.
-        self.sources.resolve_path(self.node.span_at(path), text, self.home)
+        let span = self.node.span_at(path);
+        let host = self.sources.resolve_path(span, text, self.home);
+        if self.confinement.is_some_and(|confinement| !confinement.holds(&host)) {
+            self.push(leads_out(span));
+            return None;
+        }
+        Some(host)
     }
 
     fn image(&mut self, raw: &Sandbox) -> Image {
@@ -180,8 +189,15 @@ impl Lowering<'_> {
             return Image::Base(base.0.clone());
         }
         if let Some(build) = &raw.build {
-            let context = self.host_path(&["build", "context"], &build.context.0);
             let dockerfile = build.dockerfile.as_ref().map(|d| d.0.clone());
+            let Some(context) = self.host_path(&["build", "context"], &build.context.0) else {
+                return Image::Host;
+            };
+            if let Some(dockerfile) = &dockerfile
+                && self.confinement.is_some_and(|confinement| !confinement.holds(&context.join(dockerfile)))
+            {
+                self.push(leads_out(self.node.span_at(&["build", "dockerfile"])));
+            }
             if self.files.is_some() && !context.is_dir() {
                 let problem = self.error(
                     "unreadable",
@@ -199,7 +215,7 @@ impl Lowering<'_> {
         let mut env = BTreeMap::new();
         for (i, file) in raw.env_file.iter().enumerate() {
             let index = i.to_string();
-            let path = self.host_path(&["env_file", &index], &file.0);
+            let Some(path) = self.host_path(&["env_file", &index], &file.0) else { continue };
             let Some(cache) = self.files.as_deref_mut() else { continue };
             let read = cache.env.entry(path.clone()).or_insert_with(|| {
                 let bytes = read_bounded(&path)?;
@@ -311,6 +327,14 @@ impl Lowering<'_> {
     fn network(&mut self, raw: &Sandbox) -> NetworkSpec {
         let Some(network) = &raw.network else { return NetworkSpec::default() };
         let mode = network.mode.unwrap_or_default();
+        if mode == NetworkMode::Host && self.confinement.is_some_and(|confinement| !confinement.host_network)
+        {
+            let message = "a sandbox of this source may not use the network of this machine".to_owned();
+            let problem = self.error("not-allowed", &["network", "mode"], message);
+            self.push(
+                problem.help("the operator allows it with `host_network: true` under `allow` of the source"),
+            );
+        }
         if !network.allow.is_empty() && network.egress != Some(Egress::Deny) {
             let problem = self
                 .error(
@@ -408,7 +432,7 @@ impl Lowering<'_> {
         }
         if let Some(template) = &file.template {
             let at = ["files", path, "template"];
-            let host = self.host_path(&at, &template.0);
+            let host = self.host_path(&at, &template.0)?;
             let cache = self.files.as_deref_mut()?;
             let read = cache.text.entry(host.clone()).or_insert_with(|| {
                 String::from_utf8(read_bounded(&host)?).map_err(|_| "it is not UTF-8".to_owned())
@@ -424,7 +448,7 @@ impl Lowering<'_> {
         }
         let source = file.source.as_ref()?;
         let at = ["files", path, "source"];
-        let host = self.host_path(&at, &source.0);
+        let host = self.host_path(&at, &source.0)?;
         let cache = self.files.as_deref_mut()?;
         match cache.source.entry(host.clone()).or_insert_with(|| read_source(&host)).clone() {
             Ok(content) => Some(content),
@@ -717,7 +741,7 @@ impl Lowering<'_> {
                 }
             }
             let on_change = sync.on_change.as_ref().and_then(|change| self.on_change(&index, change, raw));
-            let from = self.host_path(&["sync", &index, "from"], &sync.from.0);
+            let Some(from) = self.host_path(&["sync", &index, "from"], &sync.from.0) else { continue };
             let spec = SyncSpec { from: absolute(&from), to: to.clone(), ignore: ignore.clone(), on_change };
             guest.sync.push(spec);
             let Some(cache) = self.files.as_deref_mut().filter(|_| usable) else { continue };
@@ -756,6 +780,12 @@ impl Lowering<'_> {
         }
         Some(OnChange::Exec(command))
     }
+}
+
+/// A path of this machine that a manifest may not reach.
+pub(crate) fn leads_out(span: Span) -> Problem {
+    Problem::error("not-allowed", span, "the path leads out of the directory of the project")
+        .help("the operator allows it with `host_paths: true` under `allow` of the source")
 }
 
 fn resources(raw: &language::Resources) -> Resources {

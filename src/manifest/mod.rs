@@ -8,6 +8,7 @@ mod assemble;
 mod capability;
 mod check;
 mod config;
+mod confine;
 mod diagnostic;
 mod docs;
 mod env_file;
@@ -36,6 +37,7 @@ use crate::model::{Desired, PortRef};
 use crate::provider::Capabilities;
 use crate::secret::SecretSource;
 use assemble::{Assembled, Given, World};
+pub use confine::Confinement;
 pub use diagnostic::{Diagnostic, Diagnostics, Label, MAX_REPORTED, Severity};
 use diagnostic::{Problem, Problems};
 pub use docs::reference;
@@ -70,6 +72,8 @@ pub struct LoadRequest {
     pub default_provider: Option<String>,
     /// The home directory, for paths that begin with `~/`.
     pub home: Option<PathBuf>,
+    /// The limits of a manifest that is not trusted; `None` for one that may do what the user may.
+    pub confinement: Option<Confinement>,
 }
 
 /// A port as declared, before its address on the host is chosen.
@@ -164,6 +168,15 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
             None,
         ));
     }
+    if let Some(confinement) = &request.confinement {
+        for input in &inputs {
+            let Input::Path(path) = input else { continue };
+            if !confinement.holds(path) {
+                let message = format!("{}: it leads out of the directory of the project", path.display());
+                return Err(Diagnostics::bare("not-allowed", message, None));
+            }
+        }
+    }
     let env = environment(request, &mut sources, &mut problems);
     let tree = Reader::new(&mut sources, &mut problems).read_all(&inputs);
     let sources = Arc::new(sources);
@@ -188,6 +201,7 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
         directory_name: assemble::directory_name(&dir),
         provider: request.default_provider.clone(),
         home: request.home.clone(),
+        confinement: request.confinement.clone(),
     };
     Ok((given, problems))
 }

@@ -1,3 +1,4 @@
 //! The other front doors: servers that speak HTTP.
 
+pub mod controller;
 pub mod sim;

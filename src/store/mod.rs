@@ -8,6 +8,7 @@
 //! file at once. Every method returns when what it did is durable; giving up on a call does not take it back.
 
 mod condition;
+mod controlled;
 mod error;
 mod event;
 mod file;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+pub use controlled::Controlled;
 pub use error::StoreError;
 pub use event::{Event, EventKind, EventQuery, RecordedEvent};
 pub use goal::KeptGoal;

@@ -26,10 +26,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "model",
         ],
     ),
-    ("server", &["app", "provider", "model"]),
+    ("server", &["app", "provider", "secret", "model"]),
     (
         "app",
         &[
+            "gitops",
             "watch",
             "manifest",
             "reconcile",
@@ -43,6 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("watch", &["guest::tree"]),
+    ("gitops", &["model"]),
     ("manifest", &["plan::order", "guest::tree", "provider", "secret", "model"]),
     ("reconcile", &["plan", "guest", "provider", "store", "secret", "model"]),
     ("plan", &["provider", "model"]),

@@ -67,6 +67,7 @@ fn request(path: &Path) -> LoadRequest {
             ("EMPTY".to_owned(), String::new()),
         ]),
         home: Some(PathBuf::from("/home/me")),
+        confinement: None,
         ..LoadRequest::default()
     }
 }

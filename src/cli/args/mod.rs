@@ -4,6 +4,7 @@
 
 mod apply;
 mod control;
+mod controller;
 mod info;
 mod inside;
 mod look;
@@ -19,6 +20,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
 pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
+pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use info::{CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, VersionArgs};
 pub use inside::{CpArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
@@ -225,6 +227,9 @@ pub enum Verb {
     Stop(StopArgs),
     /// Stop and start sandboxes or services
     Restart(RestartArgs),
+    /// Keep projects as their repositories say, until stopped
+    #[command(subcommand)]
+    Controller(ControllerCommand),
     /// Show the presets there are
     #[command(subcommand)]
     Preset(PresetCommand),

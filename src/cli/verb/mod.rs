@@ -4,6 +4,7 @@ pub mod apply;
 pub mod change;
 pub mod completion;
 pub mod control;
+pub mod controller;
 pub mod cp;
 pub mod describe;
 pub mod destroy;

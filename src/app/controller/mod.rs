@@ -1,0 +1,390 @@
+//! The long-running mode for repositories: follows sources and keeps every project of them as its last good revision says.
+//!
+//! One task has two queues, of looks at sources and of projects, and all the work on their keys, which is mostly waiting for others. A source that several
+//! entries share is looked at once. What must survive the process (the last good revision of each project) is in the store, files are in
+//! checkouts named by their content, and the journal of `apply` does the rest: a controller that was killed goes on where it was. Two
+//! controllers on one store take turns by the lease of each project.
+
+mod config;
+mod metrics;
+mod project;
+mod source;
+mod status;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::mpsc;
+
+pub use config::{Allow, Config, ConfigError, Git, Projects, Retry, Source, Webhook};
+pub use status::{ControlledStatus, ControllerStatus, Phase, SourceStatus};
+pub use window::{Window, WindowError};
+
+use super::{App, Error};
+use crate::gitops::{Checkouts, Found};
+use crate::model::{Health, Sync, Timestamp};
+use crate::reconcile::Backoff;
+use crate::reconcile::execute::Cancel;
+use crate::reconcile::queue::{Ended, Queue};
+use crate::secret::{self, SecretErrors, SecretValue};
+use crate::store::Controlled;
+use metrics::{Kind, Metrics};
+use source::Feed;
+
+/// How many sources are looked at at once.
+const LOOKS: usize = 4;
+/// The loop turns at least this often, so that one that hangs can be told.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A loop that did not turn for this long hangs.
+const HANGS: u64 = 60_000;
+/// How often checkouts that nobody uses are looked for.
+const PRUNE: u64 = 600_000;
+
+/// A project: the name of its source and its directory there.
+type Key = (String, String);
+
+/// A controller.
+pub struct Controller {
+    app: App,
+    config: Config,
+    feeds: Vec<Feed>,
+    secrets: BTreeMap<String, SecretValue>,
+    mirrors: PathBuf,
+    checkouts: Checkouts,
+    metrics: Metrics,
+    state: Mutex<State>,
+    triggers: mpsc::UnboundedSender<usize>,
+    triggered: Mutex<Option<mpsc::UnboundedReceiver<usize>>>,
+}
+
+#[derive(Default)]
+struct State {
+    sources: BTreeMap<String, SourceState>,
+    projects: BTreeMap<Key, ProjectState>,
+    /// When the loop last turned.
+    turned: Timestamp,
+}
+
+#[derive(Default)]
+struct SourceState {
+    revision: Option<String>,
+    message: String,
+    looked_at: Option<Timestamp>,
+    looked: bool,
+}
+
+/// What is known of one project.
+struct ProjectState {
+    /// What the newest revision has; `None` until the source was looked at.
+    newest: Option<(String, Found)>,
+    /// The source does not have it any more.
+    gone: bool,
+    /// The tree that cannot be used, so that it is not tried over and over.
+    bad: Option<String>,
+    /// The last good revision.
+    good: Option<Controlled>,
+    /// Counts what was asked of it.
+    generation: u64,
+    status: ControlledStatus,
+}
+
+impl ProjectState {
+    fn new(path: &str) -> Self {
+        Self {
+            newest: None,
+            gone: false,
+            bad: None,
+            good: None,
+            generation: 0,
+            status: ControlledStatus::new(path),
+        }
+    }
+}
+
+/// What a worker hands back.
+enum Done {
+    Look(usize, Ended, Vec<Key>),
+    Project(Key, Ended),
+}
+
+impl Controller {
+    /// A controller of these sources.
+    ///
+    /// # Errors
+    /// Secrets of webhooks without a value; what the store answers.
+    pub async fn new(app: App, config: Config) -> Result<Arc<Self>, Error> {
+        let hooks = config
+            .sources
+            .iter()
+            .filter_map(|s| Some((s.name.clone(), s.webhook.as_ref()?.secret.clone())))
+            .collect();
+        let secrets = secret::resolve_all(&hooks, &app.environment().vars)
+            .await
+            .map_err(|e: SecretErrors| Error::Secrets(e))?
+            .values;
+        let mut state = State { turned: app.environment().clock.now(), ..State::default() };
+        for source in &config.sources {
+            state.sources.insert(source.name.clone(), SourceState::default());
+        }
+        for record in app.store().await?.controlled().await? {
+            // A source that is not followed any more has projects that stay as they are.
+            if state.sources.contains_key(&record.source) {
+                let key = (record.source.clone(), record.path.clone());
+                let project = state.projects.entry(key).or_insert_with(|| ProjectState::new(&record.path));
+                project.status.project = Some(record.project.clone());
+                project.status.revision = Some(record.revision.clone());
+                project.good = Some(record);
+            }
+        }
+        let root = app.environment().directories.data.join("gitops");
+        let (triggers, triggered) = mpsc::unbounded_channel();
+        Ok(Arc::new(Self {
+            feeds: source::feeds(&config)?,
+            secrets,
+            mirrors: root.join("mirrors"),
+            checkouts: Checkouts::new(root.join("checkouts")),
+            metrics: Metrics::new(),
+            state: Mutex::new(state),
+            triggers,
+            triggered: Mutex::new(Some(triggered)),
+            app,
+            config,
+        }))
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The secret that webhooks of a source are signed with, if it takes any.
+    pub fn webhook_secret(&self, source: &str) -> Option<&SecretValue> {
+        self.secrets.get(source)
+    }
+
+    /// Looks at a source now. False if there is no such source.
+    pub fn trigger(&self, source: &str) -> bool {
+        let feed = self.feeds.iter().position(|feed| feed.sources.iter().any(|name| name == source));
+        // Nobody listens once the loop has ended.
+        feed.is_some_and(|feed| self.triggers.send(feed).is_ok())
+    }
+
+    /// Works until it is called off; then running steps are finished, and it returns.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it runs already.
+    pub async fn run(self: &Arc<Self>, cancel: &Cancel) -> Result<(), Error> {
+        let taken = self.triggered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut triggered) = taken else {
+            return Err(Error::Refused { message: "this controller runs already".to_owned() });
+        };
+        let backoff = Backoff {
+            initial: self.config.retry.initial.into(),
+            max: self.config.retry.max.into(),
+            retries: u32::MAX,
+        };
+        let mut looks: Queue<usize, usize> = Queue::new(backoff);
+        let mut projects: Queue<Key, String> = Queue::new(backoff);
+        let mut workers: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
+        let (mut looking, mut working) = (0, 0);
+        let mut generation = 0;
+        let mut pruned = self.now();
+        for feed in 0..self.feeds.len() {
+            looks.request(feed, feed, 0, self.now());
+        }
+        let known: Vec<Key> = self.state().projects.keys().cloned().collect();
+        for key in known {
+            projects.request(key.clone(), key.0, 0, self.now());
+        }
+        loop {
+            let now = self.now();
+            self.state().turned = now;
+            while looking < LOOKS
+                && let Some(started) = looks.start_next(now)
+            {
+                looking += 1;
+                let feed = started.key;
+                let work = AssertUnwindSafe(self.look(feed)).catch_unwind();
+                let done = work.map(move |done| {
+                    let (ended, changed) = done.unwrap_or_else(|_| (self.defect(), Vec::new()));
+                    Done::Look(feed, ended, changed)
+                });
+                workers.push(done.boxed_local());
+            }
+            while working < self.config.parallelism
+                && let Some(started) = projects.start_next(now)
+            {
+                working += 1;
+                self.metrics.latency.observe(seconds(started.latency_ms));
+                let key = started.key;
+                workers.push(Box::pin(async move {
+                    let work = AssertUnwindSafe(self.reconcile(&key, cancel)).catch_unwind();
+                    let ended = work.await.unwrap_or_else(|_| self.defect());
+                    Done::Project(key, ended)
+                }));
+            }
+            self.metrics.depth.set(i64::try_from(projects.depth(now)).unwrap_or(i64::MAX));
+            if now.millis_since(pruned) > PRUNE {
+                pruned = now;
+                self.prune().await;
+            }
+            let next_look = looks.next_due().filter(|_| looking < LOOKS);
+            let next_project = projects.next_due().filter(|_| working < self.config.parallelism);
+            let next = next_look.into_iter().chain(next_project).min();
+            let pause =
+                next.map_or(HEARTBEAT, |at| Duration::from_millis(at.millis_since(now)).min(HEARTBEAT));
+            tokio::select! {
+                () = cancel.graceful.cancelled() => break,
+                Some(feed) = triggered.recv() => {
+                    generation += 1;
+                    looks.request(feed, feed, generation, self.now());
+                }
+                Some(done) = workers.next(), if !workers.is_empty() => match done {
+                    Done::Look(feed, ended, changed) => {
+                        looking -= 1;
+                        looks.finish(&feed, self.now(), ended, chance());
+                        for key in changed {
+                            let generation = self.state().projects.get(&key).map_or(0, |project| project.generation);
+                            projects.request(key.clone(), key.0, generation, self.now());
+                        }
+                    }
+                    Done::Project(key, ended) => {
+                        working -= 1;
+                        projects.finish(&key, self.now(), ended, chance());
+                        if !self.state().projects.contains_key(&key) {
+                            projects.forget(&key);
+                        }
+                    }
+                },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        while workers.next().await.is_some() {}
+        Ok(())
+    }
+
+    /// A worker panicked: a mistake of ours that must not take the others along.
+    fn defect(&self) -> Ended {
+        self.metrics.error("defect");
+        tracing::error!("a worker panicked; this is a defect of pocketenv, and its work is tried again");
+        Ended::Failed { retry_after: None }
+    }
+
+    async fn prune(&self) {
+        let used: BTreeSet<PathBuf> = {
+            let state = self.state();
+            let manifests = state.projects.values().filter_map(|project| project.good.as_ref());
+            manifests.filter_map(|good| Some(PathBuf::from(&good.manifest).parent()?.to_owned())).collect()
+        };
+        let checkouts = self.checkouts.clone();
+        let done = tokio::task::spawn_blocking(move || checkouts.prune(&used)).await;
+        if let Ok(Err(error)) = done {
+            tracing::warn!(%error, "old checkouts stay");
+        }
+    }
+
+    /// The status of everything that is followed.
+    pub fn status(&self) -> ControllerStatus {
+        let state = self.state();
+        let sources: Vec<SourceStatus> = self
+            .config
+            .sources
+            .iter()
+            .map(|source| {
+                let known = state.sources.get(&source.name);
+                let projects = state.projects.iter().filter(|((name, _), _)| *name == source.name);
+                SourceStatus {
+                    name: source.name.clone(),
+                    from: source::from(source),
+                    reference: source
+                        .git
+                        .as_ref()
+                        .and_then(|git| git.remote().ok())
+                        .map(|remote| remote.reference().to_string()),
+                    revision: known.and_then(|known| known.revision.clone()),
+                    message: known.map(|known| known.message.clone()).unwrap_or_default(),
+                    looked_at: known.and_then(|known| known.looked_at),
+                    projects: projects.map(|(_, project)| project.status.clone()).collect(),
+                }
+            })
+            .collect();
+        let unseen = sources.iter().any(|source| source.looked_at.is_none() || !source.message.is_empty());
+        let all = || sources.iter().flat_map(|source| &source.projects);
+        let sync = all()
+            .map(|project| project.sync)
+            .chain(unseen.then_some(Sync::Unknown))
+            .max()
+            .unwrap_or(Sync::Synced);
+        let health = all().map(|project| project.health).max().unwrap_or(Health::Healthy);
+        ControllerStatus { format_version: "1.0", sync, health, sources }
+    }
+
+    /// The numbers, in the text form of Prometheus.
+    pub fn metrics(&self) -> String {
+        let mut sandboxes: BTreeMap<String, u64> = BTreeMap::new();
+        let mut phases: BTreeMap<String, i64> = BTreeMap::new();
+        for project in self.state().projects.values() {
+            *phases.entry(format!("{:?}", project.status.phase)).or_default() += 1;
+            for (health, count) in &project.status.sandboxes {
+                *sandboxes.entry(health.clone()).or_default() += count;
+            }
+        }
+        self.metrics.projects.clear();
+        self.metrics.sandboxes.clear();
+        for (kind, count) in phases {
+            self.metrics.projects.get_or_create(&Kind { kind }).set(count);
+        }
+        for (kind, count) in sandboxes {
+            self.metrics
+                .sandboxes
+                .get_or_create(&Kind { kind })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.metrics.text()
+    }
+
+    /// Whether the loop turns.
+    pub fn is_alive(&self) -> bool {
+        self.now().millis_since(self.state().turned) < HANGS
+    }
+
+    /// Whether every source was looked at since the start, successfully or not.
+    pub fn is_ready(&self) -> bool {
+        self.state().sources.values().all(|source| source.looked)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.app.environment().clock.now()
+    }
+
+    /// The state is plain data, whole at every moment, so that a panic elsewhere does not spoil it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self, name: &str) -> Option<&Source> {
+        self.config.sources.iter().find(|source| source.name == name)
+    }
+}
+
+/// A tenth less, by chance, so that what starts together does not stay together.
+fn jittered(pause: crate::model::Duration) -> Duration {
+    let pause = Duration::from(pause);
+    pause - pause.mul_f64(f64::from(chance()) / f64::from(u32::MAX) / 10.0)
+}
+
+fn chance() -> u32 {
+    // Without chance all come at the same time, which is no reason to stop.
+    getrandom::u32().unwrap_or(0)
+}
+
+fn seconds(ms: u64) -> f64 {
+    Duration::from_millis(ms).as_secs_f64()
+}

@@ -1,0 +1,502 @@
+//! Reconciling one project: take what is new if it is good, then make what exists as the last good revision says, as far as the source allows.
+
+use std::path::{Path, PathBuf};
+
+use super::status::Phase;
+use super::{Controller, Key, ProjectState, Source, jittered, seconds, window};
+use crate::app::{
+    Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Selection,
+};
+use crate::gitops::{Found, GitError, Mirror};
+use crate::manifest::{Confinement, Diagnostic};
+use crate::model::{Duration, Health, Sync};
+use crate::plan::report::waiting_text;
+use crate::plan::{Policy, Verdict as Verb};
+use crate::reconcile::execute::Cancel;
+use crate::reconcile::observe::with_causes;
+use crate::reconcile::queue::Ended;
+use crate::reconcile::status::ProjectStatus;
+use crate::reconcile::{FailureKind, NullSink};
+use crate::store::{Controlled, StoreError};
+
+/// How soon something is looked at again that somebody else works on.
+const SOON: Duration = Duration::from_secs(5);
+
+/// How a reconcile went, before it is written down.
+struct Verdict {
+    phase: Phase,
+    message: String,
+    ended: Ended,
+}
+
+impl Verdict {
+    fn new(phase: Phase, message: impl Into<String>, ended: Ended) -> Self {
+        Self { phase, message: message.into(), ended }
+    }
+
+    fn failed(message: impl Into<String>) -> Self {
+        Self::new(Phase::Failed, message, Ended::Failed { retry_after: None })
+    }
+
+    fn waiting(message: impl Into<String>, recheck: Duration) -> Self {
+        Self::new(Phase::Waiting, message, Ended::Waiting { recheck: recheck.into() })
+    }
+}
+
+/// Why what is new is not taken.
+enum Refusal {
+    /// It cannot be used as it is.
+    Bad { message: String, diagnostics: Vec<Diagnostic> },
+    /// It could not be had; that may change by itself.
+    Later(String),
+}
+
+/// The operator's answers, given beforehand.
+struct BySource {
+    prune: bool,
+    data_loss: bool,
+}
+
+impl Consent for BySource {
+    fn approve(&self, approval: &Approval<'_>) -> Answer {
+        // Who allows to prune knows that what is pruned is gone.
+        let asked =
+            approval.plan.changes.iter().filter(|change| !(self.prune && change.verdict == Verb::Delete));
+        let risks: Vec<String> = asked
+            .flat_map(|c| c.data_at_risk.iter().map(move |what| format!("{}: {what}", c.address)))
+            .collect();
+        if risks.is_empty() || self.data_loss || *approval.goal == Goal::Destroy {
+            return Answer::Yes;
+        }
+        let risks = risks.join("; ");
+        Answer::Needs {
+            message: format!(
+                "this may lose data ({risks}); `allow_data_loss: true` of the source says that it may"
+            ),
+        }
+    }
+}
+
+impl Controller {
+    /// Works on one project, and writes down how it went.
+    pub(super) async fn reconcile(&self, key: &Key, cancel: &Cancel) -> Ended {
+        let began = self.now();
+        let (source_name, _) = key;
+        let Some(source) = self.source(source_name) else { return Ended::Failed { retry_after: None } };
+        let verdict = match self.work(source, key, cancel).await {
+            Ok(verdict) => verdict,
+            Err(error) => self.failed(source, &error),
+        };
+        let now = self.now();
+        let took = now.millis_since(began);
+        self.metrics.reconcile.observe(seconds(took));
+        self.note_on(key, |project| {
+            let status = &mut project.status;
+            // What is wrong with the newest revision outlives what becomes of the last good one.
+            let invalid = project.bad.is_some() && matches!(verdict.phase, Phase::Applied | Phase::Watching);
+            if !invalid {
+                status.phase = verdict.phase;
+                status.message = verdict.message;
+            } else {
+                status.phase = Phase::Invalid;
+            }
+            status.reconciled_at = Some(now);
+            status.took_ms = took;
+        });
+        verdict.ended
+    }
+
+    fn note_on(&self, key: &Key, change: impl FnOnce(&mut ProjectState)) {
+        if let Some(project) = self.state().projects.get_mut(key) {
+            change(project);
+        }
+    }
+
+    /// An error as a verdict: who waits for whom is not a failure.
+    fn failed(&self, source: &Source, error: &Error) -> Verdict {
+        let (kind, verdict) = match error {
+            Error::Store(StoreError::Locked { lease }) => {
+                return Verdict::waiting(format!("{} works on it", lease.holder), SOON);
+            }
+            Error::Refused { message } => ("refused", Verdict::waiting(message.clone(), source.resync)),
+            Error::Manifest(diagnostics) => {
+                ("manifest", Verdict::waiting(diagnostics.to_string(), source.resync))
+            }
+            Error::Store(_) => ("store", Verdict::failed(with_causes(error))),
+            Error::Provider { .. } | Error::Guest(_) => ("provider", Verdict::failed(with_causes(error))),
+            Error::Secrets(_) => ("secret", Verdict::failed(with_causes(error))),
+            _ => ("other", Verdict::failed(with_causes(error))),
+        };
+        self.metrics.error(kind);
+        verdict
+    }
+
+    async fn work(&self, source: &Source, key: &Key, cancel: &Cancel) -> Result<Verdict, Error> {
+        let app = self.app.showing(&source.allow.env);
+        let Some((newest, gone, bad, mut good)) =
+            self.state().projects.get(key).map(|project| {
+                (project.newest.clone(), project.gone, project.bad.clone(), project.good.clone())
+            })
+        else {
+            return Ok(Verdict::waiting("", source.resync));
+        };
+        if gone {
+            return self.removed(&app, source, key, good, cancel).await;
+        }
+        if let Some((revision, found)) = newest {
+            let have = good.as_ref().is_some_and(|good| {
+                let manifest = Path::new(&good.manifest);
+                good.tree == found.tree
+                    && manifest.ends_with(&found.manifest)
+                    && manifest.exists()
+                    && source.git.is_some()
+            });
+            if have {
+                // Back to what was good before, which makes what was bad in between uninteresting.
+                self.note_on(key, |project| {
+                    project.bad = None;
+                    project.status.diagnostics.clear();
+                });
+            } else if bad.as_deref() != Some(found.tree.as_str()) || source.git.is_none() {
+                match self.take(&app, source, key, &revision, &found, good.as_ref(), cancel).await? {
+                    Ok(taken) => good = Some(taken),
+                    Err(Refusal::Later(message)) => {
+                        self.metrics.error("git");
+                        return Ok(Verdict::failed(message));
+                    }
+                    Err(Refusal::Bad { message, diagnostics }) => {
+                        self.metrics.error("manifest");
+                        self.note_on(key, |project| {
+                            project.bad = Some(found.tree.clone());
+                            project.status.sync = Sync::OutOfSync;
+                            project.status.phase = Phase::Invalid;
+                            project.status.message = message;
+                            project.status.diagnostics = diagnostics;
+                        });
+                        // A directory that is used in place has no last good state to fall back to.
+                        if source.git.is_none() {
+                            good = None;
+                        }
+                    }
+                }
+            }
+        }
+        match good {
+            Some(good) => self.keep(&app, source, key, good, cancel).await,
+            None => {
+                let message =
+                    self.state().projects.get(key).map(|p| p.status.message.clone()).unwrap_or_default();
+                Ok(Verdict::new(
+                    Phase::Invalid,
+                    message,
+                    Ended::Converged { resync: jittered(source.resync) },
+                ))
+            }
+        }
+    }
+
+    /// Takes what is new as the last good revision, if it can be used.
+    #[allow(clippy::too_many_arguments)]
+    async fn take(
+        &self,
+        app: &App,
+        source: &Source,
+        key: &Key,
+        revision: &str,
+        found: &Found,
+        before: Option<&Controlled>,
+        cancel: &Cancel,
+    ) -> Result<Result<Controlled, Refusal>, Error> {
+        let dir = match self.check_out(source, found).await {
+            Ok(dir) => dir,
+            Err(error @ (GitError::Unsupported { .. } | GitError::TooLarge { .. })) => {
+                return Ok(Err(Refusal::Bad { message: error.to_string(), diagnostics: Vec::new() }));
+            }
+            Err(error) => return Ok(Err(Refusal::Later(with_causes(&error)))),
+        };
+        let manifest = dir.join(&found.manifest);
+        let selection = selection(source, &manifest);
+        let checked = {
+            let app = app.clone();
+            tokio::task::spawn_blocking(move || app.validate(&selection)).await
+        };
+        let resolved = match checked {
+            Ok(Ok(resolved)) => resolved,
+            Ok(Err(Error::Manifest(diagnostics))) => {
+                let diagnostics = in_source(diagnostics.items, &dir, &found.path);
+                return Ok(Err(Refusal::Bad { message: told(&diagnostics), diagnostics }));
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(Err(Refusal::Later("reading the manifest was given up".to_owned()))),
+        };
+        let project = resolved.desired.project;
+        let store = self.app.store().await?;
+        if let Some(old) = before.filter(|old| old.project != project) {
+            // The project was renamed: what it was called before is one that the source has no more.
+            if source.prune_projects {
+                self.destroy(app, source, &old.project, cancel).await?;
+            }
+            store.forget_controlled(&old.project).await?;
+        }
+        let record = Controlled {
+            project: project.clone(),
+            source: source.name.clone(),
+            path: found.path.clone(),
+            revision: revision.to_owned(),
+            tree: found.tree.clone(),
+            manifest: manifest.display().to_string(),
+            since: self.now(),
+            applied: false,
+        };
+        if !store.set_controlled(record.clone()).await? {
+            let message = format!(
+                "the project `{project}` is kept by another source or directory already; give one of them another `name`"
+            );
+            return Ok(Err(Refusal::Bad { message, diagnostics: Vec::new() }));
+        }
+        self.note_on(key, |state| {
+            state.good = Some(record.clone());
+            state.bad = None;
+            state.status.project = Some(project);
+            state.status.revision = Some(record.revision.clone()).filter(|revision| !revision.is_empty());
+            state.status.diagnostics.clear();
+        });
+        Ok(Ok(record))
+    }
+
+    async fn check_out(&self, source: &Source, found: &Found) -> Result<PathBuf, GitError> {
+        match (&source.git, &source.directory) {
+            (Some(git), _) => {
+                let mirror = Mirror::open(&self.mirrors, &git.url).await?;
+                self.checkouts.take(&mirror, found).await
+            }
+            (None, directory) => Ok(directory.clone().unwrap_or_default()),
+        }
+    }
+
+    /// Makes what exists as the last good revision says.
+    async fn keep(
+        &self,
+        app: &App,
+        source: &Source,
+        key: &Key,
+        good: Controlled,
+        cancel: &Cancel,
+    ) -> Result<Verdict, Error> {
+        let converged = Ended::Converged { resync: jittered(source.resync) };
+        let selection = selection(source, Path::new(&good.manifest));
+        let project = app.open(&selection).await?;
+        let reason = self.held_back(source);
+        if reason.is_some() || (good.applied && !source.self_heal) {
+            let (status, plan) = project.status().await?;
+            self.measured(key, &status, good.applied);
+            return Ok(match reason {
+                Some((phase, message)) if !plan.is_empty() || !good.applied => {
+                    Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() })
+                }
+                Some((phase, _)) => Verdict::new(phase, "", converged),
+                None => Verdict::new(
+                    Phase::Watching,
+                    if plan.is_empty() {
+                        ""
+                    } else {
+                        "what exists was changed, and this source does not heal"
+                    },
+                    converged,
+                ),
+            });
+        }
+        let options = ApplyOptions {
+            verb: "controller",
+            policy: Policy { prune: source.prune, ..Policy::default() },
+            timeout: Some(source.timeout.into()),
+            git_revision: Some(good.revision.clone()).filter(|revision| !revision.is_empty()),
+            ..ApplyOptions::default()
+        };
+        let consent = BySource { prune: source.prune, data_loss: source.allow_data_loss };
+        let report = match project.apply(&options, &consent, &NullSink, cancel).await {
+            Ok(report) => report,
+            Err(error) => {
+                if let Ok((status, _)) = project.status().await {
+                    self.measured(key, &status, good.applied);
+                }
+                return Err(error);
+            }
+        };
+        let (status, _) = project.status().await?;
+        let done = matches!(report.outcome, Outcome::Unchanged | Outcome::Done);
+        if done && !good.applied {
+            let applied = Controlled { applied: true, ..good };
+            self.app.store().await?.set_controlled(applied.clone()).await?;
+            self.note_on(key, |project| project.good = Some(applied));
+        }
+        self.measured(key, &status, done);
+        Ok(match report.outcome {
+            Outcome::Unchanged | Outcome::Done if status.health == Health::Progressing => {
+                Verdict::new(Phase::Applied, "", Ended::Waiting { recheck: SOON.into() })
+            }
+            Outcome::Unchanged | Outcome::Done => Verdict::new(Phase::Applied, "", converged),
+            Outcome::Interrupted => Verdict::waiting("the controller stops", Duration::from_secs(0)),
+            _ => {
+                let failures = report.steps.iter().filter_map(|step| step.failure.as_ref());
+                failures.for_each(|failure| self.metrics.error(kind(failure.kind)));
+                Verdict::failed(why(&report))
+            }
+        })
+    }
+
+    /// Why nothing may be changed now, if so.
+    fn held_back(&self, source: &Source) -> Option<(Phase, String)> {
+        if source.suspend {
+            return Some((Phase::Suspended, "the source is suspended".to_owned()));
+        }
+        if !window::open(&source.windows, self.now()) {
+            return Some((Phase::Waiting, "no window is open in which changes may be made".to_owned()));
+        }
+        let state = self.state();
+        let waits_for = source.depends_on.iter().find(|on| {
+            let mut projects =
+                state.projects.iter().filter(|((name, _), _)| name == *on).map(|(_, p)| &p.status).peekable();
+            let unseen =
+                projects.peek().is_none() || state.sources.get(*on).is_none_or(|known| !known.looked);
+            unseen
+                || !projects.all(|status| {
+                    status.sync == Sync::Synced
+                        && matches!(status.health, Health::Healthy | Health::Suspended)
+                })
+        });
+        waits_for.map(|on| (Phase::Waiting, format!("source `{on}` is not in sync and healthy yet")))
+    }
+
+    /// Writes down what was measured.
+    fn measured(&self, key: &Key, measured: &ProjectStatus, applied: bool) {
+        self.note_on(key, |project| {
+            let status = &mut project.status;
+            let behind = !applied || project.bad.is_some();
+            status.sync = if behind { measured.sync.max(Sync::OutOfSync) } else { measured.sync };
+            status.health = measured.health;
+            status.sandboxes.clear();
+            for resource in
+                measured.resources.iter().filter(|r| matches!(r.address, crate::model::Address::Sandbox(_)))
+            {
+                *status.sandboxes.entry(resource.health.to_string()).or_default() += 1;
+            }
+        });
+    }
+
+    /// The source does not have the project any more.
+    async fn removed(
+        &self,
+        app: &App,
+        source: &Source,
+        key: &Key,
+        good: Option<Controlled>,
+        cancel: &Cancel,
+    ) -> Result<Verdict, Error> {
+        let Some(good) = good else {
+            self.state().projects.remove(key);
+            return Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: source.resync.into() }));
+        };
+        if !source.prune_projects {
+            let message = "the source does not have this project any more; it is kept as it was (`prune_projects: true` would destroy it)";
+            self.note_on(key, |project| project.status.sync = Sync::OutOfSync);
+            return Ok(Verdict::new(
+                Phase::Removed,
+                message,
+                Ended::Converged { resync: source.resync.into() },
+            ));
+        }
+        if let Some((phase, message)) = self.held_back(source) {
+            return Ok(Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() }));
+        }
+        self.destroy(app, source, &good.project, cancel).await?;
+        self.app.store().await?.forget_controlled(&good.project).await?;
+        self.state().projects.remove(key);
+        Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: source.resync.into() }))
+    }
+
+    /// Destroys everything of a project but its volumes.
+    async fn destroy(&self, app: &App, source: &Source, project: &str, cancel: &Cancel) -> Result<(), Error> {
+        if self.app.store().await?.recorded(project).await? == crate::model::Recorded::default() {
+            return Ok(());
+        }
+        // No manifest: what the record has is all there is.
+        let opened = app.open_recorded(project).await?;
+        let options = ApplyOptions {
+            verb: "controller",
+            goal: Goal::Destroy,
+            timeout: Some(source.timeout.into()),
+            ..ApplyOptions::default()
+        };
+        let report =
+            opened.apply(&options, &BySource { prune: true, data_loss: true }, &NullSink, cancel).await?;
+        if matches!(report.outcome, Outcome::Unchanged | Outcome::Done) {
+            return Ok(());
+        }
+        Err(Error::TimedOut(format!("destroying `{project}`: {}", why(&report))))
+    }
+}
+
+/// The manifest, with the file beside it that overrides it, within the limits of its source.
+fn selection(source: &Source, manifest: &Path) -> Selection {
+    let dir = manifest.parent().unwrap_or(Path::new("."));
+    let mut files = vec![manifest.to_owned()];
+    let overrides = ["pocketenv.override.yaml", "pocketenv.override.yml"].map(|name| dir.join(name));
+    files.extend(overrides.into_iter().filter(|path| path.is_file()));
+    let allow = &source.allow;
+    let confinement = Confinement {
+        root: dir.to_owned(),
+        host_paths: allow.host_paths,
+        command_secrets: allow.command_secrets,
+        vault_secrets: allow.vault_secrets,
+        host_network: allow.host_network,
+        provider_settings: allow.provider_settings,
+    };
+    Selection { files, confinement: Some(confinement), ..Selection::default() }
+}
+
+/// Problems with the names that files have in the source instead of those of the checkout.
+fn in_source(mut diagnostics: Vec<Diagnostic>, dir: &Path, path: &str) -> Vec<Diagnostic> {
+    let labels = diagnostics.iter_mut().flat_map(|diagnostic| &mut diagnostic.labels);
+    for location in labels.map(|label| &mut label.location) {
+        if let Ok(file) = Path::new(&location.file).strip_prefix(dir) {
+            let within = if path == "." { Path::new("") } else { Path::new(path) };
+            location.file = within.join(file).display().to_string();
+        }
+    }
+    diagnostics
+}
+
+/// The first problem with its place, and how many more there are.
+fn told(diagnostics: &[Diagnostic]) -> String {
+    let Some(first) = diagnostics.first() else { return "the manifest is not valid".to_owned() };
+    let place = first.location().map(|at| format!("{}:{}:{}: ", at.file, at.line, at.column));
+    let more = match diagnostics.len() {
+        1 => String::new(),
+        n => format!(" (and {} more)", n - 1),
+    };
+    format!("{}{}{more}", place.unwrap_or_default(), first.message)
+}
+
+/// Why a run did not get to its end.
+fn why(report: &ApplyReport) -> String {
+    let failed = report.steps.iter().rev().find(|step| step.failure.is_some());
+    if let Some(step) = failed {
+        return format!("{} {}: {}", step.op, step.resource, step.message.as_deref().unwrap_or("it failed"));
+    }
+    match report.waiting.first() {
+        Some(waiting) => format!("{} waits: {}", waiting.address, waiting_text(waiting)),
+        None => "it did not get to its end".to_owned(),
+    }
+}
+
+fn kind(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Transient => "transient",
+        FailureKind::Unauthorised => "unauthorised",
+        FailureKind::Invalid => "invalid",
+        FailureKind::TimedOut => "timed_out",
+        FailureKind::Interrupted => "interrupted",
+        FailureKind::Permanent => "permanent",
+    }
+}

@@ -63,11 +63,13 @@ fn report(what: &str, mut times: Vec<Duration>) {
     );
 }
 
-fn proportional_memory(needle: &str) -> u64 {
+/// Of all processes of this program that serve sandboxes.
+fn proportional_memory(exe: &std::path::Path) -> u64 {
     let mut kib = 0;
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&cmdline).contains(needle) {
+        let ours = std::fs::read_link(entry.path().join("exe")).is_ok_and(|path| path == exe);
+        if ours && String::from_utf8_lossy(&cmdline).contains("__engine-shim") {
             let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup")).unwrap_or_default();
             let line = rollup.lines().find(|line| line.starts_with("Pss:"));
             kib += line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0);
@@ -79,12 +81,12 @@ fn proportional_memory(needle: &str) -> u64 {
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let dir = tempfile::tempdir().unwrap();
-    let exe = option_env!("CARGO_BIN_EXE_pocketenv")
+    let exe: std::path::PathBuf = option_env!("CARGO_BIN_EXE_pocketenv")
         .map_or_else(|| std::env::current_exe().unwrap().with_file_name("pocketenv"), Into::into);
     let engine = Engine::new(EngineConfig {
         data_dir: dir.path().join("data"),
         runtime_dir: dir.path().join("run"),
-        exe,
+        exe: exe.clone(),
     });
     let labels = BTreeMap::new();
     let (mut create, mut none, mut bwrap, mut exec) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -112,8 +114,7 @@ async fn main() {
     for n in 1..50 {
         engine.create(&format!("idle{n}"), &BoxSpec::default(), &labels).await.unwrap();
     }
-    let needle = "__engine-shim";
-    println!("memory of an idle sandbox (PSS, mean of 50)  {} KiB", proportional_memory(needle) / 50);
+    println!("memory of an idle sandbox (PSS, mean of 50)  {} KiB", proportional_memory(&exe) / 50);
     for info in engine.list().await.unwrap() {
         engine.delete(&info.id).await.unwrap();
     }

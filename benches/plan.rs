@@ -1,7 +1,8 @@
 //! How long planning, the lint and the status of a large project take. Run with `cargo bench --bench plan`.
+#![allow(clippy::unwrap_used)] // A measurement that cannot be taken has nothing to go on with.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::Duration as Time;
 
 use pocketenv::model::*;
 use pocketenv::plan::lint::lint;
@@ -37,10 +38,23 @@ fn main() {
 
     let noop = measure("nothing to do", &desired, &recorded, &observed);
     assert!(noop.is_empty());
+    println!("peak memory with all of it known: {} MiB", peak_kib() / 1024);
     let creates = measure("create all", &desired, &empty.0, &empty.1);
     assert!(creates.steps.len() > SANDBOXES * SERVICES);
     let deletes = measure("delete all", &nothing, &recorded, &observed);
-    assert_eq!(deletes.steps.len(), SANDBOXES);
+    assert!(deletes.steps.len() >= SANDBOXES);
+}
+
+/// Processor time of this thread: the machine may be busy with others.
+fn cpu() -> Time {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Time::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+fn peak_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn measure(what: &str, desired: &Desired, recorded: &Recorded, observed: &Observed) -> Plan {
@@ -56,17 +70,19 @@ fn measure(what: &str, desired: &Desired, recorded: &Recorded, observed: &Observ
         policy: &policy,
         now: Timestamp(1_000_000),
     };
-    let begun = Instant::now();
+    let begun = cpu();
     let made = plan(&input);
-    let planned = begun.elapsed();
+    let planned = cpu() - begun;
     let findings = lint(&made, &input);
-    let linted = begun.elapsed() - planned;
+    let linted = cpu() - begun - planned;
     assert!(findings.is_empty(), "{findings:?}");
-    let begun = Instant::now();
+    let begun = cpu();
     let rows = status(desired, recorded, observed, &made).resources.len();
-    let told = begun.elapsed();
+    let told = cpu() - begun;
     let steps = made.steps.len();
-    println!("{what:<14} {steps:>6} steps: plan {planned:>8.1?}, lint {linted:>8.1?}, status of {rows:>6} {told:>8.1?}");
+    println!(
+        "{what:<14} {steps:>6} steps: plan {planned:>8.1?}, lint {linted:>8.1?}, status of {rows:>6} {told:>8.1?}"
+    );
     made
 }
 

@@ -22,5 +22,7 @@ mod process;
 mod schedule;
 #[path = "proof/simulation.rs"]
 mod simulation;
+#[path = "proof/within.rs"]
+mod within;
 #[path = "proof/world.rs"]
 mod world;

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
-use crate::model::{
-    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxId, SandboxSpec, hash_of, labels,
-};
 use crate::manifest::Manifest;
+use crate::model::{
+    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxId, SandboxSpec, hash_of,
+    labels,
+};
 use crate::provider::{Owner, ProviderError};
 use crate::store::{Change, Holder, Store};
 
@@ -25,7 +26,14 @@ impl Found {
     pub fn name(&self) -> String {
         let label = self.sandbox.labels.get(labels::ADDRESS).and_then(|a| a.strip_prefix("sandbox/"));
         label.map_or_else(
-            || self.sandbox.id.0.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect(),
+            || {
+                self.sandbox
+                    .id
+                    .0
+                    .chars()
+                    .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+                    .collect()
+            },
             str::to_owned,
         )
     }
@@ -79,7 +87,9 @@ pub fn manifest_of(project: &str, found: &[Found]) -> String {
         let _ = writeln!(text, "  {}:\n    provider: {}", one.name(), one.provider);
         declare(&mut text, &spec);
         if one.sandbox.spec.is_none() {
-            text.push_str("    # the provider does not say what it was made from: complete this before `apply`\n");
+            text.push_str(
+                "    # the provider does not say what it was made from: complete this before `apply`\n",
+            );
         }
     }
     text
@@ -146,7 +156,10 @@ impl Project<'_> {
         self.check_unclaimed(found).await?;
         let recorded = self.store.recorded(&self.name).await?;
         if let Some(other) = recorded.sandboxes.get(name).filter(|r| r.id != found.sandbox.id) {
-            let message = format!("sandbox `{name}` of this project is {} already; `pocketenv state rm sandbox/{name}` lets go of it", other.id);
+            let message = format!(
+                "sandbox `{name}` of this project is {} already; `pocketenv state rm sandbox/{name}` lets go of it",
+                other.id
+            );
             return Err(Error::Refused { message });
         }
         let spec = found.sandbox.spec.clone().unwrap_or_default();
@@ -160,7 +173,10 @@ impl Project<'_> {
                 continue;
             }
             let recorded = self.store.recorded(&project.name).await?;
-            let claimed = recorded.sandboxes.iter().find(|(_, r)| r.id == found.sandbox.id && r.provider == found.provider);
+            let claimed = recorded
+                .sandboxes
+                .iter()
+                .find(|(_, r)| r.id == found.sandbox.id && r.provider == found.provider);
             if let Some((name, _)) = claimed {
                 let message = format!(
                     "{} belongs to project `{}` as sandbox `{name}`; `pocketenv -n {} state rm sandbox/{name}` lets go of it",
@@ -193,7 +209,8 @@ impl Project<'_> {
             intent: environment.ids.fresh(),
             expires_at: None,
         };
-        let registry = self.app.registry(&BTreeSet::from([provider.to_owned()]), self.manifest.as_ref()).await?;
+        let registry =
+            self.app.registry(&BTreeSet::from([provider.to_owned()]), self.manifest.as_ref()).await?;
         let missing = || ProviderError::Unsupported { message: "this build does not have it".to_owned() };
         let failed = |source| Error::Provider { provider: provider.to_owned(), source };
         let opened = registry.get(provider).ok_or_else(|| failed(missing()))?;

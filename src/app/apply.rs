@@ -247,7 +247,8 @@ impl Project<'_> {
             return Ok(Report::new(&self.name, plan).end(Outcome::DryRun, Vec::new()));
         }
         let lease = self.lease(options, sink).await?;
-        let result = Looping { project: self, options, consent, sink, cancel, deadline, lease: &lease }.run().await;
+        let result =
+            Looping { project: self, options, consent, sink, cancel, deadline, lease: &lease }.run().await;
         if let Err(error) = lease.release().await {
             tracing::warn!(%error, "the lease could not be given back; it is given up with this process");
         }
@@ -314,7 +315,8 @@ impl Project<'_> {
 /// Everything is to go; volumes stay unless the policy says otherwise, and protected ones always.
 fn destroy(view: &mut View, policy: &Policy) {
     let targeted = |address: &Address| {
-        policy.targets.is_empty() || policy.targets.iter().any(|t| address.is_within(t) || t.is_within(address))
+        policy.targets.is_empty()
+            || policy.targets.iter().any(|t| address.is_within(t) || t.is_within(address))
     };
     for (name, sandbox) in &mut view.desired.sandboxes {
         if targeted(&Address::Sandbox(name.clone())) {
@@ -377,9 +379,10 @@ impl Looping<'_> {
     fn check_saved(&self, plan: &Plan) -> Result<(), Error> {
         match &self.options.saved {
             Some(saved) if saved.digest != plan.digest() => Err(Error::Refused {
-                message: "the saved plan is stale: what exists or what is declared has changed since it was made; \
+                message:
+                    "the saved plan is stale: what exists or what is declared has changed since it was made; \
                           make a new one with `pocketenv plan --out`"
-                    .to_owned(),
+                        .to_owned(),
             }),
             _ => Ok(()),
         }
@@ -437,7 +440,8 @@ impl Looping<'_> {
                 pause = (pause * 2).min(LAST_PAUSE);
             } else {
                 if round > MAX_ROUNDS {
-                    let addresses: BTreeSet<String> = plan.steps.iter().map(|s| s.address.to_string()).collect();
+                    let addresses: BTreeSet<String> =
+                        plan.steps.iter().map(|s| s.address.to_string()).collect();
                     return Err(Error::NoProgress(addresses.into_iter().collect::<Vec<_>>().join(", ")));
                 }
                 let execution = self.execute(&view, &plan, round, report).await;
@@ -509,17 +513,19 @@ impl Looping<'_> {
     async fn begin_run(&self, desired: &Desired) -> Result<u64, Error> {
         let store: &Store = &self.project.store;
         let manifest = self.project.manifest.as_ref().filter(|_| self.project.pinned.is_none());
-        if let Some(manifest) = manifest {
+        let files = async {
+            let Some(manifest) = manifest else { return Ok(()) };
             let paths = manifest.files().into_iter().map(Into::into).collect();
-            store.set_manifest(&self.project.name, &manifest.digest(), paths).await?;
-        }
+            store.set_manifest(&self.project.name, &manifest.digest(), paths).await
+        };
         let run = Run {
             actor: self.project.app.environment().actor.clone(),
             verb: self.options.verb.to_owned(),
             manifest_digest: manifest.map(crate::manifest::Manifest::digest),
             git_revision: self.options.git_revision.clone(),
         };
-        let revision = store.begin_run(&self.project.name, run).await?;
+        // Asked for together, they cost one sync of the disk.
+        let ((), revision) = tokio::try_join!(files, store.begin_run(&self.project.name, run))?;
         if self.options.goal == Goal::Apply && self.options.overrides == Overrides::default() {
             store.keep_goal(&self.project.name, revision, &self.project.goal(desired)).await?;
         }
@@ -530,7 +536,10 @@ impl Looping<'_> {
         let Some(revision) = report.revision else { return Ok(()) };
         let counts = report.plan.counts();
         let end = RunEnd {
-            changes: counts.iter().map(|(verdict, n)| (format!("{verdict:?}").to_lowercase(), *n as u64)).collect(),
+            changes: counts
+                .iter()
+                .map(|(verdict, n)| (format!("{verdict:?}").to_lowercase(), *n as u64))
+                .collect(),
             outcome: report.outcome.word().to_owned(),
             exit_code: report.exit_code,
         };
@@ -560,7 +569,9 @@ impl Report {
         for (step, result) in plan.steps.iter().zip(&execution.results) {
             let (word, message, failure) = match result {
                 StepResult::Done => ("done", None, None),
-                StepResult::Failed(failure) => ("failed", Some(failure.message.clone()), Some(failure.clone())),
+                StepResult::Failed(failure) => {
+                    ("failed", Some(failure.message.clone()), Some(failure.clone()))
+                }
                 StepResult::Skipped(message) => ("skipped", Some(message.clone()), None),
             };
             self.steps.push(ReportedStep {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
-use crate::model::{Address, Identity, OwnerId, Recorded, SandboxId, Timestamp, labels};
 use crate::manifest::Manifest;
+use crate::model::{Address, Identity, OwnerId, Recorded, SandboxId, Timestamp, labels};
 use crate::provider::{Owner, Provider, ProviderError, Registry, builtin_capabilities};
 use crate::reconcile::observe::with_causes;
 use crate::store::{Change, Store};
@@ -79,7 +79,9 @@ impl App {
         let mut registry = Registry::default();
         for sheet in builtin_capabilities() {
             match self.registry(&BTreeSet::from([sheet.provider.to_owned()]), manifest).await {
-                Ok(opened) => opened.iter().for_each(|(name, provider)| registry.insert(name, provider.clone())),
+                Ok(opened) => {
+                    opened.iter().for_each(|(name, provider)| registry.insert(name, provider.clone()))
+                }
                 Err(Error::Provider { source: ProviderError::Invalid { .. }, .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -45,7 +45,9 @@ pub struct Directories {
 impl Directories {
     /// The directories for this environment. `uid` names the fallback for sockets where the system gives no runtime directory.
     pub fn resolve(vars: &BTreeMap<String, String>, home: Option<&Path>, uid: u32) -> Self {
-        let set = |name: &str| vars.get(name).filter(|v| !v.is_empty()).map(PathBuf::from).filter(|p| p.is_absolute());
+        let set = |name: &str| {
+            vars.get(name).filter(|v| !v.is_empty()).map(PathBuf::from).filter(|p| p.is_absolute())
+        };
         if let Some(root) = set("POCKETENV_HOME") {
             return Self {
                 data: root.join("data"),

@@ -12,7 +12,9 @@ pub enum Error {
     #[error("the manifest is not valid")]
     Manifest(Diagnostics),
     /// There is no manifest.
-    #[error("there is no `pocketenv.yaml` here or in a directory above; `pocketenv init` writes one, `-f FILE` names one")]
+    #[error(
+        "there is no `pocketenv.yaml` here or in a directory above; `pocketenv init` writes one, `-f FILE` names one"
+    )]
     NoManifest,
     /// The store.
     #[error(transparent)]

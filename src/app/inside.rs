@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::{Error, Project};
 use crate::guest;
-use crate::model::{GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels, nearest};
+use crate::model::{
+    GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels, nearest,
+};
 use crate::provider::{Command, ExecIo, Guest, Output};
 use crate::secret::{Redactor, SecretValue};
 

@@ -15,7 +15,7 @@ mod watch;
 
 pub use adopt::{Found, manifest_of};
 pub use apply::{
-    Answer, Approval, ApplyOptions, ApplyReport, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
+    Answer, ApplyOptions, ApplyReport, Approval, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
 };
 pub use collect::{Orphan, Orphans, Why};
 pub use environment::{Directories, Environment, SystemClock, UuidIds};

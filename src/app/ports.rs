@@ -73,7 +73,9 @@ async fn choose(
     let candidates: Vec<u16> = match reported.get(&declared.port_ref) {
         // A lost store learns the address from the sandbox that has it.
         Some((_, port)) => vec![*port],
-        None => candidates(project, &declared.port_ref).filter(|p| !taken.contains(p) && is_free(*p)).collect(),
+        None => {
+            candidates(project, &declared.port_ref).filter(|p| !taken.contains(p) && is_free(*p)).collect()
+        }
     };
     let port = match (keep, candidates.first()) {
         (false, Some(first)) => *first,

@@ -11,6 +11,7 @@ use super::{Environment, Error, ports};
 use crate::manifest::{self, Confinement, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
     Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
+    Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
@@ -138,7 +139,11 @@ impl App {
     }
 
     /// The same, with providers that are open already instead of those that the manifest names.
-    pub(super) async fn open_with(&self, selection: &Selection, registry: Option<Registry>) -> Result<Project<'_>, Error> {
+    pub(super) async fn open_with(
+        &self,
+        selection: &Selection,
+        registry: Option<Registry>,
+    ) -> Result<Project<'_>, Error> {
         let (manifest, store) = match (self.load(selection), &selection.project) {
             (Ok(manifest), _) => {
                 resolve(&manifest, &BTreeMap::new())?;
@@ -188,7 +193,8 @@ impl App {
             vars: env.vars.clone(),
             settings: manifest.map(plain_settings).unwrap_or_default(),
         };
-        let known = |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
+        let known =
+            |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
         let names = names.iter().filter(known).map(String::as_str);
         let opened = Registry::open(names, &context).await;
         opened.map_err(|(provider, source)| Error::Provider { provider, source })
@@ -199,7 +205,9 @@ impl App {
 fn plain_settings(manifest: &Manifest) -> BTreeMap<String, BTreeMap<String, String>> {
     let plain = |setting: &manifest::Setting| match setting {
         manifest::Setting::Value(text) => Some(text.0.clone()),
-        manifest::Setting::List(texts) => Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(",")),
+        manifest::Setting::List(texts) => {
+            Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(","))
+        }
         manifest::Setting::Secret(_) => None,
     };
     let of_one = |settings: &BTreeMap<String, manifest::Setting>| {
@@ -224,7 +232,9 @@ fn redact(
                 *why = match unknown {
                     None => secrets.redact(why),
                     Some(name) => {
-                        format!("its check fails; why is not shown, because secret `{name}` has no value here")
+                        format!(
+                            "its check fails; why is not shown, because secret `{name}` has no value here"
+                        )
                     }
                 };
             }
@@ -266,6 +276,8 @@ pub struct Project<'a> {
 
 /// Everything that a plan is made from, looked at just now.
 pub struct View {
+    /// When the look began: what happened later may be in it or not, and nothing in it is younger for that.
+    pub at: Timestamp,
     /// What is asked.
     pub desired: Desired,
     /// Where it is asked; `None` without a manifest.
@@ -323,13 +335,18 @@ impl Project<'_> {
     /// Looks at everything. With `keep`, host ports that are chosen are kept; without, looking changes nothing at all. With `values`, secrets
     /// that have no value are an error; without, whoever needs one waits.
     pub async fn look(&self, keep: bool, values: bool) -> Result<View, Error> {
+        // Before anybody is asked: an answer may be older than the next one by as long as that takes.
+        let at = self.app.environment.clock.now();
         let recorded = self.store.recorded(&self.name).await?;
         let listings = self.listings(&recorded).await;
         let (desired, origins) = match (&self.pinned, &self.manifest) {
             (Some(goal), _) => (goal.desired.clone(), None),
             (None, None) => {
-                let empty =
-                    Desired { project: self.name.clone(), volumes: BTreeMap::new(), sandboxes: BTreeMap::new() };
+                let empty = Desired {
+                    project: self.name.clone(),
+                    volumes: BTreeMap::new(),
+                    sandboxes: BTreeMap::new(),
+                };
                 (empty, None)
             }
             (None, Some(manifest)) => {
@@ -344,7 +361,7 @@ impl Project<'_> {
         let mut guests = observe::guests(&self.registry, &desired, &listings).await;
         redact(&mut guests, &desired, &secrets);
         let observed = Observed { providers: listings, guests };
-        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+        Ok(View { at, desired, origins, recorded, observed, secrets, warnings })
     }
 
     /// Writes the chosen host port of each declared port into the desired state, where the provider forwards ports from this host.
@@ -381,7 +398,8 @@ impl Project<'_> {
         let digests = secrets.digests(self.store.digest_key());
         let owner = self.store.owner();
         let observed = plan::assume(&self.name, owner, &recorded, self.providers.iter().cloned(), &digests);
-        Ok(View { desired, origins, recorded, observed, secrets, warnings })
+        let at = self.app.environment.clock.now();
+        Ok(View { at, desired, origins, recorded, observed, secrets, warnings })
     }
 
     /// The values of the secrets that sandboxes use.
@@ -433,7 +451,7 @@ impl Project<'_> {
             secrets: &digests,
             origin: &origin,
             policy,
-            now: self.app.environment.clock.now(),
+            now: view.at,
         };
         let plan = plan::plan(&input);
         let findings = plan::lint::lint(&plan, &input);

@@ -96,7 +96,8 @@ fn environment(
     let mut env = BTreeMap::new();
     let mut set = |name: &str, value: &str| env.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
     // The user's own programs first: presets put them there, since the system's directories are not the sandbox's to change.
-    let path = format!("{}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", identity.home);
+    let path =
+        format!("{}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", identity.home);
     set("PATH", &path);
     set("LANG", "C.UTF-8");
     set("HOME", &identity.home);

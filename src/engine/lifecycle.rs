@@ -252,6 +252,9 @@ impl Engine {
         }
         let (_lock, mut record) = self.existing(id).await?;
         self.apply_ports(id, &Request::SetForwards(forwards.to_vec())).await?;
+        if record.forwards == forwards {
+            return Ok(());
+        }
         record.forwards = forwards.to_vec();
         self.write_record(&record)
     }
@@ -272,6 +275,9 @@ impl Engine {
         }
         let (_lock, mut record) = self.existing(id).await?;
         self.apply_ports(id, &Request::SetLinks(links.to_vec())).await?;
+        if record.links == links {
+            return Ok(());
+        }
         record.links = links.to_vec();
         self.write_record(&record)
     }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::archive::{Member, Source, changed, io_error, send, unreadable};
-use super::script::{one_line, run, script};
 use super::record::{TreeRecord, check_entries};
+use super::script::{one_line, run, script};
 use super::tree::{HashCache, Scan, TreeEntry, TreeKind, tree_sha256};
 use crate::model::sha256_hex;
 use crate::provider::{Guest, GuestError};

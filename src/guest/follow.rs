@@ -96,8 +96,12 @@ mod tests {
     #[test]
     fn a_line_is_read_and_nonsense_is_not() {
         let news = parse("web\tbackoff\t3\t2");
-        let expected =
-            ServiceNews { name: "web".to_owned(), state: ServiceStatus::Backoff, exit_code: Some(3), restarts: 2 };
+        let expected = ServiceNews {
+            name: "web".to_owned(),
+            state: ServiceStatus::Backoff,
+            exit_code: Some(3),
+            restarts: 2,
+        };
         assert_eq!(news, Some(expected));
         assert_eq!(parse("web\tdancing\t3\t2"), None);
         assert_eq!(parse(""), None);

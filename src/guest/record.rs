@@ -81,8 +81,11 @@ impl TreeRecord {
 
     /// What was put there. Where a part is missing or was written by half, the entry has a content that nothing has, so that it is brought again.
     pub fn entries(&self) -> BTreeMap<String, TreeKind> {
-        let mut sums: BTreeMap<&str, &str> =
-            self.sums.lines().filter_map(|line| line.split_once("  ./").map(|(sum, path)| (path, sum))).collect();
+        let mut sums: BTreeMap<&str, &str> = self
+            .sums
+            .lines()
+            .filter_map(|line| line.split_once("  ./").map(|(sum, path)| (path, sum)))
+            .collect();
         sums.extend(pairs(&self.odd));
         let links: BTreeMap<&str, &str> = pairs(&self.links).collect();
         let mut modes = self.modes.lines().map(|mode| u32::from_str_radix(mode, 16).unwrap_or(0) & 0o7777);
@@ -141,8 +144,10 @@ mod tests {
             TreeEntry { path: "a-b/l".to_owned(), kind: TreeKind::Symlink { target: "../a".to_owned() } },
         ];
         let parts = TreeRecord::of(&entries).parts();
-        let record = TreeRecord::from_parts(parts.into_iter().map(|(name, text)| (name.to_owned(), text)).collect());
-        let expected: BTreeMap<_, _> = entries.iter().map(|entry| (entry.path.clone(), entry.kind.clone())).collect();
+        let record =
+            TreeRecord::from_parts(parts.into_iter().map(|(name, text)| (name.to_owned(), text)).collect());
+        let expected: BTreeMap<_, _> =
+            entries.iter().map(|entry| (entry.path.clone(), entry.kind.clone())).collect();
         assert_eq!(record.entries(), expected);
     }
 }

@@ -115,7 +115,8 @@ impl Difference {
                         difference.chmod.push((path.clone(), *mode));
                     }
                 }
-                (Some(TreeKind::Symlink { target: before }), TreeKind::Symlink { target }) if before == target => {}
+                (Some(TreeKind::Symlink { target: before }), TreeKind::Symlink { target })
+                    if before == target => {}
                 (_, _) => difference.bring.push(path.clone()),
             }
         }

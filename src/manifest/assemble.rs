@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::DeclaredPort;
 use super::capability;
 use super::check::Checker;
 use super::confine::Confinement;
@@ -18,10 +19,9 @@ use super::origins::Origins;
 use super::schema::rules;
 use super::source::{Sources, Span};
 use super::template::{PortTable, Scope, Templates};
-use super::DeclaredPort;
-use crate::secret::SecretSource;
 use crate::model::{Desired, DesiredSandbox, DesiredVolume, LinkSpec, PortRef};
 use crate::provider::Capabilities;
+use crate::secret::SecretSource;
 
 /// The most sandboxes of one project, replicas counted.
 pub const MAX_SANDBOXES: usize = 20_000;

@@ -46,7 +46,12 @@ pub(crate) struct FileCache {
 impl FileCache {
     /// What was read, or should have been, except what `watch` keeps in step by itself.
     pub fn paths(self) -> BTreeSet<PathBuf> {
-        self.env.into_keys().chain(self.text.into_keys()).chain(self.source.into_keys()).map(|p| absolute(&p)).collect()
+        self.env
+            .into_keys()
+            .chain(self.text.into_keys())
+            .chain(self.source.into_keys())
+            .map(|p| absolute(&p))
+            .collect()
     }
 }
 

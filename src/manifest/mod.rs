@@ -33,7 +33,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-
 use crate::model::{Desired, PortRef};
 use crate::provider::Capabilities;
 use crate::secret::SecretSource;

@@ -131,7 +131,8 @@ pub struct SandboxSpec {
 /// Reads a map by port. Inside a tagged enum, such as the step of a saved plan, serde does not turn a JSON key into a number by itself.
 fn by_port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u16, PortSpec>, D::Error> {
     let ports: BTreeMap<String, PortSpec> = BTreeMap::deserialize(deserializer)?;
-    let number = |text: String| text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not a port")));
+    let number =
+        |text: String| text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not a port")));
     ports.into_iter().map(|(port, spec)| Ok((number(port)?, spec))).collect()
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::digest::{env_digest, file_digest, repository_digest, secret_file_digest, service_digest};
 use crate::model::{
     Endpoint, FileState, GuestSpec, Identity, IntentId, Observation, Observed, ObservedFile, ObservedGuest,
-    ObservedProvider, ObservedRepository, ObservedSandbox, ObservedService, ObservedVolume, OwnerId, PresetOutcome,
-    Recorded, RecordedSandbox, SandboxState, SecretUse, ServiceState, ServiceStatus, hash_of,
+    ObservedProvider, ObservedRepository, ObservedSandbox, ObservedService, ObservedVolume, OwnerId,
+    PresetOutcome, Recorded, RecordedSandbox, SandboxState, SecretUse, ServiceState, ServiceStatus, hash_of,
 };
 
 /// What would be observed if everything stood exactly as it was last applied. `providers` are those that the manifest uses.
@@ -80,7 +80,9 @@ fn guest(guest: &GuestSpec, secrets: &BTreeMap<String, String>) -> ObservedGuest
     };
     let wanted = guest.services.iter().filter(|(_, service)| service.state == ServiceState::Running);
     let services = wanted
-        .filter_map(|(name, service)| Some((name.clone(), running(service_digest(guest, service, secrets).ok()?))))
+        .filter_map(|(name, service)| {
+            Some((name.clone(), running(service_digest(guest, service, secrets).ok()?)))
+        })
         .collect();
     let steps = guest.presets.iter().flat_map(|preset| &preset.steps);
     ObservedGuest {
@@ -89,7 +91,9 @@ fn guest(guest: &GuestSpec, secrets: &BTreeMap<String, String>) -> ObservedGuest
         repositories: guest
             .repositories
             .iter()
-            .map(|(path, spec)| (path.clone(), ObservedRepository { digest: repository_digest(spec), present: true }))
+            .map(|(path, spec)| {
+                (path.clone(), ObservedRepository { digest: repository_digest(spec), present: true })
+            })
             .collect(),
         presets: steps.map(|step| (step.id(), PresetOutcome::Done)).collect(),
         services,

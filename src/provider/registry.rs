@@ -62,7 +62,9 @@ impl Registry {
                         "provider `local` is the Linux engine; on this system choose another provider";
                     return Err(named(ProviderError::Unsupported { message: message.to_owned() }));
                 }
-                "sim" => registry.insert(name, Arc::new(super::sim::Sim::open(context).await.map_err(named)?)),
+                "sim" => {
+                    registry.insert(name, Arc::new(super::sim::Sim::open(context).await.map_err(named)?))
+                }
                 _ => {
                     let message = format!("there is no provider `{name}`");
                     return Err(named(ProviderError::Unsupported { message }));

@@ -16,8 +16,8 @@ use super::inside::Inside;
 use super::observe::with_causes;
 use super::{Backoff, Event, EventKind, EventSink, Failure, FailureKind};
 use crate::model::{
-    Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded, RecordedSandbox,
-    RecordedVolume, SandboxId, SandboxSpec, hash_of, labels,
+    Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded,
+    RecordedSandbox, RecordedVolume, SandboxId, SandboxSpec, hash_of, labels,
 };
 use crate::plan::{Action, Plan, Step, StepId};
 use crate::provider::{GuestError, Owner, Provider, ProviderError, Registry};
@@ -129,7 +129,9 @@ impl StepError {
     fn kind(&self) -> FailureKind {
         match self {
             Self::Provider(ProviderError::Unauthorised { .. }) => FailureKind::Unauthorised,
-            Self::Provider(ProviderError::Invalid { .. } | ProviderError::Unsupported { .. }) => FailureKind::Invalid,
+            Self::Provider(ProviderError::Invalid { .. } | ProviderError::Unsupported { .. }) => {
+                FailureKind::Invalid
+            }
             Self::Provider(ProviderError::Transient { .. } | ProviderError::Throttled { .. })
             | Self::Guest(GuestError::Unreachable { .. }) => FailureKind::Transient,
             Self::Guest(GuestError::TimedOut { .. }) => FailureKind::TimedOut,
@@ -165,11 +167,9 @@ pub async fn execute(cx: &Execute<'_>) -> Execution {
     let stopped = run.drive(&mut schedule).await;
     schedule.skip_rest(&stopped);
     let mut execution = Execution { results: schedule.results(), store_error: None };
-    let ended = match run.record_guests(&execution.results).await {
-        Ok(()) => run.flush().await,
-        Err(error) => Err(error),
-    };
-    execution.store_error = ended.err().map(|error| with_causes(&error));
+    // Asked for together, they cost one sync.
+    let (recorded, flushed) = tokio::join!(run.record_guests(&execution.results), run.flush());
+    execution.store_error = recorded.and(flushed).err().map(|error| with_causes(&error));
     execution
 }
 
@@ -252,7 +252,7 @@ impl Run<'_> {
     async fn drive(&self, schedule: &mut Schedule<'_>) -> String {
         let cx = self.cx;
         let mut running = FuturesUnordered::new();
-        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        let mut flush = tokio::time::interval_at(Instant::now() + FLUSH_INTERVAL, FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let deadline = async {
             match cx.deadline {
@@ -325,12 +325,14 @@ impl Run<'_> {
         let begun = Instant::now();
         self.tell(id, None, EventKind::StepStarted { step: id });
         let mut attempt = 0;
+        // Every try of one step carries one token.
+        let mut token = None;
         let result = loop {
             let permit = match self.permits.get(&step.provider) {
                 Some(permits) if !step.action.is_guest() => permits.acquire().await.ok(),
                 _ => None,
             };
-            let error = match self.attempt(id, step, attempt).await {
+            let error = match self.attempt(id, step, &mut token).await {
                 Ok(()) => break StepResult::Done,
                 Err(error) => error,
             };
@@ -358,7 +360,7 @@ impl Run<'_> {
         (id, result)
     }
 
-    async fn attempt(&self, id: StepId, step: &Step, attempt: u32) -> Result<(), StepError> {
+    async fn attempt(&self, id: StepId, step: &Step, token: &mut Option<IntentId>) -> Result<(), StepError> {
         let cx = self.cx;
         let provider = cx
             .registry
@@ -367,12 +369,14 @@ impl Run<'_> {
             .as_ref();
         let name = step.address.sandbox().unwrap_or_default();
         match &step.action {
-            Action::CreateVolume { name } => self.create_volume(step, provider, name, attempt).await,
-            Action::DeleteVolume { name } => self.delete_volume(step, provider, name, attempt).await,
-            Action::ForgetVolume { name } => self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await,
+            Action::CreateVolume { name } => self.create_volume(step, provider, name, token).await,
+            Action::DeleteVolume { name } => self.delete_volume(step, provider, name, token).await,
+            Action::ForgetVolume { name } => {
+                self.record(vec![Change::Forget(Address::Volume(name.clone()))]).await
+            }
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
-                self.create(step, provider, spec, *generation, resume.as_ref(), attempt).await
+                self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
             Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
                 self.update(step, provider, spec, *generation).await
@@ -383,8 +387,8 @@ impl Run<'_> {
             }
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
-            Action::Delete { forget } => self.delete(step, provider, *forget, attempt).await,
-            Action::Discard => self.discard(step, provider, attempt).await,
+            Action::Delete { forget } => self.delete(step, provider, *forget, token).await,
+            Action::Discard => self.discard(step, provider, token).await,
             Action::Forget => self.record(vec![Change::Forget(step.address.clone())]).await,
             Action::Settle { intent } => {
                 match cx.store.finish(&cx.plan.project, intent, Outcome::Settled, Vec::new()).await {
@@ -451,20 +455,16 @@ impl Run<'_> {
         }
     }
 
-    /// Journals an intent. Every try of one step carries one token.
+    /// Journals an intent, unless an earlier try of the step has.
     async fn begin(
         &self,
         step: &Step,
         operation: IntentOperation,
         spec: Option<&SandboxSpec>,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<IntentId, StepError> {
-        if attempt > 0 {
-            let pending = self.cx.store.pending(&self.cx.plan.project).await?;
-            let same = |i: &&PendingIntent| i.address == step.address && i.operation == operation;
-            if let Some(earlier) = pending.iter().rfind(same) {
-                return Ok(earlier.id.clone());
-            }
+        if let Some(earlier) = token {
+            return Ok(earlier.clone());
         }
         let id = self.cx.ids.fresh();
         let intent = PendingIntent {
@@ -476,6 +476,7 @@ impl Run<'_> {
             begun_at: self.cx.clock.now(),
         };
         self.cx.store.begin(&self.cx.plan.project, intent).await?;
+        *token = Some(id.clone());
         Ok(id)
     }
 
@@ -487,10 +488,13 @@ impl Run<'_> {
     /// Closes an intent whose effect is known not to be there; leaves it pending if that is not known: what refuses this try says nothing about
     /// an earlier one with the same token whose answer was lost.
     async fn fail(&self, intent: &IntentId, error: &ProviderError, is_first: bool) -> Result<(), StepError> {
-        let known = is_first && matches!(
-            error,
-            ProviderError::Invalid { .. } | ProviderError::Unauthorised { .. } | ProviderError::Unsupported { .. }
-        );
+        let known = is_first
+            && matches!(
+                error,
+                ProviderError::Invalid { .. }
+                    | ProviderError::Unauthorised { .. }
+                    | ProviderError::Unsupported { .. }
+            );
         if known {
             let message = self.cx.secrets.redact(&with_causes(error));
             let outcome = Outcome::Failed { kind: "refused".to_owned(), message };
@@ -511,15 +515,15 @@ impl Run<'_> {
         spec: &SandboxSpec,
         generation: u64,
         resume: Option<&IntentId>,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let name = step.address.sandbox().unwrap_or_default();
+        let retried = token.is_some() || resume.is_some();
         let intent = match resume {
             Some(intent) => intent.clone(),
-            None => self.begin(step, IntentOperation::Create, Some(spec), attempt).await?,
+            None => self.begin(step, IntentOperation::Create, Some(spec), token).await?,
         };
         let identity = self.identity(step, spec, generation, intent.clone());
-        let retried = attempt > 0 || resume.is_some();
         let existing = match retried && !provider.capabilities().idempotent_create {
             true => self.find(provider, &intent).await?,
             false => None,
@@ -599,12 +603,13 @@ impl Run<'_> {
         step: &Step,
         provider: &dyn Provider,
         forget: bool,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let id = self.id(step).await?;
-        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         let address = step.address.clone();
@@ -617,11 +622,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn discard(&self, step: &Step, provider: &dyn Provider, attempt: u32) -> Result<(), StepError> {
+    async fn discard(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        token: &mut Option<IntentId>,
+    ) -> Result<(), StepError> {
         let id = self.id(step).await?;
-        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, Vec::new()).await
@@ -639,13 +650,14 @@ impl Run<'_> {
         step: &Step,
         provider: &dyn Provider,
         name: &str,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Create, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Create, None, token).await?;
         let identity = self.identity(step, &SandboxSpec::default(), 1, intent.clone());
         if let Err(error) = volumes.create_volume(name, &identity.to_labels()).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![self.volume(step, name)]).await
@@ -656,12 +668,13 @@ impl Run<'_> {
         step: &Step,
         provider: &dyn Provider,
         name: &str,
-        attempt: u32,
+        token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let volumes = volumes(provider)?;
-        let intent = self.begin(step, IntentOperation::Delete, None, attempt).await?;
+        let is_first = token.is_none();
+        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
         if let Err(error) = volumes.delete_volume(&self.cx.plan.project, name).await {
-            self.fail(&intent, &error, attempt == 0).await?;
+            self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
         self.finish(&intent, vec![Change::Forget(step.address.clone())]).await

@@ -102,13 +102,17 @@ impl Inside<'_> {
         let mut files = Vec::with_capacity(setup.files.len());
         for (path, file) in &setup.files {
             let (content, mode) = match &file.what {
-                SetupContent::Secret(name) => (guest::Content::Secret(self.secret(name)?.expose().into()), Some(0o400)),
+                SetupContent::Secret(name) => {
+                    (guest::Content::Secret(self.secret(name)?.expose().into()), Some(0o400))
+                }
                 SetupContent::File(desired) => {
                     let content = match &desired.content {
                         FileContent::Inline(text) => guest::Content::Inline(text.clone().into_bytes()),
-                        FileContent::Source { path, sha256, mode } => {
-                            guest::Content::HostFile { path: path.clone(), sha256: sha256.clone(), mode: *mode }
-                        }
+                        FileContent::Source { path, sha256, mode } => guest::Content::HostFile {
+                            path: path.clone(),
+                            sha256: sha256.clone(),
+                            mode: *mode,
+                        },
                         FileContent::Tree { path, sha256, ignore } => guest::Content::HostTree {
                             path: path.clone(),
                             sha256: sha256.clone(),
@@ -120,7 +124,8 @@ impl Inside<'_> {
             };
             files.push(guest::FileToWrite { path: path.clone(), digest: file.digest.clone(), mode, content });
         }
-        let bundle = guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect(), owner: None };
+        let bundle =
+            guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect(), owner: None };
         Ok(guest::write_bundle(self.guest, &bundle).await?)
     }
 }

@@ -9,8 +9,8 @@ use futures::stream;
 use super::Backoff;
 use crate::guest;
 use crate::model::{
-    Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded,
-    SandboxId, SandboxState, labels,
+    Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded, SandboxId,
+    SandboxState, labels,
 };
 use crate::provider::{Owner, Provider, ProviderError, Registry};
 
@@ -19,7 +19,8 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one look into a sandbox may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// A look that fails in passing is repeated: one lost answer must not hold up everything that depends on it.
-const AGAIN: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2), retries: 5 };
+const AGAIN: Backoff =
+    Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(2), retries: 5 };
 /// How many sandboxes are looked into at once.
 const GUEST_CONCURRENCY: usize = 32;
 
@@ -67,8 +68,11 @@ async fn observe_provider(
         .map(|r| &r.id)
         .collect();
     let concurrency = provider.capabilities().max_concurrency.max(1);
-    let answers: Vec<Result<Option<ObservedSandbox>, ProviderError>> =
-        stream::iter(doubted).map(|id| again(provider_pause, || provider.get(id))).buffer_unordered(concurrency).collect().await;
+    let answers: Vec<Result<Option<ObservedSandbox>, ProviderError>> = stream::iter(doubted)
+        .map(|id| again(provider_pause, || provider.get(id)))
+        .buffer_unordered(concurrency)
+        .collect()
+        .await;
     for answer in answers {
         match answer {
             // An id that lives on with another owner's labels is not ours any more.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::model::{
-    Address, Condition, ConditionStatus, Desired, DesiredSandbox, Endpoint, Health, Identity, Observation, Observed,
-    ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, RunState, SandboxState, ServiceSpec,
-    ServiceState, ServiceStatus, Sync, Timestamp,
+    Address, Condition, ConditionStatus, Desired, DesiredSandbox, Endpoint, Health, Identity, Observation,
+    Observed, ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, RunState, SandboxState,
+    ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
 };
 use crate::plan::{Change, Note, Plan, Reason, Waiting, WaitingOn, report};
 
@@ -158,8 +158,10 @@ impl<'a> Context<'a> {
     fn sync(&self, address: &Address, pending: &[String]) -> Sync {
         let unknown = self.groups.get(&group_of(address)).is_some_and(|group| {
             group.waiting.iter().any(|w| {
-                let unseen =
-                    matches!(w.on, WaitingOn::Provider { .. } | WaitingOn::Guest { .. } | WaitingOn::Secret { .. });
+                let unseen = matches!(
+                    w.on,
+                    WaitingOn::Provider { .. } | WaitingOn::Guest { .. } | WaitingOn::Secret { .. }
+                );
                 unseen && w.address.is_within(address)
             })
         });
@@ -179,7 +181,14 @@ impl<'a> Context<'a> {
             || group.changes.iter().any(|c| c.address.is_within(address) && c.reasons.iter().any(is_drift))
     }
 
-    fn row(&self, address: Address, provider: &str, health: Health, phase: &str, message: String) -> ResourceStatus {
+    fn row(
+        &self,
+        address: Address,
+        provider: &str,
+        health: Health,
+        phase: &str,
+        message: String,
+    ) -> ResourceStatus {
         let pending = self.pending(&address);
         let sync = self.sync(&address, &pending);
         let message = if message.is_empty() { pending.first().cloned().unwrap_or_default() } else { message };
@@ -207,7 +216,9 @@ impl<'a> Context<'a> {
                     since: found.created_at,
                     ..self.row(address, provider, Health::Healthy, "Available", String::new())
                 },
-                None => self.row(address, provider, Health::Missing, "Missing", "it does not exist".to_owned()),
+                None => {
+                    self.row(address, provider, Health::Missing, "Missing", "it does not exist".to_owned())
+                }
             },
             other => self.row(address, provider, Health::Unknown, "Unknown", unavailable(other)),
         }
@@ -225,7 +236,10 @@ impl<'a> Context<'a> {
             Ok(None) => self.row(address, provider, Health::Missing, "Missing", message),
             Err(reason) => self.row(address, provider, Health::Unknown, "Unknown", reason),
         };
-        ResourceStatus { sync: if row.sync == Sync::Unknown { Sync::Unknown } else { Sync::OutOfSync }, ..row }
+        ResourceStatus {
+            sync: if row.sync == Sync::Unknown { Sync::Unknown } else { Sync::OutOfSync },
+            ..row
+        }
     }
 
     /// The sandbox that is the resource: the recorded one, or the oldest with its label.
@@ -245,7 +259,8 @@ impl<'a> Context<'a> {
         for row in rows {
             let Address::Sandbox(name) = &row.address else { continue };
             let Some(sandbox) = desired.sandboxes.get(name) else { continue };
-            let waits = matches!(row.health, Health::Missing | Health::Progressing) && row.sync != Sync::Synced;
+            let waits =
+                matches!(row.health, Health::Missing | Health::Progressing) && row.sync != Sync::Synced;
             let blocker = sandbox.depends_on.keys().find_map(|dependency| {
                 let address = Address::Sandbox(dependency.clone());
                 let health = *health.get(&address)?;
@@ -277,7 +292,8 @@ impl<'a> Context<'a> {
         };
         let Some(found) = found else {
             let health = if sandbox.state == RunState::Absent { Health::Healthy } else { Health::Missing };
-            let message = if health == Health::Missing { "it does not exist".to_owned() } else { String::new() };
+            let message =
+                if health == Health::Missing { "it does not exist".to_owned() } else { String::new() };
             let row = self.row(address, provider, health, "Absent", message);
             rows.push(self.with_conditions(row, name));
             return;
@@ -433,7 +449,9 @@ fn service_health(spec: &ServiceSpec, found: Option<&ObservedService>) -> (Healt
     };
     let code = found.exit_code.map_or_else(String::new, |code| format!(" with exit code {code}"));
     match (found.state, &found.health) {
-        (ServiceStatus::Running, Some(ProbeResult::Failing(why))) => (Health::Degraded, "Unhealthy", why.clone()),
+        (ServiceStatus::Running, Some(ProbeResult::Failing(why))) => {
+            (Health::Degraded, "Unhealthy", why.clone())
+        }
         (ServiceStatus::Running, _) => (Health::Healthy, "Running", String::new()),
         (ServiceStatus::Backoff, _) => {
             (Health::Degraded, "Backoff", format!("it ended{code} and is about to be started again"))

@@ -66,7 +66,9 @@ impl Store {
                 .optional()?;
             match json {
                 None => Ok(None),
-                Some(json) => Ok(Some(from_json(&json, || format!("run {revision} of project `{project}`"))?)),
+                Some(json) => {
+                    Ok(Some(from_json(&json, || format!("run {revision} of project `{project}`"))?))
+                }
             }
         })
         .await

@@ -73,7 +73,9 @@ impl Store {
         let (project, from, to) = (project.to_owned(), from.to_owned(), to.to_owned());
         self.write(move |connection| {
             connection
-                .prepare_cached("UPDATE OR REPLACE ports SET sandbox = ?3 WHERE project = ?1 AND sandbox = ?2")?
+                .prepare_cached(
+                    "UPDATE OR REPLACE ports SET sandbox = ?3 WHERE project = ?1 AND sandbox = ?2",
+                )?
                 .execute(params![project, from, to])?;
             Ok(())
         })

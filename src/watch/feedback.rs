@@ -42,7 +42,7 @@ impl Feedback {
         if self.looping {
             return Verdict::Looping;
         }
-        if !self.reacted.is_some_and(|at| now.duration_since(at) < SOON) {
+        if self.reacted.is_none_or(|at| now.duration_since(at) >= SOON) {
             self.in_a_row.clear();
             return Verdict::React;
         }

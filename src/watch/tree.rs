@@ -41,8 +41,11 @@ impl Tree {
 
     /// [`tree_sha256`] of what it holds.
     pub fn sha256(&self) -> String {
-        let entries: Vec<TreeEntry> =
-            self.entries.iter().map(|(path, kind)| TreeEntry { path: path.clone(), kind: kind.clone() }).collect();
+        let entries: Vec<TreeEntry> = self
+            .entries
+            .iter()
+            .map(|(path, kind)| TreeEntry { path: path.clone(), kind: kind.clone() })
+            .collect();
         tree_sha256(&entries)
     }
 
@@ -94,7 +97,9 @@ impl Tree {
             self.entries.extend(found.into_iter().map(|entry| (entry.path, entry.kind)));
             let is_dir = |path: &Path| {
                 let below = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
-                below.is_some_and(|b| b.is_empty() || matches!(self.entries.get(b), Some(TreeKind::Dir { .. })))
+                below.is_some_and(|b| {
+                    b.is_empty() || matches!(self.entries.get(b), Some(TreeKind::Dir { .. }))
+                })
             };
             // First those that are gone: one that was moved is known to the kernel by its old name.
             let gone: Vec<PathBuf> = files.watched().iter().filter(|path| !is_dir(path)).cloned().collect();

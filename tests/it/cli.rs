@@ -68,7 +68,7 @@ fn json(output: &Output) -> Value {
 const ONE: &str = "version: 1\nname: demo\nsandboxes:\n  api:\n    ports: [8000]\n";
 
 /// Every verb, with its subcommands. One that is missing here fails the test of the top-level help.
-const VERBS: [&[&str]; 44] = [
+const VERBS: [&[&str]; 45] = [
     &[],
     &["init"],
     &["validate"],
@@ -92,6 +92,7 @@ const VERBS: [&[&str]; 44] = [
     &["events"],
     &["history"],
     &["wait"],
+    &["watch"],
     &["state"],
     &["state", "list"],
     &["state", "show"],

@@ -150,7 +150,10 @@ impl Lives {
         let project = self.app.assemble(Self::goal(desired), self.store.clone(), self.world.registry());
         let (options, cancel, consent) = (Self::options(ask), Cancel::default(), Agrees(consent));
         let run = project.apply(&options, &consent, &NullSink, &cancel);
-        Mortal { inner: Box::pin(run), left: stop.polls, how: stop.how, cancel: cancel.clone() }.await
+        let ended =
+            Mortal { inner: Box::pin(run), left: stop.polls, how: stop.how, cancel: cancel.clone() }.await;
+        self.world.lock().killed += u32::from(ended.is_none());
+        ended
     }
 
     /// What happens to the store.

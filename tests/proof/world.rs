@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use pocketenv::model::*;
 use pocketenv::provider::*;
 use pocketenv::store::Store;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::inside::Inside;
 use crate::schedule::{Fault, Manners, Schedule, chance};
+use crate::within::Within;
 
 pub const PROJECT: &str = "shop";
 /// The simulated clock starts here.
@@ -104,6 +104,8 @@ pub struct State {
     /// The store of the present life, asked whether an intent was written down before its effect.
     pub store: Option<Store>,
     pub history: Vec<Effect>,
+    /// How many processes were killed.
+    pub killed: u32,
     /// What broke an invariant at the moment it happened.
     pub violations: Vec<String>,
     /// Ids that the record knows: a listing may miss these, because they are asked for one by one.
@@ -126,7 +128,7 @@ impl State {
         self.history.push(Effect { at: self.now(), provider: provider.to_owned(), what });
     }
 
-    fn violated(&mut self, what: String) {
+    pub fn violated(&mut self, what: String) {
         let at = self.now();
         self.violations.push(format!("at {at} ms: {what}"));
     }
@@ -135,7 +137,7 @@ impl State {
         self.vendors.get_mut(name).unwrap()
     }
 
-    fn living(&mut self, provider: &str, id: &SandboxId) -> Result<&mut Sandbox, ProviderError> {
+    pub fn living(&mut self, provider: &str, id: &SandboxId) -> Result<&mut Sandbox, ProviderError> {
         let now = self.now();
         let mut found = self.vendor(provider).sandboxes.get_mut(id).filter(|s| s.exists());
         if let Some(sandbox) = &mut found
@@ -183,7 +185,7 @@ impl State {
         let mut all: Vec<(String, SandboxId, &mut Sandbox)> = Vec::new();
         for (provider, vendor) in &mut self.vendors {
             let some = vendor.sandboxes.iter_mut();
-            all.extend(some.map(|(id, s)| (provider.clone(), id.clone(), s)).filter(|(_, _, s)| running(&s)));
+            all.extend(some.map(|(id, s)| (provider.clone(), id.clone(), s)).filter(|(_, _, s)| running(s)));
         }
         if all.is_empty() {
             return;
@@ -263,6 +265,7 @@ impl World {
             vendors,
             store: None,
             history: Vec::new(),
+            killed: 0,
             violations: Vec::new(),
             known: BTreeSet::new(),
             excused: BTreeSet::new(),
@@ -292,19 +295,19 @@ impl World {
 
 /// A client of one provider.
 #[derive(Clone)]
-struct Client {
+pub struct Client {
     world: World,
     name: String,
     sheet: &'static Capabilities,
 }
 
-fn transient(message: &str) -> ProviderError {
+pub fn transient(message: &str) -> ProviderError {
     ProviderError::Transient { message: message.to_owned(), source: None }
 }
 
 impl Client {
     /// One call: it takes its time there, has its effect, and takes its time back. It may be given up at each of its waits.
-    async fn call<T: Send + 'static>(
+    pub async fn call<T: Send + 'static>(
         &self,
         sent: impl FnOnce(&mut State, &str),
         effect: impl FnOnce(&mut State, &str, Option<Fault>) -> Result<T, ProviderError> + Send + 'static,
@@ -667,72 +670,5 @@ impl Volumes for Client {
             Ok(())
         };
         self.call(sent, effect).await
-    }
-}
-
-/// The inside of one sandbox, seen from outside.
-struct Within {
-    client: Client,
-    id: SandboxId,
-}
-
-impl Within {
-    fn unreachable(&self, error: ProviderError) -> GuestError {
-        GuestError::Unreachable { message: self.id.to_string(), source: Some(Box::new(error)) }
-    }
-
-    async fn inside<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Inside, bool) -> T + Send + 'static,
-    ) -> Result<T, GuestError> {
-        let id = self.id.clone();
-        let effect = move |state: &mut State, provider: &str, fault: Option<Fault>| {
-            let sandbox = state.living(provider, &id)?;
-            if sandbox.state != SandboxState::Running {
-                return Err(transient("it does not run"));
-            }
-            if !sandbox.is_ours() {
-                state.violated(format!("the inside of {id} of others is touched"));
-                return Err(transient("it is not yours"));
-            }
-            Ok(work(&mut sandbox.inside, matches!(fault, Some(Fault::Fails))))
-        };
-        self.client.call(|_, _| {}, effect).await.map_err(|error| self.unreachable(error))
-    }
-}
-
-#[async_trait]
-impl Guest for Within {
-    async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
-        let mut stdin = Vec::new();
-        if let Input::Reader(reader) = io.stdin {
-            reader.read_to_end(&mut stdin).await.unwrap();
-        }
-        let argv = command.argv.clone();
-        let ended = self.inside(move |inside, fails| inside.exec(&argv, &stdin, fails));
-        let ended = match command.timeout {
-            None => ended.await?,
-            Some(limit) => tokio::time::timeout(limit, ended)
-                .await
-                .map_err(|_| GuestError::TimedOut { program: command.program().to_owned(), limit })??,
-        };
-        for (output, text) in [(io.stdout, &ended.stdout), (io.stderr, &ended.stderr)] {
-            if let Output::Writer(writer) = output {
-                writer.write_all(text.as_bytes()).await.unwrap();
-            }
-        }
-        Ok(ExitStatus::Code(ended.code))
-    }
-
-    async fn pty(&self, _: &Command, _: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {
-        Err(GuestError::Unsupported("no terminal".to_owned()))
-    }
-
-    async fn dial(&self, _: u16) -> Result<Box<dyn GuestStream>, GuestError> {
-        let listens = |inside: &mut Inside, _| inside.services.values().any(|(_, state)| *state == "running");
-        if self.inside(listens).await? {
-            return Ok(Box::new(tokio::io::duplex(64).0));
-        }
-        Err(GuestError::NotReady { what: "the connection was refused".to_owned(), output: String::new() })
     }
 }

@@ -204,7 +204,7 @@ impl World {
             std::thread::sleep(Duration::from_millis(3));
         };
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-        let run = Run { code, stdout: text(&mut started.out), stderr: text(&mut started.err) };
+        let run = Run { code, stdout: text(&started.out), stderr: text(&started.err) };
         let mut printed = self.printed.borrow_mut();
         printed.push_str(&run.stdout);
         printed.push_str(&run.stderr);
@@ -303,13 +303,18 @@ impl World {
     fn processes_in(&self, dir: &Path) -> Vec<Process> {
         let needle = dir.to_string_lossy().into_owned();
         let ours = fs::read_link("/proc/self/ns/mnt").unwrap();
+        let seen_here = fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&needle);
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
             // A mount that this test sees itself is seen by every process of the machine and says nothing about any: what is found here is
             // killed in the end, so it must be a sandbox's without doubt.
-            let elsewhere = fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|theirs| theirs != ours);
+            // An ordinary user may not read the namespace of its own sandbox's init, which is closed to inspection.
+            let elsewhere = match fs::read_link(entry.path().join("ns/mnt")) {
+                Ok(theirs) => theirs != ours,
+                Err(_) => !seen_here,
+            };
             let mounts = || fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
             if cwd.starts_with(dir) || (elsewhere && mounts().contains(&needle)) {
                 found.extend(Process::of(pid));

@@ -68,10 +68,12 @@ impl Inputs {
             resolved.inputs.iter().cloned().chain(env_files).partition(|path| path.is_dir());
         self.folders = manifests.iter().filter_map(|file| Some(file.parent()?.to_owned())).collect();
         self.paths = manifests.into_iter().chain(inputs).collect();
-        let links: Vec<PathBuf> = self.paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+        let links: Vec<PathBuf> =
+            self.paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
         self.paths.extend(links);
         // Parents: an editor puts a new file in the place of the old one.
-        let parents: BTreeSet<PathBuf> = self.paths.iter().filter_map(|path| Some(path.parent()?.to_owned())).collect();
+        let parents: BTreeSet<PathBuf> =
+            self.paths.iter().filter_map(|path| Some(path.parent()?.to_owned())).collect();
         let gone: Vec<PathBuf> = self.files.watched().difference(&parents).cloned().collect();
         gone.iter().for_each(|folder| self.files.remove(folder));
         for parent in &parents {
@@ -154,7 +156,8 @@ impl Inputs {
     fn is_input(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let joins = name.starts_with("pocketenv.") && (name.ends_with(".yaml") || name.ends_with(".yml"));
-        self.paths.contains(path) || (joins && path.parent().is_some_and(|parent| self.folders.contains(parent)))
+        self.paths.contains(path)
+            || (joins && path.parent().is_some_and(|parent| self.folders.contains(parent)))
     }
 
     /// Everything may have changed.

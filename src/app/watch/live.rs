@@ -118,7 +118,12 @@ impl Live<'_> {
                     connected = true;
                     if let Some((message, bad)) = words(known.get(&news.name), &news) {
                         let service = news.name.as_str();
-                        self.sink.watch(&WatchEvent::Service { sandbox: name, service, message: &message, bad });
+                        self.sink.watch(&WatchEvent::Service {
+                            sandbox: name,
+                            service,
+                            message: &message,
+                            bad,
+                        });
                     }
                     if news.state == ServiceStatus::Dead {
                         self.trigger(format!("service {name}/{} lost its supervisor", news.name));
@@ -165,7 +170,8 @@ impl Live<'_> {
                         self.sink.log(name, guest::LogLine { text: &text, ..line });
                     };
                     let options = LogOptions { follow: true, tail };
-                    let _ = guest::logs(sandbox.guest.as_ref(), &[service.to_owned()], options, &mut sink).await;
+                    let _ =
+                        guest::logs(sandbox.guest.as_ref(), &[service.to_owned()], options, &mut sink).await;
                     if some {
                         (tail, pause) = (Some(0), FIRST_PAUSE);
                     } else if tail == Some(10) {
@@ -203,7 +209,9 @@ impl Live<'_> {
                 match guest::synced(sandbox.guest.as_ref(), &spec.to).await {
                     Ok(Synced::Settled(entries)) => return (sandbox, entries),
                     // A run had its chance to settle it.
-                    Ok(Synced::Unsettled(entries)) if *self.applied.borrow() > 0 => return (sandbox, entries),
+                    Ok(Synced::Unsettled(entries)) if *self.applied.borrow() > 0 => {
+                        return (sandbox, entries);
+                    }
                     _ => {}
                 }
             }
@@ -212,7 +220,12 @@ impl Live<'_> {
         }
     }
 
-    async fn keep_in_step(&self, name: &str, spec: &SyncSpec, said: &mut String) -> Result<Infallible, Broken> {
+    async fn keep_in_step(
+        &self,
+        name: &str,
+        spec: &SyncSpec,
+        said: &mut String,
+    ) -> Result<Infallible, Broken> {
         let here = |error: crate::watch::WatchError| Broken::Here(with_causes(&error));
         let mut host = Host {
             tree: Tree::new(spec.from.clone(), Some(spec.ignore.clone())),
@@ -246,14 +259,26 @@ impl Live<'_> {
                             said.clear();
                             let elapsed_ms = u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX);
                             let changes = paths.len();
-                            self.sink.watch(&WatchEvent::Synced { sandbox: name, to, changes, why: &why, elapsed_ms });
+                            self.sink.watch(&WatchEvent::Synced {
+                                sandbox: name,
+                                to,
+                                changes,
+                                why: &why,
+                                elapsed_ms,
+                            });
                             if let Some(on_change) = &spec.on_change {
                                 match feedback.changed(&paths, Instant::now()) {
                                     Verdict::React if reaction.is_some() => react_again = true,
-                                    Verdict::React => reaction = Some(Box::pin(self.react(&sandbox, on_change))),
+                                    Verdict::React => {
+                                        reaction = Some(Box::pin(self.react(&sandbox, on_change)))
+                                    }
                                     Verdict::LoopFound(path) => {
                                         let what = described(on_change);
-                                        self.sink.watch(&WatchEvent::Loop { sandbox: name, path: &path, what: &what });
+                                        self.sink.watch(&WatchEvent::Loop {
+                                            sandbox: name,
+                                            path: &path,
+                                            what: &what,
+                                        });
                                     }
                                     Verdict::Looping => {}
                                 }

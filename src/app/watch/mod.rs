@@ -233,7 +233,8 @@ impl<'a> Watching<'a> {
                 break;
             }
             let next = running.is_none().then(|| self.queue.next_due()).flatten();
-            let next = next.map(|due| tokio::time::sleep(Duration::from_millis(due.millis_since(self.now()))));
+            let next =
+                next.map(|due| tokio::time::sleep(Duration::from_millis(due.millis_since(self.now()))));
             let give_up = running.as_ref().and_then(|run| run.give_up).map(tokio::time::sleep_until);
             let run: OptionFuture<_> = running.as_mut().map(|run| run.future.as_mut()).into();
             let stops = self.cancel.graceful.is_cancelled();
@@ -298,7 +299,9 @@ impl<'a> Watching<'a> {
     /// A run has ended. Gives an exit code if there is nothing to live for.
     fn ended(&mut self, ended: Result<ApplyReport, Error>, first: bool) -> Result<Option<i32>, Error> {
         let outcome = match ended {
-            Err(error) if first && !matches!(error, Error::Guest(_) | Error::Provider { .. }) => return Err(error),
+            Err(error) if first && !matches!(error, Error::Guest(_) | Error::Provider { .. }) => {
+                return Err(error);
+            }
             Err(error) => {
                 self.sink.watch(&WatchEvent::RunFailed { error: &error });
                 Outcome::Failed

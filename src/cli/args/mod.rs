@@ -29,8 +29,8 @@ pub use look::{
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use repair::{GcArgs, ImportArgs, RollbackArgs};
 pub use sim::{RehearseArgs, SimArgs};
-pub use watch::WatchArgs;
 pub use value::{CopyEnd, KeyValue, LogSource};
+pub use watch::WatchArgs;
 
 /// The exit codes, for the end of every help.
 const EXIT_CODES: &str = "\

@@ -122,6 +122,9 @@ pub(super) fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
 
 /// Where to look at what was just made.
 async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(), CliError> {
+    if project.manifest().is_none_or(|manifest| manifest.ports().is_empty()) {
+        return Ok(());
+    }
     let (status, _) = project.status().await?;
     for resource in &status.resources {
         if let (Address::Port(sandbox, port), Some(_)) = (&resource.address, &resource.endpoint) {

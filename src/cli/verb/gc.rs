@@ -50,7 +50,9 @@ pub async fn run(cx: &Context, args: &GcArgs) -> Result<Exit, CliError> {
     let ids = || orphans.iter().map(|o| o.id.clone()).collect();
     cx.ui.show(&json!({ "orphans": orphans, "unavailable": found.unavailable }), ids, text)?;
     for (provider, reason) in &found.unavailable {
-        cx.ui.warn(&format!("provider `{provider}` could not be asked, so what it holds is not known: {reason}"));
+        cx.ui.warn(&format!(
+            "provider `{provider}` could not be asked, so what it holds is not known: {reason}"
+        ));
     }
     if !args.delete {
         if !chosen.is_empty() {
@@ -85,7 +87,9 @@ pub async fn run(cx: &Context, args: &GcArgs) -> Result<Exit, CliError> {
 
 fn agreed(cx: &Context, count: usize) -> Result<bool, CliError> {
     if !cx.ui.interactive {
-        let message = format!("{count} objects would be deleted, with everything on them; `--yes` says that this is meant");
+        let message = format!(
+            "{count} objects would be deleted, with everything on them; `--yes` says that this is meant"
+        );
         return Err(CliError::new(Exit::Refused, message));
     }
     let question = format!("Delete {count} objects with everything on them?");

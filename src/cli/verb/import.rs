@@ -21,7 +21,11 @@ pub async fn run(cx: &Context, args: &ImportArgs) -> Result<Exit, CliError> {
         let value = json!({
             "sandboxes": found.iter().map(|f| json!({ "name": f.name(), "provider": f.provider, "observed": f.sandbox })).collect::<Vec<_>>(),
         });
-        cx.ui.show(&value, || found.iter().map(|f| f.sandbox.id.0.clone()).collect(), |_| manifest_of(&project, &found))?;
+        cx.ui.show(
+            &value,
+            || found.iter().map(|f| f.sandbox.id.0.clone()).collect(),
+            |_| manifest_of(&project, &found),
+        )?;
         if found.is_empty() {
             cx.ui.say("there are no sandboxes");
         }

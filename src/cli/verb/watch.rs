@@ -9,9 +9,7 @@ use serde_json::{Value, json};
 
 use super::change::{Asker, Given, on_interrupt, say};
 use super::plan;
-use crate::app::{
-    Answer, ApplyOptions, Approval, Consent, Outcome, WatchEvent, WatchOptions, WatchSink,
-};
+use crate::app::{Answer, ApplyOptions, Approval, Consent, Outcome, WatchEvent, WatchOptions, WatchSink};
 use crate::cli::args::{OutputForm, ProgressHow, WatchArgs};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -48,7 +46,8 @@ pub async fn run(cx: &Context, args: &WatchArgs) -> Result<Exit, CliError> {
     let given = Given { yes: args.yes, data_loss: args.allow_data_loss, obvious: false };
     let asker = Asker { ui: &ui, given, cancel: &cancel, streams: progress.is_data() };
     let consent = Once { asker, given: AtomicBool::new(false) };
-    let screen = Screen { ui: &ui, cx, progress: &progress, tags: Mutex::default(), began: Mutex::new(cx.now()) };
+    let screen =
+        Screen { ui: &ui, cx, progress: &progress, tags: Mutex::default(), began: Mutex::new(cx.now()) };
     let result = cx.app.watch(cx.selection(), &options, &consent, &screen, &cancel).await;
     progress.finish();
     match result {

@@ -2,7 +2,7 @@
 # `control`, the last one, says what to do, so a cut stream does nothing.
 umask 022
 pe_tab='	'
-pe_to=$1 pe_key=$2 pe_stage=$1/.pocketenv-$3
+pe_to=$1 pe_key=$2 pe_stage=$1/.pocketenv-sync-$3
 pe_record=$pe_var/files/$pe_key
 command -v tar >/dev/null 2>&1 || pe_fail 72 "tar is not installed in the sandbox"
 mkdir -p -- "$pe_to" "$pe_var/files" && mkdir -m 700 -- "$pe_stage" || pe_fail 70 "cannot write into $pe_to"

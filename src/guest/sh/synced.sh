@@ -1,7 +1,7 @@
-# synced.sh TO KEY: prints the record of directory TO: its state, then each part after a line with its length in bytes. What interrupted changes left is
-# swept away.
+# synced.sh TO KEY: prints the record of directory TO: its state, then each part after a line with its length in bytes. What interrupted changes
+# left is swept away; a bundle that is being written at this moment is not.
 pe_record=$pe_var/files/$2
-for pe_left in "$1"/.pocketenv-*; do
+for pe_left in "$1"/.pocketenv-sync-*; do
   [ ! -d "$pe_left" ] || rm -rf -- "$pe_left"
 done
 if [ ! -r "$pe_record.rec" ]; then echo none; exit 0; fi

@@ -99,10 +99,13 @@ impl Provider for Local {
         let id = map::sandbox_id(identity);
         let labels = map::labels(spec, identity)?;
         let made = map::box_spec(spec, &identity.project);
-        self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
-        self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
-        if !spec.links.is_empty() {
-            self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
+        let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
+        let (forwards, links) = (map::forwards(spec), map::links(spec));
+        if !forwards.is_empty() || !info.forwards.is_empty() {
+            self.engine.set_forwards(&id.0, &forwards).await.map_err(map::error)?;
+        }
+        if !links.is_empty() || !info.links.is_empty() {
+            self.engine.set_links(&id.0, &links).await.map_err(map::error)?;
         }
         Ok(id)
     }

@@ -1,7 +1,7 @@
 //! The simulated cloud: a sandbox vendor in a process of its own, with a seed, faults on demand, and its truth readable at `/inventory`.
 //!
-//! A request goes through four stations: chance decides what goes wrong with it ([`Chance`]), the cloud decides what it does ([`cloud`]), the effect is
-//! written down ([`journal`]), and the answer is given, spoilt or withheld ([`route`]). `docs/sim.md` describes it from outside.
+//! A request goes through four stations: chance decides what goes wrong with it (`chance`), the cloud decides what it does (`cloud`), the effect is
+//! written down (`journal`), and the answer is given, spoilt or withheld (`route`). `docs/sim.md` describes it from outside.
 
 mod chance;
 mod cloud;

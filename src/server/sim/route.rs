@@ -264,7 +264,8 @@ struct Filter {
 impl Filter {
     fn new(query: &[(String, String)]) -> Result<Self, Refusal> {
         let bad = |message: String| Refusal::new(400, "invalid", message);
-        let mut filter = Self { labels: Vec::new(), prefix: String::new(), cursor: String::new(), limit: 100 };
+        let mut filter =
+            Self { labels: Vec::new(), prefix: String::new(), cursor: String::new(), limit: 100 };
         for (name, value) in query {
             match name.as_str() {
                 "label" => match value.split_once('=') {
@@ -273,7 +274,10 @@ impl Filter {
                 },
                 "prefix" => filter.prefix.clone_from(value),
                 "cursor" => filter.cursor.clone_from(value),
-                "limit" => filter.limit = value.parse().map_err(|_| bad(format!("limit `{value}` is not a number")))?,
+                "limit" => {
+                    filter.limit =
+                        value.parse().map_err(|_| bad(format!("limit `{value}` is not a number")))?
+                }
                 _ => return Err(bad(format!("there is no parameter `{name}`"))),
             }
         }

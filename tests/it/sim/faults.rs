@@ -59,7 +59,8 @@ async fn a_key_makes_one_sandbox_of_two_creates_where_the_cloud_has_the_manners(
     assert_eq!(sim.create("a", "k").await.unwrap().status(), StatusCode::OK);
     assert_eq!(sim.names().await, ["a"]);
     let other = json!({ "name": "a", "spec": { "image": "y" } });
-    let reused = sim.try_send(Method::POST, "/v1/sandboxes", &[("idempotency-key", "k")], Some(other)).await.unwrap();
+    let reused =
+        sim.try_send(Method::POST, "/v1/sandboxes", &[("idempotency-key", "k")], Some(other)).await.unwrap();
     assert_eq!(reused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     sim.set(json!({ "idempotent_create": "false" })).await;
     assert_eq!(sim.create("a", "k").await.unwrap().status(), StatusCode::CREATED);
@@ -147,7 +148,8 @@ async fn deletes_are_refused_quotas_hold_and_clocks_differ() {
     assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "quota_exceeded");
     let inventory = sim.inventory().await;
-    let (told, true_time) = (inventory["sandboxes"][0]["created_at"].as_i64(), inventory["effects"][0]["at"].as_i64());
+    let (told, true_time) =
+        (inventory["sandboxes"][0]["created_at"].as_i64(), inventory["effects"][0]["at"].as_i64());
     assert_eq!(true_time.unwrap() - told.unwrap(), 2 * 3600 * 1000);
     sim.set(json!({ "refuse_delete": "0" })).await;
     let (status, _) = sim.send(Method::DELETE, &format!("/v1/sandboxes/{id}"), None).await;
@@ -173,7 +175,12 @@ async fn the_same_seed_goes_wrong_in_the_same_way() {
     let mut runs = Vec::new();
     for seed in [7, 7, 8] {
         let dir = tempfile::tempdir().unwrap();
-        let sim = Sim::start(dir.path(), seed, "calm", &["create.error_before=0.3", "create.throttle=0.3", "create.cut_after=0.2"]);
+        let sim = Sim::start(
+            dir.path(),
+            seed,
+            "calm",
+            &["create.error_before=0.3", "create.throttle=0.3", "create.cut_after=0.2"],
+        );
         let mut answers = Vec::new();
         for n in 0..40 {
             let answer = sim.create(&format!("s{}", n % 5), &n.to_string()).await;
@@ -189,7 +196,8 @@ async fn the_same_seed_goes_wrong_in_the_same_way() {
 async fn a_setting_that_cannot_be_is_refused_with_a_hint() {
     let dir = tempfile::tempdir().unwrap();
     let sim = Sim::start(dir.path(), 1, "calm", &[]);
-    let (status, answer) = sim.send(Method::PATCH, "/faults", Some(json!({ "quota": "3", "create.throtle": "1" }))).await;
+    let (status, answer) =
+        sim.send(Method::PATCH, "/faults", Some(json!({ "quota": "3", "create.throtle": "1" }))).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert!(answer["error"]["message"].as_str().unwrap().contains("did you mean `throttle`"), "{answer}");
     assert_eq!(sim.get("/faults").await["quota"], "0");

@@ -74,7 +74,9 @@ fn declared(inventory: &Value) -> Vec<(String, String)> {
 }
 
 fn all_running() -> Vec<(String, String)> {
-    ["api-1", "api-2", "api-3", "api-4", "db"].map(|name| (format!("sandbox/{name}"), "running".to_owned())).to_vec()
+    ["api-1", "api-2", "api-3", "api-4", "db"]
+        .map(|name| (format!("sandbox/{name}"), "running".to_owned()))
+        .to_vec()
 }
 
 async fn life(profile: &str, seed: u64, settings: &[&str]) {
@@ -116,7 +118,12 @@ async fn a_stormy_life_ends_with_exactly_what_is_declared() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_create_nothing_twice_without_keys_and_with_a_listing_that_lags() {
-    life("calm", 5, &["idempotent_create=false", "create.cut_after=0.4", "create.error_after=0.2", "lag=500ms"]).await;
+    life(
+        "calm",
+        5,
+        &["idempotent_create=false", "create.cut_after=0.4", "create.error_after=0.2", "lag=500ms"],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +177,8 @@ async fn no_secret_reaches_the_simulators_file() {
 #[test]
 fn an_address_is_asked_for_where_there_is_none() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("pocketenv.yaml"), "version: 1\nsandboxes: { a: { provider: sim } }\n").unwrap();
+    std::fs::write(dir.path().join("pocketenv.yaml"), "version: 1\nsandboxes: { a: { provider: sim } }\n")
+        .unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_pocketenv"))
         .args(["plan"])
         .current_dir(dir.path())
@@ -196,7 +204,8 @@ fn a_rehearsal_passes_in_a_storm_and_leaves_nothing_behind() {
         .env("TOKEN", SECRET)
         .output()
         .unwrap();
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     assert_eq!((output.status.code(), &report["passed"]), (Some(0), &Value::Bool(true)), "{report:#}");
     assert_eq!(report["rehearsals"][0]["verdicts"].as_array().unwrap().len(), 5);
     assert!(report["rehearsals"][0]["effects"]["created"].as_u64().unwrap() >= 5);

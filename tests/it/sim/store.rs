@@ -63,7 +63,8 @@ async fn pages_hold_everything_once_and_labels_filter() {
     let dir = tempfile::tempdir().unwrap();
     let sim = Sim::start(dir.path(), 1, "calm", &["page=100"]);
     let creates = (0..250).map(|n| {
-        let body = json!({ "name": format!("s{n}"), "labels": { "even": (n % 2 == 0).to_string() }, "spec": {} });
+        let body =
+            json!({ "name": format!("s{n}"), "labels": { "even": (n % 2 == 0).to_string() }, "spec": {} });
         sim.send(Method::POST, "/v1/sandboxes", Some(body))
     });
     futures::future::join_all(creates).await;
@@ -93,16 +94,25 @@ async fn thousands_of_sandboxes_take_little_memory() {
     let sim = Sim::start(dir.path(), 1, "calm", &[]);
     let filler = "x".repeat(600);
     let one = |n: usize| {
-        let labels: serde_json::Map<_, _> = (0..8).map(|l| (format!("pocketenv.io/label-{l}"), json!(format!("{n:0>40}")))).collect();
+        let labels: serde_json::Map<_, _> =
+            (0..8).map(|l| (format!("pocketenv.io/label-{l}"), json!(format!("{n:0>40}")))).collect();
         let body = json!({ "name": format!("shop/s{n}"), "labels": labels, "spec": { "filler": filler } });
         sim.send(Method::POST, "/v1/sandboxes", Some(body))
     };
-    let mut made = futures::stream::StreamExt::buffer_unordered(futures::stream::iter((0..SANDBOXES).map(one)), 64);
+    let mut made =
+        futures::stream::StreamExt::buffer_unordered(futures::stream::iter((0..SANDBOXES).map(one)), 64);
     while let Some((status, _)) = futures::StreamExt::next(&mut made).await {
         assert_eq!(status, StatusCode::CREATED);
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", sim.pid())).unwrap();
-    let kib: usize = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+    let kib: usize = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
     // 10,000 have to stay below 200 MB.
     assert!(kib < 75 * 1024, "{SANDBOXES} sandboxes take {kib} KiB");
 }

@@ -25,7 +25,15 @@ impl Sim {
     /// Starts one on a file.
     pub fn on(state: PathBuf, seed: u64, profile: &str, settings: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pocketenv"));
-        command.args(["sim", "--quiet", "--until-stdin-ends", "--listen", "127.0.0.1:0", "--profile", profile]);
+        command.args([
+            "sim",
+            "--quiet",
+            "--until-stdin-ends",
+            "--listen",
+            "127.0.0.1:0",
+            "--profile",
+            profile,
+        ]);
         command.arg("--state").arg(&state).args(["--seed", &seed.to_string()]);
         for setting in settings {
             command.args(["--faults", setting]);
@@ -49,7 +57,13 @@ impl Sim {
         Self::on(self.state.clone(), seed, profile, settings)
     }
 
-    pub async fn try_send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> reqwest::Result<Response> {
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> reqwest::Result<Response> {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -72,8 +86,15 @@ impl Sim {
     }
 
     pub async fn create(&self, name: &str, key: &str) -> reqwest::Result<Response> {
-        let body = json!({ "name": name, "labels": { "app": name }, "spec": { "image": "x" }, "ports": [80] });
-        self.try_send(Method::POST, "/v1/sandboxes", &[("idempotency-key", key), ("x-request-id", "r-1")], Some(body)).await
+        let body =
+            json!({ "name": name, "labels": { "app": name }, "spec": { "image": "x" }, "ports": [80] });
+        self.try_send(
+            Method::POST,
+            "/v1/sandboxes",
+            &[("idempotency-key", key), ("x-request-id", "r-1")],
+            Some(body),
+        )
+        .await
     }
 
     /// Creates a sandbox at a cloud that takes it; its id.
@@ -106,7 +127,11 @@ impl Sim {
 
     pub async fn state_of(&self, id: &str) -> String {
         let (status, sandbox) = self.send(Method::GET, &format!("/v1/sandboxes/{id}"), None).await;
-        if status == StatusCode::NOT_FOUND { "gone".to_owned() } else { sandbox["state"].as_str().unwrap().to_owned() }
+        if status == StatusCode::NOT_FOUND {
+            "gone".to_owned()
+        } else {
+            sandbox["state"].as_str().unwrap().to_owned()
+        }
     }
 
     /// Waits until the sandbox is in a state.
@@ -136,5 +161,10 @@ fn name(sandbox: &Value) -> String {
 
 /// How often each kind of effect stands in an inventory.
 pub fn count(inventory: &Value, kind: &str) -> usize {
-    inventory["effects"].as_array().unwrap().iter().filter(|entry| entry["effect"].get(kind).is_some()).count()
+    inventory["effects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| entry["effect"].get(kind).is_some())
+        .count()
 }

@@ -39,7 +39,10 @@ impl Checkouts {
     /// [`GitError::Unsupported`] for a submodule, a file of Git LFS, and names that lead elsewhere; [`GitError::TooLarge`].
     pub async fn take(&self, mirror: &Mirror, found: &Found) -> Result<PathBuf, GitError> {
         if !matches!(Path::new(&found.name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
-            return Err(GitError::Unsupported { path: found.path.clone(), why: "leads out of its directory" });
+            return Err(GitError::Unsupported {
+                path: found.path.clone(),
+                why: "leads out of its directory",
+            });
         }
         let dir = self.root.join(&found.tree).join(&found.name);
         if dir.is_dir() {
@@ -49,7 +52,11 @@ impl Checkouts {
         let files = check(entries, &found.path)?;
         let ids: String = files.iter().map(|entry| format!("{}\n", entry.id)).collect();
         let operation = "cat-file";
-        let out = Git::new(operation, &mirror.dir, ["--batch=%(objectsize)"], LOCAL).input(ids.into_bytes()).run().await?.good()?;
+        let out = Git::new(operation, &mirror.dir, ["--batch=%(objectsize)"], LOCAL)
+            .input(ids.into_bytes())
+            .run()
+            .await?
+            .good()?;
         let (root, target, within) = (self.root.clone(), dir.clone(), found.path.clone());
         let written = tokio::task::spawn_blocking(move || write(&root, &target, &within, &files, &out)).await;
         written.unwrap_or(Err(GitError::Garbled { operation }))?;
@@ -92,7 +99,11 @@ fn check(entries: Vec<Entry>, within: &str) -> Result<Vec<Entry>, GitError> {
         }
         match entry.mode.as_str() {
             "040000" => continue,
-            "160000" => return unsupported("is a submodule; submodules are not fetched, so put its files into the repository itself"),
+            "160000" => {
+                return unsupported(
+                    "is a submodule; submodules are not fetched, so put its files into the repository itself",
+                );
+            }
             "100644" | "100755" | "100664" | "120000" => {}
             _ => return unsupported("is neither a file, a directory nor a link"),
         }
@@ -100,7 +111,10 @@ fn check(entries: Vec<Entry>, within: &str) -> Result<Vec<Entry>, GitError> {
         files.push(entry);
     }
     if files.len() > MAX_FILES {
-        return Err(GitError::TooLarge { what: format!("`{within}` with {} files", files.len()), limit: format!("{MAX_FILES} files") });
+        return Err(GitError::TooLarge {
+            what: format!("`{within}` with {} files", files.len()),
+            limit: format!("{MAX_FILES} files"),
+        });
     }
     if bytes > MAX_CHECKOUT_BYTES {
         let limit = format!("{} MiB", MAX_CHECKOUT_BYTES >> 20);
@@ -112,7 +126,10 @@ fn check(entries: Vec<Entry>, within: &str) -> Result<Vec<Entry>, GitError> {
 /// Writes a directory under another name and moves it into place when it is whole and on disk.
 fn write(root: &Path, target: &Path, within: &str, files: &[Entry], out: &[u8]) -> Result<(), GitError> {
     fs::create_dir_all(root).map_err(GitError::io("make", root))?;
-    let scratch = tempfile::Builder::new().prefix(".new-").tempdir_in(root).map_err(GitError::io("make a directory in", root))?;
+    let scratch = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempdir_in(root)
+        .map_err(GitError::io("make a directory in", root))?;
     let dir = scratch.path().join("tree");
     make_dir(&dir)?;
     let mut rest = out;
@@ -132,7 +149,8 @@ fn write(root: &Path, target: &Path, within: &str, files: &[Entry], out: &[u8]) 
         make_parents(&dir, &entry.path)?;
         let mode = if entry.mode == "100755" { 0o755 } else { 0o644 };
         let failed = |source| GitError::io("write", &path)(source);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(failed)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(failed)?;
         let done = file.write_all(content).and_then(|()| file.set_permissions(Permissions::from_mode(mode)));
         done.map_err(failed)?;
     }
@@ -196,7 +214,13 @@ mod tests {
     use super::*;
 
     fn entry(mode: &str, path: &str) -> Entry {
-        Entry { mode: mode.to_owned(), kind: "blob".to_owned(), id: "0".repeat(40), size: 3, path: path.to_owned() }
+        Entry {
+            mode: mode.to_owned(),
+            kind: "blob".to_owned(),
+            id: "0".repeat(40),
+            size: 3,
+            path: path.to_owned(),
+        }
     }
 
     #[test]

@@ -76,9 +76,23 @@ impl<'a> Git<'a> {
         let Self { operation, dir, arguments, input, limit, disk } = self;
         let mut command = Command::new("git");
         command
-            .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never"])
+            .args([
+                "-c",
+                "core.hooksPath=/dev/null",
+                "-c",
+                "core.fsmonitor=false",
+                "-c",
+                "protocol.ext.allow=never",
+            ])
             .args(["-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "submodule.recurse=false"])
-            .args(["-c", "fetch.fsckObjects=false", "-c", "transfer.bundleURI=false", "-c", "credential.interactive=false"])
+            .args([
+                "-c",
+                "fetch.fsckObjects=false",
+                "-c",
+                "transfer.bundleURI=false",
+                "-c",
+                "credential.interactive=false",
+            ])
             .arg("--git-dir")
             .arg(dir)
             .arg(operation)
@@ -98,7 +112,15 @@ impl<'a> Git<'a> {
             .process_group(0)
             .kill_on_drop(true);
         // What a surrounding git, such as a hook, set for itself would lead us into its repository.
-        for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_TRACE", "GIT_CURL_VERBOSE"] {
+        for name in [
+            "GIT_DIR",
+            "GIT_WORK_TREE",
+            "GIT_INDEX_FILE",
+            "GIT_OBJECT_DIRECTORY",
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+            "GIT_TRACE",
+            "GIT_CURL_VERBOSE",
+        ] {
             command.env_remove(name);
         }
         if std::env::var_os("GIT_SSH_COMMAND").is_none() {

@@ -71,7 +71,8 @@ impl Mirror {
     /// # Errors
     /// [`GitError::NoSuchRef`] if the remote answered that there is no such ref.
     pub async fn follow(&self, remote: &Remote, limit: Duration) -> Result<(String, bool), GitError> {
-        let local = format!("refs/pocketenv/{}", &sha256_hex(remote.reference().to_string().as_bytes())[..16]);
+        let local =
+            format!("refs/pocketenv/{}", &sha256_hex(remote.reference().to_string().as_bytes())[..16]);
         let wanted = match remote.reference() {
             Reference::Commit(id) => id.clone(),
             reference => self.ask(remote, reference, limit).await?,
@@ -81,7 +82,8 @@ impl Mirror {
         }
         let _lock = self.lock(limit).await?;
         let spec = format!("+{wanted}:{local}");
-        let quiet = ["--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--"];
+        let quiet =
+            ["--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--"];
         let arguments = quiet.into_iter().chain([remote.url(), &spec]);
         Git::new("fetch", &self.dir, arguments, limit).disk(MAX_MIRROR_BYTES).run().await?.good()?;
         Ok((self.commit(&wanted).await?, true))
@@ -96,7 +98,8 @@ impl Mirror {
         if answer.code == Some(2) {
             return Err(missing());
         }
-        let out = String::from_utf8(answer.good()?).map_err(|_| GitError::Garbled { operation: "ls-remote" })?;
+        let out =
+            String::from_utf8(answer.good()?).map_err(|_| GitError::Garbled { operation: "ls-remote" })?;
         // The name is a pattern to git, which also finds `refs/heads/a/refs/heads/b`.
         let found = out.lines().filter_map(|line| line.split_once('\t')).find(|(_, found)| *found == name);
         let (id, _) = found.ok_or_else(missing)?;
@@ -107,7 +110,10 @@ impl Mirror {
 
     /// The id that a name stands for here, if it is here.
     async fn resolve(&self, name: &str) -> Result<Option<String>, GitError> {
-        let answer = Git::new("rev-parse", &self.dir, ["--verify", "--quiet", "--end-of-options", name], LOCAL).run().await?;
+        let answer =
+            Git::new("rev-parse", &self.dir, ["--verify", "--quiet", "--end-of-options", name], LOCAL)
+                .run()
+                .await?;
         match answer.code {
             Some(1) => Ok(None),
             _ => Ok(Some(String::from_utf8_lossy(&answer.good()?).trim().to_owned())),
@@ -123,13 +129,16 @@ impl Mirror {
     /// One writer per mirror, whatever process it is in.
     async fn lock(&self, limit: Duration) -> Result<File, GitError> {
         let path = self.dir.join("pocketenv.lock");
-        let file = File::options().create(true).append(true).open(&path).map_err(GitError::io("open", &path))?;
+        let file =
+            File::options().create(true).append(true).open(&path).map_err(GitError::io("open", &path))?;
         let deadline = Instant::now() + limit;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
-                Err(TryLockError::WouldBlock) => return Err(GitError::TimedOut { operation: "fetch", limit }),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(GitError::TimedOut { operation: "fetch", limit });
+                }
                 Err(TryLockError::Error(source)) => return Err(GitError::io("lock", &path)(source)),
             }
         }
@@ -140,10 +149,19 @@ impl Mirror {
     ///
     /// # Errors
     /// [`GitError::NoSuchPath`] if there is nothing at `path`, and if there is no manifest where one is expected.
-    pub async fn projects(&self, remote: &Remote, commit: &str, path: &str, many: bool) -> Result<Vec<Found>, GitError> {
+    pub async fn projects(
+        &self,
+        remote: &Remote,
+        commit: &str,
+        path: &str,
+        many: bool,
+    ) -> Result<Vec<Found>, GitError> {
         let path = path.trim_matches('/');
         let missing = || GitError::NoSuchPath { path: path.to_owned(), revision: short(commit).to_owned() };
-        let (kind, id) = self.object(&format!("{commit}:{}", if path == "." { "" } else { path })).await?.ok_or_else(missing)?;
+        let (kind, id) = self
+            .object(&format!("{commit}:{}", if path == "." { "" } else { path }))
+            .await?
+            .ok_or_else(missing)?;
         let (base, tree, only) = match kind.as_str() {
             "tree" => (path, id, None),
             "blob" if !many => {
@@ -184,7 +202,11 @@ impl Mirror {
             return Err(GitError::TooLarge { what, limit: MAX_PROJECTS.to_string() });
         }
         if all.is_empty() && !many {
-            let path = [base, MANIFESTS[0]].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+            let path = [base, MANIFESTS[0]]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("/");
             return Err(GitError::NoSuchPath { path, revision: short(commit).to_owned() });
         }
         Ok(all.into_values().collect())
@@ -194,7 +216,11 @@ impl Mirror {
     async fn object(&self, name: &str) -> Result<Option<(String, String)>, GitError> {
         let operation = "cat-file";
         let input = format!("{name}\n").into_bytes();
-        let out = Git::new(operation, &self.dir, ["--batch-check=%(objecttype) %(objectname)"], LOCAL).input(input).run().await?.good()?;
+        let out = Git::new(operation, &self.dir, ["--batch-check=%(objecttype) %(objectname)"], LOCAL)
+            .input(input)
+            .run()
+            .await?
+            .good()?;
         let out = String::from_utf8_lossy(&out);
         match out.trim_end().split_once(' ') {
             Some((kind @ ("tree" | "blob" | "commit"), id)) => Ok(Some((kind.to_owned(), id.to_owned()))),
@@ -205,13 +231,20 @@ impl Mirror {
     /// The entries of a tree, of all below it if `deep`.
     pub(super) async fn tree(&self, id: &str, deep: bool) -> Result<Vec<Entry>, GitError> {
         let operation = "ls-tree";
-        let arguments = ["-z", "-l", "--full-tree"].into_iter().chain(deep.then_some(["-r", "-t"]).into_iter().flatten()).chain([id]);
+        let arguments = ["-z", "-l", "--full-tree"]
+            .into_iter()
+            .chain(deep.then_some(["-r", "-t"]).into_iter().flatten())
+            .chain([id]);
         let out = Git::new(operation, &self.dir, arguments, LOCAL).run().await?.good()?;
         let garbled = || GitError::Garbled { operation };
         let mut entries = Vec::new();
         for record in out.split(|b| *b == 0).filter(|record| !record.is_empty()) {
             let record = String::from_utf8(record.to_vec()).map_err(|error| GitError::Unsupported {
-                path: String::from_utf8_lossy(error.as_bytes()).rsplit('\t').next().unwrap_or_default().to_owned(),
+                path: String::from_utf8_lossy(error.as_bytes())
+                    .rsplit('\t')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
                 why: "has a name that is not UTF-8",
             })?;
             let (head, path) = record.split_once('\t').ok_or_else(garbled)?;

@@ -57,7 +57,8 @@ impl Remote {
     /// [`GitError::Invalid`], without the URL.
     pub fn new(url: &str, reference: Reference) -> Result<Self, GitError> {
         let invalid = |what, why: &str| Err(GitError::Invalid { what, why: why.to_owned() });
-        if url.is_empty() || url.starts_with('-') || url.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        if url.is_empty() || url.starts_with('-') || url.chars().any(|c| c.is_control() || c.is_whitespace())
+        {
             return invalid("the URL", "is empty, begins with `-` or has white space");
         }
         // `helper::address` runs a program of that name.
@@ -132,7 +133,18 @@ mod tests {
 
     #[test]
     fn what_git_would_take_for_something_else_is_refused() {
-        for url in ["", "-u", "--upload-pack=touch x", "ext::sh -c x", "ext::x", "fd::17", "ftp://h/x", "https://u:p@h/x", "ssh://-oProxyCommand=x/y", "https://h/a\nb"] {
+        for url in [
+            "",
+            "-u",
+            "--upload-pack=touch x",
+            "ext::sh -c x",
+            "ext::x",
+            "fd::17",
+            "ftp://h/x",
+            "https://u:p@h/x",
+            "ssh://-oProxyCommand=x/y",
+            "https://h/a\nb",
+        ] {
             assert!(Remote::new(url, Reference::Head).is_err(), "{url}");
         }
         for name in ["", "-x", "a..b", "a b", "a:b", "a^", "@{u}", "a/"] {

@@ -76,7 +76,16 @@ mod tests {
             host_network: false,
             provider_settings: false,
         };
-        for (path, holds) in [("own", true), ("good", true), ("a/../own", true), ("missing", true), ("link", false), ("../secret", false), ("/etc/passwd", false), ("../inside2", false)] {
+        for (path, holds) in [
+            ("own", true),
+            ("good", true),
+            ("a/../own", true),
+            ("missing", true),
+            ("link", false),
+            ("../secret", false),
+            ("/etc/passwd", false),
+            ("../inside2", false),
+        ] {
             assert_eq!(confinement.holds(&inside.join(path)), holds, "{path}");
         }
         confinement.host_paths = true;

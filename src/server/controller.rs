@@ -30,7 +30,11 @@ const DRAIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// What the system answers.
-pub async fn serve(listener: TcpListener, controller: Arc<Controller>, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    controller: Arc<Controller>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -40,7 +44,8 @@ pub async fn serve(listener: TcpListener, controller: Arc<Controller>, stop: Can
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(controller);
     let stopped = stop.clone();
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
+    let served =
+        axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
     tokio::select! {
         ended = async { served.await } => ended,
         () = async { stop.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
@@ -56,7 +61,11 @@ async fn readyz(State(controller): State<Arc<Controller>>) -> Response {
 }
 
 fn answer(good: bool, why: &'static str) -> Response {
-    if good { (StatusCode::OK, "ok\n").into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, why).into_response() }
+    if good {
+        (StatusCode::OK, "ok\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    }
 }
 
 async fn metrics(State(controller): State<Arc<Controller>>) -> Response {
@@ -68,7 +77,12 @@ async fn status(State(controller): State<Arc<Controller>>) -> Response {
     axum::Json(controller.status()).into_response()
 }
 
-async fn hook(State(controller): State<Arc<Controller>>, Path(source): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
+async fn hook(
+    State(controller): State<Arc<Controller>>,
+    Path(source): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     // A source that there is not, one that takes no webhooks and a wrong signature look the same from outside.
     let signed = controller.webhook_secret(&source).is_some_and(|secret| is_signed(secret, &headers, &body));
     if !signed || !controller.trigger(&source) {
@@ -97,7 +111,8 @@ fn is_signed(secret: &SecretValue, headers: &HeaderMap, body: &[u8]) -> bool {
 fn digest(secret: &SecretValue, body: &[u8]) -> [u8; 32] {
     // Provably impossible: HMAC takes a key of any length.
     #[allow(clippy::expect_used)]
-    let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes a key of any length");
+    let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(secret.expose().as_bytes())
+        .expect("HMAC takes a key of any length");
     mac.update(body);
     mac.finalize().into_bytes().into()
 }

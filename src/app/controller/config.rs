@@ -209,8 +209,16 @@ impl Config {
         let mut seen = BTreeSet::new();
         for source in &mut config.sources {
             let twice = !seen.insert(source.name.clone());
-            let checked = if twice { Err("there is another of this name".to_owned()) } else { source.check(path, &names) };
-            checked.map_err(|why| ConfigError::Source { path: path.to_owned(), name: source.name.clone(), why })?;
+            let checked = if twice {
+                Err("there is another of this name".to_owned())
+            } else {
+                source.check(path, &names)
+            };
+            checked.map_err(|why| ConfigError::Source {
+                path: path.to_owned(),
+                name: source.name.clone(),
+                why,
+            })?;
         }
         if let Some(cycle) = cycle(&config.sources) {
             let why = format!("sources wait for one another: {}", cycle.join(" → "));
@@ -231,7 +239,9 @@ impl Source {
             (Some(git), None) => {
                 git.remote().map_err(|error| error.to_string())?;
                 let path = Path::new(&git.path);
-                let inside = path.components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
+                let inside = path.components().all(|part| {
+                    matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir)
+                });
                 if !inside || git.path.chars().any(char::is_control) {
                     return Err(format!("`path: {}` is not a path in the repository", git.path));
                 }
@@ -251,8 +261,15 @@ impl Source {
         if let Some(webhook) = &mut self.webhook {
             match &mut webhook.secret {
                 SecretSource::Env(_) => {}
-                SecretSource::File(path) => *path = std::path::absolute(base.join(&*path)).map_err(|error| error.to_string())?,
-                other => return Err(format!("the secret of a webhook comes from `env` or `file`, not `{}`", other.kind())),
+                SecretSource::File(path) => {
+                    *path = std::path::absolute(base.join(&*path)).map_err(|error| error.to_string())?
+                }
+                other => {
+                    return Err(format!(
+                        "the secret of a webhook comes from `env` or `file`, not `{}`",
+                        other.kind()
+                    ));
+                }
             }
         }
         self.windows.iter().try_for_each(Window::check).map_err(|error: WindowError| error.to_string())
@@ -270,7 +287,12 @@ impl Git {
             (Some(name), None, None) => Reference::Branch(name.clone()),
             (None, Some(name), None) => Reference::Tag(name.clone()),
             (None, None, Some(id)) => Reference::Commit(id.clone()),
-            _ => return Err(GitError::Invalid { what: "the ref", why: "is given more than once; expected one of `branch`, `tag`, `commit`".to_owned() }),
+            _ => {
+                return Err(GitError::Invalid {
+                    what: "the ref",
+                    why: "is given more than once; expected one of `branch`, `tag`, `commit`".to_owned(),
+                });
+            }
         };
         Remote::new(&self.url, reference)
     }
@@ -278,7 +300,8 @@ impl Git {
 
 /// Names of sources that wait for one another, the first again at the end.
 fn cycle(sources: &[Source]) -> Option<Vec<String>> {
-    let edges: BTreeMap<&str, &[String]> = sources.iter().map(|s| (s.name.as_str(), s.depends_on.as_slice())).collect();
+    let edges: BTreeMap<&str, &[String]> =
+        sources.iter().map(|s| (s.name.as_str(), s.depends_on.as_slice())).collect();
     let mut done: BTreeSet<&str> = BTreeSet::new();
     // Whoever waits only for sources that are done is done; what is left at the end waits in a circle.
     loop {
@@ -349,7 +372,10 @@ mod tests {
 
     #[test]
     fn a_source_has_defaults() {
-        let config = read("version: 1\nsources:\n  - name: shop\n    git: { url: https://h/shop.git, branch: main }\n").unwrap();
+        let config = read(
+            "version: 1\nsources:\n  - name: shop\n    git: { url: https://h/shop.git, branch: main }\n",
+        )
+        .unwrap();
         let source = &config.sources[0];
         assert!(source.self_heal && !source.prune && !source.allow_data_loss && !source.allow.host_paths);
         assert_eq!(source.interval, Duration::from_secs(60));
@@ -360,7 +386,9 @@ mod tests {
     fn what_is_wrong_is_told_with_its_place() {
         let error = read("version: 1\nsources:\n  - name: shop\n    gti: {}\n").unwrap_err();
         assert!(error.contains("gti") && error.contains("line 4"), "{error}");
-        let source = |rest: &str| read(&format!("version: 1\nsources:\n  - name: a\n    directory: x\n{rest}")).unwrap_err();
+        let source = |rest: &str| {
+            read(&format!("version: 1\nsources:\n  - name: a\n    directory: x\n{rest}")).unwrap_err()
+        };
         for (rest, expected) in [
             ("    git: { url: https://h/x }\n", "exactly one"),
             ("    interval: 10ms\n", "at least 1s"),

@@ -56,8 +56,16 @@ impl Metrics {
             registry: Registry::default(),
         };
         registry.register("queue_depth", "Projects that are due and not worked on", metrics.depth.clone());
-        registry.register("queue_latency_seconds", "How long projects were due before they were worked on", metrics.latency.clone());
-        registry.register("reconcile_duration_seconds", "How long reconciling a project took", metrics.reconcile.clone());
+        registry.register(
+            "queue_latency_seconds",
+            "How long projects were due before they were worked on",
+            metrics.latency.clone(),
+        );
+        registry.register(
+            "reconcile_duration_seconds",
+            "How long reconciling a project took",
+            metrics.reconcile.clone(),
+        );
         registry.register("source_polls", "How often a remote was asked for its ref", metrics.polls.clone());
         registry.register("source_fetches", "How often something was fetched", metrics.fetches.clone());
         registry.register("errors", "Failures by kind", metrics.errors.clone());

@@ -97,7 +97,14 @@ struct ProjectState {
 
 impl ProjectState {
     fn new(path: &str) -> Self {
-        Self { newest: None, gone: false, bad: None, good: None, generation: 0, status: ControlledStatus::new(path) }
+        Self {
+            newest: None,
+            gone: false,
+            bad: None,
+            good: None,
+            generation: 0,
+            status: ControlledStatus::new(path),
+        }
     }
 }
 
@@ -113,8 +120,15 @@ impl Controller {
     /// # Errors
     /// Secrets of webhooks without a value; what the store answers.
     pub async fn new(app: App, config: Config) -> Result<Arc<Self>, Error> {
-        let hooks = config.sources.iter().filter_map(|s| Some((s.name.clone(), s.webhook.as_ref()?.secret.clone()))).collect();
-        let secrets = secret::resolve_all(&hooks, &app.environment().vars).await.map_err(|e: SecretErrors| Error::Secrets(e))?.values;
+        let hooks = config
+            .sources
+            .iter()
+            .filter_map(|s| Some((s.name.clone(), s.webhook.as_ref()?.secret.clone())))
+            .collect();
+        let secrets = secret::resolve_all(&hooks, &app.environment().vars)
+            .await
+            .map_err(|e: SecretErrors| Error::Secrets(e))?
+            .values;
         let mut state = State { turned: app.environment().clock.now(), ..State::default() };
         for source in &config.sources {
             state.sources.insert(source.name.clone(), SourceState::default());
@@ -171,7 +185,11 @@ impl Controller {
         let Some(mut triggered) = taken else {
             return Err(Error::Refused { message: "this controller runs already".to_owned() });
         };
-        let backoff = Backoff { initial: self.config.retry.initial.into(), max: self.config.retry.max.into(), retries: u32::MAX };
+        let backoff = Backoff {
+            initial: self.config.retry.initial.into(),
+            max: self.config.retry.max.into(),
+            retries: u32::MAX,
+        };
         let mut looks: Queue<usize, usize> = Queue::new(backoff);
         let mut projects: Queue<Key, String> = Queue::new(backoff);
         let mut workers: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
@@ -188,7 +206,9 @@ impl Controller {
         loop {
             let now = self.now();
             self.state().turned = now;
-            while looking < LOOKS && let Some(started) = looks.start_next(now) {
+            while looking < LOOKS
+                && let Some(started) = looks.start_next(now)
+            {
                 looking += 1;
                 let feed = started.key;
                 let work = AssertUnwindSafe(self.look(feed)).catch_unwind();
@@ -198,7 +218,9 @@ impl Controller {
                 });
                 workers.push(done.boxed_local());
             }
-            while working < self.config.parallelism && let Some(started) = projects.start_next(now) {
+            while working < self.config.parallelism
+                && let Some(started) = projects.start_next(now)
+            {
                 working += 1;
                 self.metrics.latency.observe(seconds(started.latency_ms));
                 let key = started.key;
@@ -216,7 +238,8 @@ impl Controller {
             let next_look = looks.next_due().filter(|_| looking < LOOKS);
             let next_project = projects.next_due().filter(|_| working < self.config.parallelism);
             let next = next_look.into_iter().chain(next_project).min();
-            let pause = next.map_or(HEARTBEAT, |at| Duration::from_millis(at.millis_since(now)).min(HEARTBEAT));
+            let pause =
+                next.map_or(HEARTBEAT, |at| Duration::from_millis(at.millis_since(now)).min(HEARTBEAT));
             tokio::select! {
                 () = cancel.graceful.cancelled() => break,
                 Some(feed) = triggered.recv() => {
@@ -270,22 +293,35 @@ impl Controller {
     /// The status of everything that is followed.
     pub fn status(&self) -> ControllerStatus {
         let state = self.state();
-        let sources: Vec<SourceStatus> = self.config.sources.iter().map(|source| {
-            let known = state.sources.get(&source.name);
-            let projects = state.projects.iter().filter(|((name, _), _)| *name == source.name);
-            SourceStatus {
-                name: source.name.clone(),
-                from: source::from(source),
-                reference: source.git.as_ref().and_then(|git| git.remote().ok()).map(|remote| remote.reference().to_string()),
-                revision: known.and_then(|known| known.revision.clone()),
-                message: known.map(|known| known.message.clone()).unwrap_or_default(),
-                looked_at: known.and_then(|known| known.looked_at),
-                projects: projects.map(|(_, project)| project.status.clone()).collect(),
-            }
-        }).collect();
+        let sources: Vec<SourceStatus> = self
+            .config
+            .sources
+            .iter()
+            .map(|source| {
+                let known = state.sources.get(&source.name);
+                let projects = state.projects.iter().filter(|((name, _), _)| *name == source.name);
+                SourceStatus {
+                    name: source.name.clone(),
+                    from: source::from(source),
+                    reference: source
+                        .git
+                        .as_ref()
+                        .and_then(|git| git.remote().ok())
+                        .map(|remote| remote.reference().to_string()),
+                    revision: known.and_then(|known| known.revision.clone()),
+                    message: known.map(|known| known.message.clone()).unwrap_or_default(),
+                    looked_at: known.and_then(|known| known.looked_at),
+                    projects: projects.map(|(_, project)| project.status.clone()).collect(),
+                }
+            })
+            .collect();
         let unseen = sources.iter().any(|source| source.looked_at.is_none() || !source.message.is_empty());
         let all = || sources.iter().flat_map(|source| &source.projects);
-        let sync = all().map(|project| project.sync).chain(unseen.then_some(Sync::Unknown)).max().unwrap_or(Sync::Synced);
+        let sync = all()
+            .map(|project| project.sync)
+            .chain(unseen.then_some(Sync::Unknown))
+            .max()
+            .unwrap_or(Sync::Synced);
         let health = all().map(|project| project.health).max().unwrap_or(Health::Healthy);
         ControllerStatus { format_version: "1.0", sync, health, sources }
     }
@@ -306,7 +342,10 @@ impl Controller {
             self.metrics.projects.get_or_create(&Kind { kind }).set(count);
         }
         for (kind, count) in sandboxes {
-            self.metrics.sandboxes.get_or_create(&Kind { kind }).set(i64::try_from(count).unwrap_or(i64::MAX));
+            self.metrics
+                .sandboxes
+                .get_or_create(&Kind { kind })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.metrics.text()
     }

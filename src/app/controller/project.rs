@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::status::Phase;
 use super::{Controller, Key, ProjectState, Source, jittered, seconds, window};
-use crate::app::{Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Selection};
+use crate::app::{
+    Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Selection,
+};
 use crate::gitops::{Found, GitError, Mirror};
 use crate::manifest::{Confinement, Diagnostic};
 use crate::model::{Duration, Health, Sync};
-use crate::plan::{Policy, Verdict as Verb};
 use crate::plan::report::waiting_text;
+use crate::plan::{Policy, Verdict as Verb};
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::observe::with_causes;
 use crate::reconcile::queue::Ended;
@@ -58,14 +60,20 @@ struct BySource {
 impl Consent for BySource {
     fn approve(&self, approval: &Approval<'_>) -> Answer {
         // Who allows to prune knows that what is pruned is gone.
-        let asked = approval.plan.changes.iter().filter(|change| !(self.prune && change.verdict == Verb::Delete));
-        let risks: Vec<String> =
-            asked.flat_map(|c| c.data_at_risk.iter().map(move |what| format!("{}: {what}", c.address))).collect();
+        let asked =
+            approval.plan.changes.iter().filter(|change| !(self.prune && change.verdict == Verb::Delete));
+        let risks: Vec<String> = asked
+            .flat_map(|c| c.data_at_risk.iter().map(move |what| format!("{}: {what}", c.address)))
+            .collect();
         if risks.is_empty() || self.data_loss || *approval.goal == Goal::Destroy {
             return Answer::Yes;
         }
         let risks = risks.join("; ");
-        Answer::Needs { message: format!("this may lose data ({risks}); `allow_data_loss: true` of the source says that it may") }
+        Answer::Needs {
+            message: format!(
+                "this may lose data ({risks}); `allow_data_loss: true` of the source says that it may"
+            ),
+        }
     }
 }
 
@@ -111,7 +119,9 @@ impl Controller {
                 return Verdict::waiting(format!("{} works on it", lease.holder), SOON);
             }
             Error::Refused { message } => ("refused", Verdict::waiting(message.clone(), source.resync)),
-            Error::Manifest(diagnostics) => ("manifest", Verdict::waiting(diagnostics.to_string(), source.resync)),
+            Error::Manifest(diagnostics) => {
+                ("manifest", Verdict::waiting(diagnostics.to_string(), source.resync))
+            }
             Error::Store(_) => ("store", Verdict::failed(with_causes(error))),
             Error::Provider { .. } | Error::Guest(_) => ("provider", Verdict::failed(with_causes(error))),
             Error::Secrets(_) => ("secret", Verdict::failed(with_causes(error))),
@@ -123,11 +133,10 @@ impl Controller {
 
     async fn work(&self, source: &Source, key: &Key, cancel: &Cancel) -> Result<Verdict, Error> {
         let app = self.app.showing(&source.allow.env);
-        let Some((newest, gone, bad, mut good)) = self
-            .state()
-            .projects
-            .get(key)
-            .map(|project| (project.newest.clone(), project.gone, project.bad.clone(), project.good.clone()))
+        let Some((newest, gone, bad, mut good)) =
+            self.state().projects.get(key).map(|project| {
+                (project.newest.clone(), project.gone, project.bad.clone(), project.good.clone())
+            })
         else {
             return Ok(Verdict::waiting("", source.resync));
         };
@@ -137,7 +146,10 @@ impl Controller {
         if let Some((revision, found)) = newest {
             let have = good.as_ref().is_some_and(|good| {
                 let manifest = Path::new(&good.manifest);
-                good.tree == found.tree && manifest.ends_with(&found.manifest) && manifest.exists() && source.git.is_some()
+                good.tree == found.tree
+                    && manifest.ends_with(&found.manifest)
+                    && manifest.exists()
+                    && source.git.is_some()
             });
             if have {
                 // Back to what was good before, which makes what was bad in between uninteresting.
@@ -172,8 +184,13 @@ impl Controller {
         match good {
             Some(good) => self.keep(&app, source, key, good, cancel).await,
             None => {
-                let message = self.state().projects.get(key).map(|p| p.status.message.clone()).unwrap_or_default();
-                Ok(Verdict::new(Phase::Invalid, message, Ended::Converged { resync: jittered(source.resync) }))
+                let message =
+                    self.state().projects.get(key).map(|p| p.status.message.clone()).unwrap_or_default();
+                Ok(Verdict::new(
+                    Phase::Invalid,
+                    message,
+                    Ended::Converged { resync: jittered(source.resync) },
+                ))
             }
         }
     }
@@ -232,7 +249,9 @@ impl Controller {
             applied: false,
         };
         if !store.set_controlled(record.clone()).await? {
-            let message = format!("the project `{project}` is kept by another source or directory already; give one of them another `name`");
+            let message = format!(
+                "the project `{project}` is kept by another source or directory already; give one of them another `name`"
+            );
             return Ok(Err(Refusal::Bad { message, diagnostics: Vec::new() }));
         }
         self.note_on(key, |state| {
@@ -256,7 +275,14 @@ impl Controller {
     }
 
     /// Makes what exists as the last good revision says.
-    async fn keep(&self, app: &App, source: &Source, key: &Key, good: Controlled, cancel: &Cancel) -> Result<Verdict, Error> {
+    async fn keep(
+        &self,
+        app: &App,
+        source: &Source,
+        key: &Key,
+        good: Controlled,
+        cancel: &Cancel,
+    ) -> Result<Verdict, Error> {
         let converged = Ended::Converged { resync: jittered(source.resync) };
         let selection = selection(source, Path::new(&good.manifest));
         let project = app.open(&selection).await?;
@@ -265,9 +291,19 @@ impl Controller {
             let (status, plan) = project.status().await?;
             self.measured(key, &status, good.applied);
             return Ok(match reason {
-                Some((phase, message)) if !plan.is_empty() || !good.applied => Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() }),
+                Some((phase, message)) if !plan.is_empty() || !good.applied => {
+                    Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() })
+                }
                 Some((phase, _)) => Verdict::new(phase, "", converged),
-                None => Verdict::new(Phase::Watching, if plan.is_empty() { "" } else { "what exists was changed, and this source does not heal" }, converged),
+                None => Verdict::new(
+                    Phase::Watching,
+                    if plan.is_empty() {
+                        ""
+                    } else {
+                        "what exists was changed, and this source does not heal"
+                    },
+                    converged,
+                ),
             });
         }
         let options = ApplyOptions {
@@ -319,9 +355,15 @@ impl Controller {
         }
         let state = self.state();
         let waits_for = source.depends_on.iter().find(|on| {
-            let mut projects = state.projects.iter().filter(|((name, _), _)| name == *on).map(|(_, p)| &p.status).peekable();
-            let unseen = projects.peek().is_none() || state.sources.get(*on).is_none_or(|known| !known.looked);
-            unseen || !projects.all(|status| status.sync == Sync::Synced && matches!(status.health, Health::Healthy | Health::Suspended))
+            let mut projects =
+                state.projects.iter().filter(|((name, _), _)| name == *on).map(|(_, p)| &p.status).peekable();
+            let unseen =
+                projects.peek().is_none() || state.sources.get(*on).is_none_or(|known| !known.looked);
+            unseen
+                || !projects.all(|status| {
+                    status.sync == Sync::Synced
+                        && matches!(status.health, Health::Healthy | Health::Suspended)
+                })
         });
         waits_for.map(|on| (Phase::Waiting, format!("source `{on}` is not in sync and healthy yet")))
     }
@@ -334,14 +376,23 @@ impl Controller {
             status.sync = if behind { measured.sync.max(Sync::OutOfSync) } else { measured.sync };
             status.health = measured.health;
             status.sandboxes.clear();
-            for resource in measured.resources.iter().filter(|r| matches!(r.address, crate::model::Address::Sandbox(_))) {
+            for resource in
+                measured.resources.iter().filter(|r| matches!(r.address, crate::model::Address::Sandbox(_)))
+            {
                 *status.sandboxes.entry(resource.health.to_string()).or_default() += 1;
             }
         });
     }
 
     /// The source does not have the project any more.
-    async fn removed(&self, app: &App, source: &Source, key: &Key, good: Option<Controlled>, cancel: &Cancel) -> Result<Verdict, Error> {
+    async fn removed(
+        &self,
+        app: &App,
+        source: &Source,
+        key: &Key,
+        good: Option<Controlled>,
+        cancel: &Cancel,
+    ) -> Result<Verdict, Error> {
         let Some(good) = good else {
             self.state().projects.remove(key);
             return Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: source.resync.into() }));
@@ -349,7 +400,11 @@ impl Controller {
         if !source.prune_projects {
             let message = "the source does not have this project any more; it is kept as it was (`prune_projects: true` would destroy it)";
             self.note_on(key, |project| project.status.sync = Sync::OutOfSync);
-            return Ok(Verdict::new(Phase::Removed, message, Ended::Converged { resync: source.resync.into() }));
+            return Ok(Verdict::new(
+                Phase::Removed,
+                message,
+                Ended::Converged { resync: source.resync.into() },
+            ));
         }
         if let Some((phase, message)) = self.held_back(source) {
             return Ok(Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() }));
@@ -373,7 +428,8 @@ impl Controller {
             timeout: Some(source.timeout.into()),
             ..ApplyOptions::default()
         };
-        let report = opened.apply(&options, &BySource { prune: true, data_loss: true }, &NullSink, cancel).await?;
+        let report =
+            opened.apply(&options, &BySource { prune: true, data_loss: true }, &NullSink, cancel).await?;
         if matches!(report.outcome, Outcome::Unchanged | Outcome::Done) {
             return Ok(());
         }

@@ -28,7 +28,12 @@ pub(super) fn feeds(config: &Config) -> Result<Vec<Feed>, Error> {
     let mut git: BTreeMap<Remote, Feed> = BTreeMap::new();
     let mut all = Vec::new();
     for source in &config.sources {
-        let feed = |from| Feed { from, sources: vec![source.name.clone()], interval: source.interval, timeout: source.timeout };
+        let feed = |from| Feed {
+            from,
+            sources: vec![source.name.clone()],
+            interval: source.interval,
+            timeout: source.timeout,
+        };
         if let Some(directory) = &source.directory {
             all.push(feed(From::Directory(directory.clone())));
         }
@@ -62,11 +67,15 @@ pub(super) fn from(source: &Source) -> String {
 impl Controller {
     /// Looks at a feed; returns the projects that have something to do.
     pub(super) async fn look(&self, feed: usize) -> (Ended, Vec<Key>) {
-        let Some(feed) = self.feeds.get(feed) else { return (Ended::Failed { retry_after: None }, Vec::new()) };
+        let Some(feed) = self.feeds.get(feed) else {
+            return (Ended::Failed { retry_after: None }, Vec::new());
+        };
         let mut changed = Vec::new();
         let failed = match &feed.from {
             From::Directory(directory) => {
-                feed.sources.iter().for_each(|source| changed.extend(self.look_at_directory(source, directory)));
+                feed.sources
+                    .iter()
+                    .for_each(|source| changed.extend(self.look_at_directory(source, directory)));
                 false
             }
             From::Git(remote) => match self.fetch(remote, feed.timeout).await {
@@ -85,7 +94,11 @@ impl Controller {
                 }
             },
         };
-        let ended = if failed { Ended::Failed { retry_after: None } } else { Ended::Converged { resync: jittered(feed.interval) } };
+        let ended = if failed {
+            Ended::Failed { retry_after: None }
+        } else {
+            Ended::Converged { resync: jittered(feed.interval) }
+        };
         (ended, changed)
     }
 
@@ -115,7 +128,12 @@ impl Controller {
         let Some(source) = self.source(name) else { return Vec::new() };
         let Some(git) = &source.git else { return Vec::new() };
         // The same commit has the same projects.
-        if self.state().sources.get(name).is_some_and(|known| known.message.is_empty() && known.revision.as_deref() == Some(commit)) {
+        if self
+            .state()
+            .sources
+            .get(name)
+            .is_some_and(|known| known.message.is_empty() && known.revision.as_deref() == Some(commit))
+        {
             self.looked(name, Some(commit), String::new());
             return Vec::new();
         }
@@ -140,7 +158,8 @@ impl Controller {
         let mut changed = Vec::new();
         // All projects gone at once is more likely a mistake than a wish.
         let emptied = many && found.is_empty() && state.projects.keys().any(|(name, _)| *name == source.name);
-        let mut seen: BTreeMap<Key, Found> = found.into_iter().map(|f| ((source.name.clone(), f.path.clone()), f)).collect();
+        let mut seen: BTreeMap<Key, Found> =
+            found.into_iter().map(|f| ((source.name.clone(), f.path.clone()), f)).collect();
         for (key, project) in state.projects.iter_mut().filter(|((name, _), _)| *name == source.name) {
             if !seen.contains_key(key) && !emptied && !project.gone {
                 project.gone = true;
@@ -149,7 +168,8 @@ impl Controller {
             }
         }
         if emptied {
-            let message = "the revision has no project any more; all of them are kept as they were".to_owned();
+            let message =
+                "the revision has no project any more; all of them are kept as they were".to_owned();
             if let Some(known) = state.sources.get_mut(&source.name) {
                 known.message = message;
             }
@@ -172,15 +192,22 @@ impl Controller {
     /// A directory of this machine is used in place: there is no revision, and every look is a reconcile.
     fn look_at_directory(&self, name: &str, directory: &Path) -> Vec<Key> {
         let key = (name.to_owned(), ".".to_owned());
-        let found = manifest::discover(directory, &BTreeMap::new()).ok().and_then(|files| files.into_iter().next());
+        let found =
+            manifest::discover(directory, &BTreeMap::new()).ok().and_then(|files| files.into_iter().next());
         let Some(file) = found.filter(|file| file.parent() == Some(directory)) else {
             // A directory that is not there may be one that is not mounted: nothing is concluded from that.
             self.looked(name, None, format!("there is no pocketenv.yaml in {}", directory.display()));
             return Vec::new();
         };
         self.looked(name, None, String::new());
-        let file_name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let found = Found { path: ".".to_owned(), name: file_name(directory), tree: String::new(), manifest: file_name(&file) };
+        let file_name =
+            |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let found = Found {
+            path: ".".to_owned(),
+            name: file_name(directory),
+            tree: String::new(),
+            manifest: file_name(&file),
+        };
         let mut state = self.state();
         let project = state.projects.entry(key.clone()).or_insert_with(|| ProjectState::new("."));
         project.newest = Some((String::new(), found));

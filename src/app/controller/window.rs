@@ -20,7 +20,9 @@ pub struct Window {
 
 /// Why a window makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the window `{0}` is not of the form `HH:MM-HH:MM` or `mon-fri HH:MM-HH:MM` with one of `allow` and `deny` and a known time zone")]
+#[error(
+    "the window `{0}` is not of the form `HH:MM-HH:MM` or `mon-fri HH:MM-HH:MM` with one of `allow` and `deny` and a known time zone"
+)]
 pub struct WindowError(String);
 
 /// Days from Monday, and minutes of the day. A span whose end is not after its start goes on into the next day.
@@ -56,7 +58,9 @@ impl Window {
 
     fn covers(&self, now: Timestamp) -> bool {
         let (Ok(text), Some(zone)) = (self.text(), self.zone()) else { return false };
-        let (Some(span), Ok(now)) = (parse(text), jiff::Timestamp::from_millisecond(now.0)) else { return false };
+        let (Some(span), Ok(now)) = (parse(text), jiff::Timestamp::from_millisecond(now.0)) else {
+            return false;
+        };
         let local = now.to_zoned(zone);
         let minute = i32::from(local.hour()) * 60 + i32::from(local.minute());
         let today = usize::from(local.weekday().to_monday_zero_offset().unsigned_abs()) % 7;
@@ -153,6 +157,8 @@ mod tests {
         for text in ["", "9-5", "25:00-26:00", "someday 09:00-10:00", "09:00"] {
             assert!(allow(text).check().is_err(), "{text}");
         }
-        assert!(Window { timezone: Some("Nowhere/City".to_owned()), ..allow("09:00-10:00") }.check().is_err());
+        assert!(
+            Window { timezone: Some("Nowhere/City".to_owned()), ..allow("09:00-10:00") }.check().is_err()
+        );
     }
 }

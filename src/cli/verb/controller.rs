@@ -31,7 +31,8 @@ pub async fn run(cx: &Context, command: &ControllerCommand) -> Result<Exit, CliE
 }
 
 async fn control(cx: &Context, args: &RunArgs) -> Result<Exit, CliError> {
-    let config = Config::read(&args.config).map_err(|error| CliError::new(Exit::InvalidConfiguration, with_causes(&error)))?;
+    let config = Config::read(&args.config)
+        .map_err(|error| CliError::new(Exit::InvalidConfiguration, with_causes(&error)))?;
     let listen = args.listen.or(config.listen);
     let cancel = on_signal()?;
     let controller = Controller::new(cx.app.clone(), config).await?;
@@ -84,7 +85,9 @@ fn on_signal() -> Result<Cancel, CliError> {
 async fn status(cx: &Context, args: &ControllerStatusArgs) -> Result<Exit, CliError> {
     let asked = tokio::time::timeout(PATIENCE, ask(args)).await;
     let status = asked.map_err(|_| CliError::new(Exit::TimedOut, "the controller does not answer"))??;
-    let names = || projects(&status).filter_map(|(_, project)| project["project"].as_str().map(str::to_owned)).collect();
+    let names = || {
+        projects(&status).filter_map(|(_, project)| project["project"].as_str().map(str::to_owned)).collect()
+    };
     cx.ui.show(&status, names, |wide| {
         let mut table = Table::new(if wide {
             vec!["SOURCE", "PATH", "PROJECT", "SYNC", "HEALTH", "PHASE", "REVISION", "MESSAGE"]
@@ -102,7 +105,9 @@ async fn status(cx: &Context, args: &ControllerStatusArgs) -> Result<Exit, CliEr
                     row.push(text(&project["path"]));
                 }
                 let revision = text(&project["revision"]);
-                row.push(project["project"].as_str().or(project["path"].as_str()).unwrap_or_default().to_owned());
+                row.push(
+                    project["project"].as_str().or(project["path"].as_str()).unwrap_or_default().to_owned(),
+                );
                 row.extend(["sync", "health", "phase"].map(|field| text(&project[field])));
                 row.push(if wide { revision } else { revision.chars().take(12).collect() });
                 row.push(text(&project["message"]));
@@ -117,14 +122,19 @@ async fn status(cx: &Context, args: &ControllerStatusArgs) -> Result<Exit, CliEr
 /// Projects with their sources.
 fn projects(status: &Value) -> impl Iterator<Item = (&Value, &Value)> {
     let sources = status["sources"].as_array().into_iter().flatten();
-    sources.flat_map(|source| source["projects"].as_array().into_iter().flatten().map(move |project| (source, project)))
+    sources.flat_map(|source| {
+        source["projects"].as_array().into_iter().flatten().map(move |project| (source, project))
+    })
 }
 
 async fn ask(args: &ControllerStatusArgs) -> Result<Value, CliError> {
-    let failed = |what: &str| CliError::new(Exit::Failed, format!("asking the controller at {}: {what}", args.address));
+    let failed = |what: &str| {
+        CliError::new(Exit::Failed, format!("asking the controller at {}: {what}", args.address))
+    };
     let stream = TcpStream::connect(args.address).await.map_err(|error| failed(&error.to_string()))?;
     let io = hyper_util::rt::TokioIo::new(stream);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(|error| failed(&error.to_string()))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(io).await.map_err(|error| failed(&error.to_string()))?;
     tokio::spawn(connection);
     let request = hyper::Request::get("/status")
         .header("host", args.address.to_string())

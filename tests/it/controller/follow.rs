@@ -82,7 +82,9 @@ fn a_webhook_triggers_at_once_and_only_if_signed() {
     forge.write("a/pocketenv.yaml", &empty("a"));
     let first = forge.push();
     // It would not look again by itself while this test runs.
-    let slow = forge.source("    webhook: { secret: { env: HOOK_SECRET } }\n").replace("interval: 1s", "interval: 1h");
+    let slow = forge
+        .source("    webhook: { secret: { env: HOOK_SECRET } }\n")
+        .replace("interval: 1s", "interval: 1h");
     let controller = forge.control(&slow);
     controller.until_applied("a", &first);
     assert_eq!(controller.http("GET", "/healthz", "", "").unwrap().0, 200);
@@ -98,7 +100,10 @@ fn a_webhook_triggers_at_once_and_only_if_signed() {
     assert_eq!(controller.http("POST", "/hooks/shop", "x-gitlab-token: hunter2\r\n", "{}").unwrap().0, 202);
     controller.until_applied("a", &second);
 
-    let output = forge.command(&["controller", "status", "--address", &controller.address().to_string()]).output().unwrap();
+    let output = forge
+        .command(&["controller", "status", "--address", &controller.address().to_string()])
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("Applied") && text.contains(&second[..12]), "{text}");
 }

@@ -10,13 +10,21 @@ const PROJECTS: usize = 200;
 fn two_hundred_projects_share_one_fetch_and_the_bad_ones_hold_up_nobody() {
     let forge = Forge::new();
     for n in 0..PROJECTS {
-        let text = if n % 10 == 0 { "version: 1\nnonsense: true\n".to_owned() } else { empty(&format!("p{n}")) };
+        let text =
+            if n % 10 == 0 { "version: 1\nnonsense: true\n".to_owned() } else { empty(&format!("p{n}")) };
         forge.write(&format!("p{n}/pocketenv.yaml"), &text);
     }
     forge.push();
     // Two sources of one ref are one look.
-    let second = forge.source("").replace("name: shop", "name: part").replace("projects: many", "path: p1").replace("interval: 1s", "interval: 1h");
-    let sources = format!("{}{second}", forge.source("").replace("interval: 1s", "interval: 1h").replace("resync: 2s", "resync: 1h"));
+    let second = forge
+        .source("")
+        .replace("name: shop", "name: part")
+        .replace("projects: many", "path: p1")
+        .replace("interval: 1s", "interval: 1h");
+    let sources = format!(
+        "{}{second}",
+        forge.source("").replace("interval: 1s", "interval: 1h").replace("resync: 2s", "resync: 1h")
+    );
     let controller = forge.control(&sources);
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
@@ -43,7 +51,10 @@ fn two_hundred_projects_share_one_fetch_and_the_bad_ones_hold_up_nobody() {
 fn a_pushed_sandbox_runs_heals_and_is_pruned_only_as_the_source_allows() {
     let forge = Forge::new();
     let manifest = |names: &[&str]| {
-        let boxes: String = names.iter().map(|name| format!("  {name}: {{ files: [ {{ path: /tmp/greeting, source: ./greeting }} ] }}\n")).collect();
+        let boxes: String = names
+            .iter()
+            .map(|name| format!("  {name}: {{ files: [ {{ path: /tmp/greeting, source: ./greeting }} ] }}\n"))
+            .collect();
         format!("version: 1\nname: real\nsandboxes:\n{boxes}")
     };
     forge.write("real/pocketenv.yaml", &manifest(&["one", "two"]));
@@ -51,7 +62,8 @@ fn a_pushed_sandbox_runs_heals_and_is_pruned_only_as_the_source_allows() {
     let first = forge.push();
     let controller = forge.control(&forge.source(""));
     let applied = controller.until("real", "it runs", |project| {
-        (project["phase"] == "Applied" && project["health"] == "Healthy") || project["message"].as_str().is_some_and(|m| m.contains("user namespaces"))
+        (project["phase"] == "Applied" && project["health"] == "Healthy")
+            || project["message"].as_str().is_some_and(|m| m.contains("user namespaces"))
     });
     if applied["phase"] != "Applied" {
         println!("SKIPPED: the local engine cannot run here: {applied}");
@@ -76,14 +88,18 @@ fn a_pushed_sandbox_runs_heals_and_is_pruned_only_as_the_source_allows() {
     assert_eq!(controller.stop(), 0);
 
     let controller = forge.control(&forge.source("    prune: true\n    prune_projects: true\n"));
-    controller.until("real", "one is left", |project| project["phase"] == "Applied" && project["sandboxes"]["Healthy"] == 1 && project["sync"] == "Synced");
+    controller.until("real", "one is left", |project| {
+        project["phase"] == "Applied" && project["sandboxes"]["Healthy"] == 1 && project["sync"] == "Synced"
+    });
     forge.git(&["rm", "--quiet", "-r", "real"]);
     forge.write("other/pocketenv.yaml", &empty("other"));
     forge.push();
     controller.until("real", "all of it is gone", serde_json::Value::is_null);
     assert_eq!(controller.stop(), 0);
     let engine = forge.path("home/data/engine");
-    let left = std::fs::read_dir(engine).map(|dirs| dirs.flatten().filter(|d| d.path().join("state.json").exists()).count()).unwrap_or(0);
+    let left = std::fs::read_dir(engine)
+        .map(|dirs| dirs.flatten().filter(|d| d.path().join("state.json").exists()).count())
+        .unwrap_or(0);
     assert_eq!(left, 0);
 }
 

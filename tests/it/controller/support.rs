@@ -32,7 +32,13 @@ impl Forge {
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let mut daemon = Command::new("git")
-                .args(["daemon", "--listen=127.0.0.1", "--reuseaddr", "--export-all", "--log-destination=none"])
+                .args([
+                    "daemon",
+                    "--listen=127.0.0.1",
+                    "--reuseaddr",
+                    "--export-all",
+                    "--log-destination=none",
+                ])
                 .arg(format!("--port={port}"))
                 .arg(format!("--base-path={}", root.path().join("srv").display()))
                 .stdin(Stdio::null())
@@ -90,7 +96,10 @@ impl Forge {
 
     /// The source of a configuration that follows `main`, with more lines of it.
     pub fn source(&self, more: &str) -> String {
-        format!("  - name: shop\n    git: {{ url: '{}', branch: main, projects: many }}\n    interval: 1s\n    resync: 2s\n{more}", self.url())
+        format!(
+            "  - name: shop\n    git: {{ url: '{}', branch: main, projects: many }}\n    interval: 1s\n    resync: 2s\n{more}",
+            self.url()
+        )
     }
 
     /// The program in this world.
@@ -121,7 +130,12 @@ impl Forge {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("http://").unwrap_or_else(|| panic!("no address: {line:?}")).parse().unwrap();
+        let address = line
+            .trim()
+            .strip_prefix("http://")
+            .unwrap_or_else(|| panic!("no address: {line:?}"))
+            .parse()
+            .unwrap();
         Running { child, address }
     }
 }
@@ -158,11 +172,20 @@ impl Running {
     }
 
     /// Asks it, over HTTP.
-    pub fn http(&self, method: &str, path: &str, headers: &str, body: &str) -> std::io::Result<(u16, String)> {
+    pub fn http(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> std::io::Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         let length = body.len();
-        write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -180,7 +203,8 @@ impl Running {
     /// The status of the project in a directory, `Null` if there is none.
     pub fn project(&self, path: &str) -> Value {
         let status = self.status();
-        let mut projects = status["sources"].as_array().unwrap().iter().flat_map(|s| s["projects"].as_array().unwrap());
+        let mut projects =
+            status["sources"].as_array().unwrap().iter().flat_map(|s| s["projects"].as_array().unwrap());
         projects.find(|project| project["path"] == path).cloned().unwrap_or(Value::Null)
     }
 
@@ -193,7 +217,11 @@ impl Running {
             if holds(&project) {
                 return project;
             }
-            assert!(Instant::now() < deadline, "{what}: {}", serde_json::to_string_pretty(&self.status()).unwrap());
+            assert!(
+                Instant::now() < deadline,
+                "{what}: {}",
+                serde_json::to_string_pretty(&self.status()).unwrap()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -210,7 +238,8 @@ impl Running {
     pub fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.http("GET", "/metrics", "", "").unwrap();
         let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     /// Tells it to stop; returns its exit code.

@@ -103,9 +103,9 @@ impl Mirror {
         // The name is a pattern to git, which also finds `refs/heads/a/refs/heads/b`.
         let found = out.lines().filter_map(|line| line.split_once('\t')).find(|(_, found)| *found == name);
         let (id, _) = found.ok_or_else(missing)?;
-        Ok(Remote::new(remote.url(), Reference::Commit(id.to_owned()))
+        Remote::new(remote.url(), Reference::Commit(id.to_owned()))
             .map(|_| id.to_owned())
-            .map_err(|_| GitError::Garbled { operation: "ls-remote" })?)
+            .map_err(|_| GitError::Garbled { operation: "ls-remote" })
     }
 
     /// The id that a name stands for here, if it is here.

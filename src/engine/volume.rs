@@ -51,9 +51,25 @@ impl Engine {
     pub async fn list_volumes(&self) -> Result<Vec<VolumeInfo>, EngineError> {
         let mut infos = Vec::new();
         for name in names(&self.root.join("volumes"))? {
-            infos.extend(self.volume(&name)?);
+            match self.volume(&name)? {
+                Some(info) => infos.push(info),
+                None => self.sweep_volume(&name).await?,
+            }
         }
         Ok(infos)
+    }
+
+    /// Removes what a creation left that was cut short before it said what it made. One that is under way holds the lock.
+    async fn sweep_volume(&self, name: &str) -> Result<(), EngineError> {
+        if check_name(name).is_err() || self.volume_is_locked(name)? {
+            return Ok(());
+        }
+        let lock = self.volume_lock(name).await?;
+        if self.volume(name)?.is_none() {
+            self.remove_tree(&self.volume_dir(name)).await?;
+            lock.remove();
+        }
+        Ok(())
     }
 
     /// Deletes a volume and its data; absent already is fine.
@@ -98,6 +114,10 @@ impl Engine {
 
     fn volume_dir(&self, name: &str) -> PathBuf {
         self.root.join("volumes").join(name)
+    }
+
+    fn volume_is_locked(&self, name: &str) -> Result<bool, EngineError> {
+        Lock::is_held(&self.root.join("locks"), &format!("volume-{name}"))
     }
 
     async fn volume_lock(&self, name: &str) -> Result<Lock, EngineError> {

@@ -68,7 +68,7 @@ fn json(output: &Output) -> Value {
 const ONE: &str = "version: 1\nname: demo\nsandboxes:\n  api:\n    ports: [8000]\n";
 
 /// Every verb, with its subcommands. One that is missing here fails the test of the top-level help.
-const VERBS: [&[&str]; 45] = [
+const VERBS: [&[&str]; 48] = [
     &[],
     &["init"],
     &["validate"],
@@ -79,6 +79,9 @@ const VERBS: [&[&str]; 45] = [
     &["rollback"],
     &["gc"],
     &["import"],
+    &["controller"],
+    &["controller", "run"],
+    &["controller", "status"],
     &["state", "rm"],
     &["state", "mv"],
     &["sim"],

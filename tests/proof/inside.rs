@@ -94,7 +94,7 @@ impl Inside {
                 Ended::default()
             }
             ("repository", _) => said(format!("{}\n", "a".repeat(40))),
-            ("logs" | "environment", _) => Ended::default(),
+            ("logs" | "environment" | "settle", _) => Ended::default(),
             (other, _) => Ended { code: 127, stderr: format!("no script {other}"), ..Ended::default() },
         }
     }

@@ -182,6 +182,8 @@ impl Guest {
                 }
                 _ => Ended::default(),
             },
+            // A simulated service has started up at once.
+            ("settle", [_]) => Ended::default(),
             ("stop", [name, "remove"]) => Ended::changed(GuestChange::Service((*name).to_owned(), None)),
             ("logs", [name, ..]) => match self.services.contains_key(*name) {
                 true => Ended::out(format!("{name}: a simulated service writes nothing\n")),

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::{Error, Project};
 use crate::guest;
 use crate::model::{
-    GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels, nearest,
+    EgressAttempt, GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels,
+    nearest,
 };
-use crate::provider::{Command, ExecIo, Guest, Output};
+use crate::provider::{Command, ExecIo, Guest, Output, ProviderError};
 use crate::secret::{Redactor, SecretValue};
 
 /// As much of a secret's file is read as a secret can be long; whoever is inside may have put something else there.
@@ -71,23 +72,41 @@ impl Sandbox {
 impl Project<'_> {
     /// The running sandbox that `name` means: its name, its address, or its id at the provider.
     pub async fn sandbox(&self, name: &str) -> Result<Sandbox, Error> {
+        let (name, provider, id, declared) = self.locate(name).await?;
+        let guest = self.provider(&provider)?.guest(&id).await;
+        let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
+        Ok(Sandbox { name, provider, id, declared, guest })
+    }
+
+    /// The sandbox's name, and what it tried to reach.
+    pub async fn egress(&self, name: &str) -> Result<(String, Vec<EgressAttempt>), Error> {
+        let (name, provider, id, _) = self.locate(name).await?;
+        let unsupported = || ProviderError::Unsupported {
+            message: "it keeps no account of what sandboxes try to reach".to_owned(),
+        };
+        let attempts = match self.provider(&provider)?.egress() {
+            Some(log) => log.attempts(&id).await,
+            None => Err(unsupported()),
+        };
+        Ok((name, attempts.map_err(|source| Error::Provider { provider, source })?))
+    }
+
+    /// Name, provider, id and what is declared to be inside of the sandbox that `name` means.
+    async fn locate(&self, name: &str) -> Result<(String, String, SandboxId, Option<GuestSpec>), Error> {
         let recorded = self.store.recorded(&self.name).await?;
         let known = recorded
             .sandboxes
             .iter()
             .find(|(n, r)| *n == name || r.id.0 == name)
             .map(|(n, r)| (n.clone(), r.provider.clone(), r.id.clone(), r.guest.clone()));
-        let (name, provider, id, guest_spec) = match known {
-            Some(known) => known,
+        match known {
+            Some(known) => Ok(known),
             // The record may be lost; the labels are not.
             None => {
                 let (name, provider, found) = self.find(name, &recorded).await?;
-                (name, provider, found.id, None)
+                Ok((name, provider, found.id, None))
             }
-        };
-        let guest = self.provider(&provider)?.guest(&id).await;
-        let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
-        Ok(Sandbox { name, provider, id, declared: guest_spec, guest })
+        }
     }
 
     /// Explains why a sandbox cannot be reached, if it does not run.

@@ -160,6 +160,7 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),
         Verb::Ps(args) => cx.block_on(verb::ps::run(cx, args)),
         Verb::Ports(args) => cx.block_on(verb::ports::run(cx, args)),
+        Verb::Egress(args) => cx.block_on(verb::egress::run(cx, args)),
         Verb::Describe(args) => cx.block_on(verb::describe::run(cx, args)),
         Verb::Events(args) => cx.block_on(verb::events::run(cx, args)),
         Verb::History(args) => cx.block_on(verb::history::run(cx, args)),

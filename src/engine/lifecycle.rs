@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{self, ExecHandle, Stdio};
+use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::launch::LaunchRequest;
 use super::proto::{Reply, Request};
@@ -280,6 +281,34 @@ impl Engine {
         }
         record.links = links.to_vec();
         self.write_record(&record)
+    }
+
+    /// Makes these the rules of egress, at once where the sandbox runs, and at every start from now on. Connections that they do not allow
+    /// are ended.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_egress(&self, id: &str, rules: Option<&[EgressRule]>) -> Result<(), EngineError> {
+        let rules = rules.map(<[_]>::to_vec);
+        let (_lock, mut record) = self.existing(id).await?;
+        if record.spec.egress != rules {
+            // Recorded first: a crash in between leaves what is asked for to the next start and to whoever compares.
+            record.spec.egress.clone_from(&rules);
+            self.write_record(&record)?;
+        }
+        self.apply_ports(id, &Request::SetEgress(rules)).await
+    }
+
+    /// What an isolated sandbox tried to reach, in order of name; the latest thousand destinations.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Broken`] when the account cannot be read.
+    pub async fn egress_attempts(&self, id: &str) -> Result<Vec<Attempt>, EngineError> {
+        check_name(id)?;
+        if self.record(id)?.is_none() {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        Ok(read_state(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
     }
 
     async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {

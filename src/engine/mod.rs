@@ -11,7 +11,9 @@
 mod client;
 mod command;
 mod destination;
+mod egress;
 mod error;
+mod hello;
 mod init;
 mod launch;
 mod lifecycle;
@@ -31,6 +33,7 @@ mod user;
 mod volume;
 
 pub use client::{ExecHandle, Stdio, resize};
+pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};

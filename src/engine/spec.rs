@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::EgressRule;
+
 /// Where a sandbox's root file system comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,7 +52,7 @@ pub struct Mount {
     pub read_only: bool,
 }
 
-/// What a sandbox is made of. Changing it needs the sandbox stopped; see `Engine::reconfigure`.
+/// What a sandbox is made of. Changing it needs the sandbox stopped, see `Engine::reconfigure`, but for `egress`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BoxSpec {
     /// The root file system.
@@ -59,6 +61,9 @@ pub struct BoxSpec {
     pub hostname: Option<String>,
     /// What it can reach.
     pub network: Network,
+    /// What an isolated sandbox may connect to; everything but the host itself when absent.
+    #[serde(default)]
+    pub egress: Option<Vec<EgressRule>>,
     /// Volumes and host directories.
     pub mounts: Vec<Mount>,
     /// Environment of every command, under what the command itself sets. Not for secrets: it is kept on disk.

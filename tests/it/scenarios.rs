@@ -17,6 +17,8 @@ mod crash;
 mod database;
 #[path = "../scenarios/drift/scenario.rs"]
 mod drift;
+#[path = "../scenarios/egress/scenario.rs"]
+mod egress;
 #[path = "../scenarios/failure/scenario.rs"]
 mod failure;
 #[path = "../scenarios/fleet/scenario.rs"]

@@ -226,7 +226,8 @@ pub(crate) struct Network {
     pub mode: Option<NetworkMode>,
     /// Whether outbound access is allowed by default.
     pub egress: Option<Egress>,
-    /// Destinations allowed under `egress: deny`: `github.com`, `*.example.com`, with an optional `:port`.
+    /// Destinations allowed under `egress: deny`: `github.com`, `*.example.com` (what is below it), `10.0.0.0/8`, each with an optional `:port`. Names are
+    /// allowed by name only, addresses by address or network only.
     #[serde(default)]
     pub allow: Vec<EgressRule>,
 }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::engine::{
-    BoxInfo, BoxSpec, BoxState, EngineError, Forward, Image as EngineImage, Link, Mount as EngineMount,
-    MountSource, Network,
+    Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
+    Forward, Image as EngineImage, Link, Mount as EngineMount, MountSource, Network, Outcome,
 };
 use crate::model::{
-    Endpoint, Identity, NetworkMode, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp,
-    labels as names, sha256_hex,
+    Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, NetworkMode, NetworkSpec,
+    ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 
@@ -44,8 +44,8 @@ pub(super) fn labels(
     Ok(labels)
 }
 
-pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
-    BoxSpec {
+pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, ProviderError> {
+    Ok(BoxSpec {
         image: EngineImage::Host,
         hostname: Some(spec.hostname.clone()).filter(|h| !h.is_empty()),
         network: match spec.network.mode {
@@ -53,6 +53,7 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
             NetworkMode::Host => Network::Host,
             NetworkMode::None => Network::None,
         },
+        egress: egress(&spec.network)?,
         mounts: spec
             .mounts
             .iter()
@@ -63,6 +64,53 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
             })
             .collect(),
         env: Vec::new(),
+    })
+}
+
+/// The rules, where anything is denied.
+fn egress(network: &NetworkSpec) -> Result<Option<Vec<EngineRule>>, ProviderError> {
+    if network.egress != Some(Egress::Deny) {
+        return Ok(None);
+    }
+    let rules = network.allow.iter().map(|text| {
+        let rule: EgressRule = text.parse().map_err(|error| ProviderError::Invalid {
+            message: format!("`{text}` in `network.allow` {error}"),
+        })?;
+        let host = match rule.host {
+            EgressHost::Name(name) => EngineHost::Name(name),
+            EgressHost::Subdomains(name) => EngineHost::Subdomains(name),
+            EgressHost::Network { address, prefix } => EngineHost::Network { address, prefix },
+        };
+        Ok(EngineRule { host, port: rule.port })
+    });
+    rules.collect::<Result<_, _>>().map(Some)
+}
+
+fn shown(rule: &EngineRule) -> String {
+    let host = match rule.host.clone() {
+        EngineHost::Name(name) => EgressHost::Name(name),
+        EngineHost::Subdomains(name) => EgressHost::Subdomains(name),
+        EngineHost::Network { address, prefix } => EgressHost::Network { address, prefix },
+    };
+    EgressRule { host, port: rule.port }.to_string()
+}
+
+/// What the sandbox tried to reach.
+pub(super) fn attempt(attempt: Attempt) -> EgressAttempt {
+    let (allowed, can_be_allowed, reason) = match attempt.outcome {
+        Outcome::Allowed => (true, true, String::new()),
+        Outcome::Denied => (false, true, "no rule of `network.allow` covers it".to_owned()),
+        Outcome::Forbidden(reason) => (false, false, reason),
+    };
+    EgressAttempt {
+        host: attempt.host,
+        port: attempt.port,
+        allowed,
+        reason,
+        can_be_allowed,
+        count: attempt.count,
+        first: timestamp(attempt.first),
+        last: timestamp(attempt.last),
     }
 }
 
@@ -124,7 +172,8 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
 fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
     let mut spec: SandboxSpec = serde_json::from_str(info.labels.get(SPEC)?).ok()?;
     let project = info.labels.get(names::PROJECT)?;
-    if box_spec(&spec, project) != info.spec {
+    let asked = box_spec(&spec, project).ok();
+    if asked.as_ref() != Some(&info.spec) {
         // Somebody changed it behind our back; say what stands there where our words can.
         spec.hostname = info.spec.hostname.clone().unwrap_or_default();
         spec.network.mode = match info.spec.network {
@@ -132,6 +181,10 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
             Network::Host => NetworkMode::Host,
             Network::None => NetworkMode::None,
         };
+        if asked.is_none_or(|asked| asked.egress != info.spec.egress) {
+            spec.network.egress = info.spec.egress.as_ref().map(|_| Egress::Deny);
+            spec.network.allow = info.spec.egress.iter().flatten().map(shown).collect();
+        }
         let kept = |path: &str| info.spec.mounts.iter().any(|m| m.target.as_os_str() == path);
         spec.mounts.retain(|mount| kept(&mount.path));
     }

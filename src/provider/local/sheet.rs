@@ -34,16 +34,8 @@ pub static SHEET: Capabilities = Capabilities {
             "cannot enforce limits yet",
             "remove `resources`; `pocketenv doctor` tells what this machine offers",
         ),
-        refused(
-            "network.egress=deny",
-            "cannot enforce an egress policy yet",
-            "use `network: none`, or remove `egress`",
-        ),
-        refused(
-            "network.allow",
-            "cannot enforce an egress policy yet",
-            "use `network: none`, or remove `allow`",
-        ),
+        honoured("network.egress", ChangeClass::Live),
+        honoured("network.allow", ChangeClass::Live),
         honoured("network", ChangeClass::Restart),
         honoured("hostname", ChangeClass::Restart),
         honoured("volumes", ChangeClass::Restart),

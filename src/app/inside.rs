@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::{Error, Project};
-use crate::guest;
+use crate::guest::{self, IsolationCheck, IsolationVerdict};
 use crate::model::{
-    EgressAttempt, GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels,
-    nearest,
+    Condition, ConditionStatus, EgressAttempt, GuestSpec, Observation, ObservedSandbox, SandboxId,
+    SandboxState, SecretUse, labels, nearest,
 };
 use crate::provider::{Command, ExecIo, Guest, Output, ProviderError};
 use crate::secret::{Redactor, SecretValue};
@@ -27,6 +29,17 @@ pub struct Sandbox {
     pub declared: Option<GuestSpec>,
     /// The way in.
     pub guest: Box<dyn Guest>,
+}
+
+/// What came of trying to get out of a sandbox.
+#[derive(Clone, Debug, Serialize)]
+pub struct Isolation {
+    /// The sandbox.
+    pub sandbox: String,
+    /// `PolicyVerified`.
+    pub condition: Condition,
+    /// Each way out.
+    pub checks: Vec<IsolationCheck>,
 }
 
 impl Sandbox {
@@ -89,6 +102,47 @@ impl Project<'_> {
             None => Err(unsupported()),
         };
         Ok((name, attempts.map_err(|source| Error::Provider { provider, source })?))
+    }
+
+    /// Tries to get out of a running sandbox.
+    pub async fn isolation(&self, name: &str) -> Result<Isolation, Error> {
+        let sandbox = self.sandbox(name).await?;
+        let recorded = self.store.recorded(&self.name).await?.sandboxes.remove(&sandbox.name);
+        let (spec, generation) = match recorded {
+            Some(record) => (Some(record.spec), record.generation),
+            None => {
+                let found = self.provider(&sandbox.provider)?.get(&sandbox.id).await;
+                let found =
+                    found.map_err(|source| Error::Provider { provider: sandbox.provider.clone(), source })?;
+                (found.and_then(|found| found.spec), 0)
+            }
+        };
+        // With nothing known about it, everything that is closed by default should be.
+        let checks = guest::try_isolation(sandbox.guest.as_ref(), &spec.unwrap_or_default()).await;
+        let checks = match checks {
+            Ok(checks) => checks,
+            Err(error) => return Err(self.explain(&sandbox, error.into()).await),
+        };
+        let names = |verdict| {
+            let names =
+                checks.iter().filter(|check| check.verdict == verdict).map(|check| check.name.as_str());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (broken, unknown) = (names(IsolationVerdict::Broken), names(IsolationVerdict::Unknown));
+        let (status, reason, message) = match (broken.is_empty(), unknown.is_empty()) {
+            (false, _) => (ConditionStatus::False, "WayOut", format!("not held: {broken}")),
+            (true, false) => (ConditionStatus::Unknown, "NotTried", format!("could not be tried: {unknown}")),
+            (true, true) => (ConditionStatus::True, "AllHeld", String::new()),
+        };
+        let condition = Condition {
+            kind: "PolicyVerified".to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message,
+            last_transition: None,
+            observed_generation: generation,
+        };
+        Ok(Isolation { sandbox: sandbox.name, condition, checks })
     }
 
     /// Name, provider, id and what is declared to be inside of the sandbox that `name` means.

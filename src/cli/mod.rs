@@ -144,7 +144,10 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Schema(args) => verb::schema::run(cx, args),
         Verb::Preset(command) => verb::preset::run(cx, command),
         Verb::Provider(command) => verb::provider::run(cx, command),
-        Verb::Doctor(_) => verb::doctor::run(cx),
+        Verb::Doctor(args) => match &args.isolation {
+            Some(name) => cx.block_on(verb::doctor::isolation(cx, name)),
+            None => verb::doctor::run(cx),
+        },
         Verb::Completion(args) => verb::completion::run(cx, args),
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, args),

@@ -63,5 +63,10 @@ fn egress() {
     assert!(get(&world, "agent", "http://192.0.2.7:9090/").contains("network.allow"), "another port");
     assert!(get(&world, "agent", "http://example.invalid/").contains("network.allow"), "not below itself");
 
+    let verified = world.run(&["doctor", "--isolation", "agent", "-o", "json"]).ends(0).json();
+    assert_eq!(verified["condition"]["status"], "True", "{verified:#}");
+    let rules = verified["checks"].as_array().unwrap().iter().find(|check| check["name"] == "egress-rules");
+    assert_eq!(rules.unwrap()["verdict"], "held");
+
     world.destroy_and_see_nothing_left(&[]);
 }

@@ -474,6 +474,7 @@ impl Engine {
                 mount_paths,
             },
             dir: absolute(&self.dir(id))?,
+            skeletons: absolute(&self.root.join("skeletons"))?,
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),

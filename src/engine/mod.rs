@@ -5,7 +5,8 @@
 //! other. A request travels from the caller to the shim, which passes it on with the caller's own connection, so a command's
 //! streams and answers go straight between caller and init.
 //!
-//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`, `locks/`;
+//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`,
+//! `skeletons/<hash>/` with what sandboxes have in common, `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
 mod client;
@@ -25,6 +26,7 @@ mod seccomp;
 mod seq;
 mod serve;
 pub mod shim;
+mod skeleton;
 mod spec;
 mod state;
 mod sys;

@@ -13,10 +13,11 @@ use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
 use super::init::{self, Launched};
-use super::launch::{self, IdMap, LaunchRequest, wants_idmap};
+use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
 use super::proto::Request;
 use super::proxy::Upstream;
 use super::serve;
+use super::skeleton::Skeleton;
 use super::spec::{Forward, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{rootfs, seccomp, seq, sys, syscalls};
@@ -48,6 +49,8 @@ pub struct Order {
     pub request: LaunchRequest,
     /// The sandbox's directory.
     pub dir: PathBuf,
+    /// The directory of the engine's skeletons.
+    pub skeletons: PathBuf,
     /// The directory of its control socket; it exists.
     pub control: PathBuf,
     /// Host addresses that lead inside.
@@ -189,6 +192,7 @@ struct Live {
     init: OwnedFd,
     pidfd: OwnedFd,
     listener: OwnedFd,
+    skeleton: Skeleton,
     run: Run,
 }
 
@@ -196,7 +200,10 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     let request = &order.request;
     let facts = rootfs::host_facts();
     rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
-    let plan = launch::plan(request, &facts);
+    let skeleton = Skeleton::find_or_make(&order.skeletons, request.id_map.root(), &facts)
+        .map_err(step("prepare the files"))?;
+    let places = Places { dir: order.dir.clone(), skeleton: skeleton.path().to_owned() };
+    let plan = launch::plan(request, &places, &facts);
     let listener = listen(&order.control).map_err(step("open the control socket"))?;
     let (ours, theirs) = seq::pair().map_err(step("make a socket"))?;
     let context = init::Context {
@@ -237,7 +244,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         ended: None,
     };
     state::write(Path::new("run.json"), &run, false).map_err(step("record the run"))?;
-    Ok(Live { init: ours, pidfd, listener, run })
+    Ok(Live { init: ours, pidfd, listener, skeleton, run })
 }
 
 fn listen(dir: &Path) -> io::Result<OwnedFd> {
@@ -324,7 +331,7 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
 }
 
 fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
-    let Live { init, pidfd, listener, mut run } = live;
+    let Live { init, pidfd, listener, skeleton: _held, mut run } = live;
     let control = order.control.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));

@@ -131,7 +131,7 @@ pub enum Step {
     /// A symbolic link.
     Symlink { at: &'static str, to: &'static str },
     /// A directory on one of the file systems just made.
-    Mkdir { at: &'static str, mode: u32 },
+    Mkdir { at: String, mode: u32 },
     /// A fresh /proc.
     Proc,
     /// Hide a file or directory of /proc; one that is not there is fine.
@@ -257,7 +257,9 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     }
     dev(request.id_map.has_range(), &mut steps);
     steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
-    steps.push(Step::Mkdir { at: "rootfs/run/lock", mode: 0o1777 });
+    steps.push(Step::Mkdir { at: "rootfs/run/lock".into(), mode: 0o1777 });
+    steps
+        .extend(spec.run_dirs.iter().map(|dir| Step::Mkdir { at: format!("rootfs/run/{dir}"), mode: 0o711 }));
     let host_proc =
         Step::Bind { from: "/proc".into(), to: format!("{ROOT}/proc"), read_only: true, recursive: true };
     steps.push(Step::Either {
@@ -295,9 +297,9 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
 fn dev(group: bool, steps: &mut Vec<Step>) {
     steps.push(Step::Tmpfs { at: "rootfs/dev", options: "mode=755,size=64k", exec: false });
     steps.extend(["null", "zero", "full", "random", "urandom", "tty"].map(Step::Device));
-    steps.push(Step::Mkdir { at: "rootfs/dev/pts", mode: 0o755 });
+    steps.push(Step::Mkdir { at: "rootfs/dev/pts".into(), mode: 0o755 });
     steps.push(Step::Devpts { group });
-    steps.push(Step::Mkdir { at: "rootfs/dev/shm", mode: 0o1777 });
+    steps.push(Step::Mkdir { at: "rootfs/dev/shm".into(), mode: 0o1777 });
     steps.push(Step::Tmpfs { at: "rootfs/dev/shm", options: "mode=1777", exec: true });
     let links = [
         ("rootfs/dev/ptmx", "pts/ptmx"),

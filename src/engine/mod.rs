@@ -9,6 +9,7 @@
 //! `skeletons/<hash>/` with what sandboxes have in common, `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
+mod cgroup;
 mod client;
 mod command;
 mod destination;
@@ -40,6 +41,6 @@ pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
-    Network, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Limits, LimitsInfo, Link,
+    Mount, MountSource, Network, VolumeInfo,
 };

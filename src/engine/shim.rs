@@ -12,13 +12,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::{self, Available, Group};
 use super::init::{self, Launched};
 use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
 use super::proto::Request;
 use super::proxy::Upstream;
 use super::serve;
 use super::skeleton::Skeleton;
-use super::spec::{Forward, Link, Network};
+use super::spec::{Forward, Limits, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{rootfs, seccomp, seq, sys, syscalls};
 
@@ -212,6 +213,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         filter: seccomp::program(!request.id_map.has_range()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
+    let cgroups = limited(order).map_err(step("make the control groups"))?;
     let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network))
         .map_err(step("make the namespaces"))?
     {
@@ -222,6 +224,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         sys::Fork::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs); // so that init's end is seen
+    cgroup::enter(&cgroups.0, pid).map_err(step("enter the control groups"))?;
     write_id_maps(pid, &request.id_map).map_err(step("write the id maps"))?;
     let (slots, mounts, mut choices) = mapped_mounts(pid, request);
     let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
@@ -241,10 +244,41 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         init: ProcessId::of(pid).map_err(step("read /proc"))?,
         since: state::now_ms(),
         choices,
+        cgroups: cgroups.keep(),
         ended: None,
     };
     state::write(Path::new("run.json"), &run, false).map_err(step("record the run"))?;
     Ok(Live { init: ours, pidfd, listener, skeleton, run })
+}
+
+/// Control groups that are removed unless the launch succeeds.
+struct Groups(Vec<Group>);
+
+impl Groups {
+    fn keep(mut self) -> Vec<Group> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        if let Err(error) = cgroup::remove(&self.0) {
+            eprintln!("control groups: {error}");
+        }
+    }
+}
+
+/// The groups of a sandbox with a limit, with the limits in force.
+fn limited(order: &Order) -> io::Result<Groups> {
+    let limits = &order.request.spec.limits;
+    if *limits == Limits::default() {
+        return Ok(Groups(Vec::new()));
+    }
+    let available = Available::here()?;
+    available.check(limits).map_err(io::Error::other)?;
+    let groups = Groups(available.make(&cgroup::name(&order.dir, &order.request.id))?);
+    cgroup::limit(&groups.0, limits)?;
+    Ok(groups)
 }
 
 fn listen(dir: &Path) -> io::Result<OwnedFd> {
@@ -342,6 +376,14 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
         (false, Some(signal)) => Ended::Unclean(format!("its first process was killed by signal {signal}")),
         (false, None) => Ended::Unclean("its first process ended".to_owned()),
     });
+    // The engine may have added groups since.
+    if let Ok(Some(now)) = state::read::<Run>(Path::new("run.json")) {
+        run.cgroups = now.cgroups;
+    }
+    match cgroup::remove(&run.cgroups) {
+        Ok(()) => run.cgroups.clear(),
+        Err(error) => eprintln!("control groups: {error}"), // the engine tries again
+    }
     let written = state::write(Path::new("run.json"), &run, false);
     let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
     let _ = fs::remove_dir(&control);

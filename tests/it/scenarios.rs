@@ -27,6 +27,8 @@ mod fleet;
 mod inside;
 #[path = "../scenarios/isolation/scenario.rs"]
 mod isolation;
+#[path = "../scenarios/limits/scenario.rs"]
+mod limits;
 #[path = "../scenarios/order/scenario.rs"]
 mod order;
 #[path = "../scenarios/ports/scenario.rs"]

@@ -5,16 +5,24 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::engine::{
     Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
-    Forward, Image as EngineImage, Link, Mount as EngineMount, MountSource, Network, Outcome,
+    Forward, Image as EngineImage, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Network,
+    Outcome,
 };
 use crate::model::{
     Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, NetworkMode, NetworkSpec,
-    ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
+    ObservedSandbox, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names,
+    sha256_hex,
 };
 use crate::provider::ProviderError;
 
 /// The label that keeps the whole spec, so that a lost store reads it back.
 const SPEC: &str = "pocketenv.io/spec";
+
+/// Where the scripts of `guest` keep what must not outlive a run. They make these themselves where they are not, at the price of a program each.
+const RUN_DIRS: [&str; 2] = ["pocketenv", "pocketenv/services"];
+
+/// More than the largest page of any supported machine.
+const PAGE: u64 = 64 * 1024 + 1;
 
 /// The id of a sandbox follows from the token of its create, so that repeating the create finds it.
 pub(super) fn sandbox_id(identity: &Identity) -> SandboxId {
@@ -63,6 +71,8 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
                 read_only: mount.read_only,
             })
             .collect(),
+        limits: limits(&spec.resources),
+        run_dirs: RUN_DIRS.map(str::to_owned).to_vec(),
         env: Vec::new(),
     })
 }
@@ -114,6 +124,40 @@ pub(super) fn attempt(attempt: Attempt) -> EgressAttempt {
     }
 }
 
+pub(super) fn limits(resources: &Resources) -> Limits {
+    Limits {
+        cpu_millis: resources.cpu_millis,
+        memory: resources.memory.map(Quantity::as_bytes),
+        pids: resources.pids,
+    }
+}
+
+/// What is told of limits: what enforces them, and what they led to.
+fn limit_notes(info: &LimitsInfo) -> Vec<String> {
+    let mut notes = Vec::new();
+    let said = |name: &str, holds: bool| holds.then(|| name.to_owned());
+    let held = &info.in_force;
+    let names: Vec<String> = [
+        said("cpu", held.cpu_millis.is_some()),
+        said("memory", held.memory.is_some()),
+        said("pids", held.pids.is_some()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !names.is_empty() {
+        notes.push(format!("limits: {} by {}", names.join(", "), info.by));
+    }
+    if info.oom_kills > 0 {
+        let last = info.last_killed.as_ref().map_or(String::new(), |name| format!(", the last was `{name}`"));
+        notes.push(format!("limits: out of memory, processes killed: {}{last}", info.oom_kills));
+    }
+    if info.forks_refused > 0 {
+        notes.push(format!("limits: too many processes, refused: {}", info.forks_refused));
+    }
+    notes
+}
+
 pub(super) fn forwards(spec: &SandboxSpec) -> Vec<Forward> {
     let ports = spec.ports.iter().filter_map(|(port, p)| p.host_port.map(|host| (*port, host)));
     ports.map(|(port, host)| Forward { listen: loopback(host), port }).collect()
@@ -163,7 +207,7 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         spec: read_back(&info),
         endpoints,
         missing_mounts: Vec::new(),
-        notes: info.choices,
+        notes: info.choices.into_iter().chain(info.limits.iter().flat_map(limit_notes)).collect(),
         labels: info.labels,
     }
 }
@@ -187,6 +231,17 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
         }
         let kept = |path: &str| info.spec.mounts.iter().any(|m| m.target.as_os_str() == path);
         spec.mounts.retain(|mount| kept(&mount.path));
+    }
+    if let Some(limits) = &info.limits {
+        let held = &limits.in_force;
+        spec.resources.cpu_millis = held.cpu_millis;
+        // The kernel counts memory in pages, and so does what it reads back.
+        let asked = spec.resources.memory.map(Quantity::as_bytes);
+        let same = asked.zip(held.memory).is_some_and(|(asked, held)| asked.abs_diff(held) < PAGE);
+        if !same {
+            spec.resources.memory = held.memory.map(Quantity::from_bytes);
+        }
+        spec.resources.pids = held.pids;
     }
     for (port, declared) in &mut spec.ports {
         declared.host_port = info.forwards.iter().find(|f| f.port == *port).map(|f| f.listen.port());
@@ -216,6 +271,7 @@ pub(super) fn error(error: EngineError) -> ProviderError {
         EngineError::AlreadyExists(id) => ProviderError::AlreadyExists { what: format!("sandbox {id}") },
         EngineError::Invalid(message) => ProviderError::Invalid { message },
         error @ EngineError::Control { .. } => ProviderError::transient("the sandbox did not answer", error),
+        EngineError::Unenforceable(message) => ProviderError::Unsupported { message },
         error => ProviderError::permanent("the local engine failed", error),
     }
 }

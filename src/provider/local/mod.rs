@@ -123,8 +123,18 @@ impl Provider for Local {
         if info.spec.egress != wanted.egress {
             self.engine.set_egress(&id.0, wanted.egress.as_deref()).await.map_err(map::error)?;
         }
-        if (BoxSpec { egress: wanted.egress.clone(), ..info.spec }) != wanted {
+        // What can change while it runs is set apart, and what is made in memory at a start comes with the next.
+        let live = BoxSpec {
+            egress: wanted.egress.clone(),
+            limits: wanted.limits,
+            run_dirs: wanted.run_dirs.clone(),
+            ..info.spec.clone()
+        };
+        if live != wanted {
             self.engine.reconfigure(&id.0, &wanted).await.map_err(map::error)?;
+        }
+        if wanted.limits != info.spec.limits || info.limits.is_some() {
+            self.engine.set_limits(&id.0, &wanted.limits).await.map_err(map::error)?;
         }
         self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
         self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;

@@ -29,11 +29,8 @@ pub static SHEET: Capabilities = Capabilities {
         refused("base", HOST_ONLY, USE_HOST),
         refused("build", HOST_ONLY, USE_HOST),
         refused("snapshot", HOST_ONLY, USE_HOST),
-        refused(
-            "resources",
-            "cannot enforce limits yet",
-            "remove `resources`; `pocketenv doctor` tells what this machine offers",
-        ),
+        honoured("resources", ChangeClass::Live),
+        refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),
         honoured("network.egress", ChangeClass::Live),
         honoured("network.allow", ChangeClass::Live),
         honoured("network", ChangeClass::Restart),

@@ -139,6 +139,8 @@ pub struct BoxInfo {
     pub links: Vec<Link>,
     /// The ways chosen when it last started: id map, and every fallback taken.
     pub choices: Vec<String>,
+    /// Targets of host directories that a running sandbox does not have any more, or that lead to another directory on the host now.
+    pub lost: Vec<PathBuf>,
 }
 
 /// A command to run inside.

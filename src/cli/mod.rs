@@ -119,7 +119,7 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
 
 /// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Without it people are told what they should know.
 fn install_log(context: &Context) -> Result<(), CliError> {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(context.ui.err.0);
+    let log = tracing_subscriber::fmt().with_writer(|| ui::view::LogWriter).with_ansi(context.ui.err.0);
     // Nobody else installs one, so it cannot fail.
     let _ = match context.var("POCKETENV_LOG") {
         None => {

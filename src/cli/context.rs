@@ -130,15 +130,30 @@ impl Context {
     /// # Errors
     /// What the use case answers, or the system if no thread can be started.
     pub fn block_on<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| CliError::new(Exit::Failed, format!("starting: {error}")))?;
-        let result = runtime.block_on(work);
-        // A read of a terminal cannot be called off; it must not hold us up.
-        runtime.shutdown_background();
-        result
+        run(tokio::runtime::Builder::new_multi_thread(), work)
     }
+
+    /// Runs a use case that only looks, on this thread alone: who waits for thousands of answers is not woken by another thread for each.
+    ///
+    /// # Errors
+    /// As [`Self::block_on`].
+    pub fn look<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+        run(tokio::runtime::Builder::new_current_thread(), work)
+    }
+}
+
+fn run<T>(
+    mut runtime: tokio::runtime::Builder,
+    work: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let runtime = runtime
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new(Exit::Failed, format!("starting: {error}")))?;
+    let result = runtime.block_on(work);
+    // A read of a terminal cannot be called off; it must not hold us up.
+    runtime.shutdown_background();
+    result
 }
 
 fn environment(process: Process) -> Environment {

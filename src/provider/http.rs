@@ -2,7 +2,11 @@
 //!
 //! A provider builds a [`Call`] from path segments (each is encoded, so that no id can change the path), sends it, and reads the answer as JSON.
 //! Nothing secret gets into an error: credentials travel in headers that are marked sensitive, and errors carry no URL.
+//! Calls of one account share what it takes (`budget.rs`).
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
@@ -11,6 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ProviderError;
+use super::budget::Account;
+use crate::model::sha256_hex;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -32,6 +38,20 @@ pub struct Http {
     base: Url,
     headers: HeaderMap,
     message: fn(&[u8]) -> Option<String>,
+    account: Arc<Account>,
+    /// Whose calls these are, for taking turns.
+    client_id: u64,
+}
+
+/// The account of a service and the credentials that stand in these headers: one in this process, whoever calls it.
+fn account(base: &Url, headers: &HeaderMap) -> Arc<Account> {
+    static ACCOUNTS: Mutex<BTreeMap<String, Arc<Account>>> = Mutex::new(BTreeMap::new());
+    let mut text = base.as_str().as_bytes().to_vec();
+    for (name, value) in headers {
+        text.extend([name.as_str().as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
+    }
+    let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(accounts.entry(sha256_hex(&text)).or_insert_with(|| Arc::new(Account::new())))
 }
 
 impl Http {
@@ -60,7 +80,11 @@ impl Http {
         }
         let client =
             builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))?;
-        Ok(Self { client, base, headers: HeaderMap::new(), message })
+        static CLIENTS: AtomicU64 = AtomicU64::new(1);
+        let headers = HeaderMap::new();
+        let account = account(&base, &headers);
+        let client_id = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { client, base, headers, message, account, client_id })
     }
 
     /// A header of every call whose value is a secret.
@@ -73,6 +97,7 @@ impl Http {
         })?;
         value.set_sensitive(true);
         self.headers.insert(HeaderName::from_static(name), value);
+        self.account = account(&self.base, &self.headers);
         Ok(self)
     }
 
@@ -141,13 +166,18 @@ impl Call<'_> {
         bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error)).map(drop)
     }
 
-    /// Sends it; an answer that is no success is an error.
+    /// Sends it when the account takes it; an answer that is no success is an error.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub async fn send(self, doing: &str) -> Result<Response, ProviderError> {
+        let Http { account, client_id, .. } = self.http;
+        let closed = |pause| ProviderError::Throttled { retry_after: Some(pause) };
+        account.turn(*client_id).await.map_err(closed)?;
         let response = self.request.send().await.map_err(|error| lost(doing, Lost::Http(error)))?;
         let status = response.status();
+        let too_many = status == StatusCode::TOO_MANY_REQUESTS;
+        account.answered(too_many.then(|| retry_after(response.headers())));
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }

@@ -143,7 +143,6 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Config(_) => verb::validate::config(cx),
         Verb::Schema(args) => verb::schema::run(cx, args),
         Verb::Preset(command) => verb::preset::run(cx, command),
-        Verb::Provider(command) => verb::provider::run(cx, command),
         Verb::Doctor(args) => match &args.isolation {
             Some(name) => cx.block_on(verb::doctor::isolation(cx, name)),
             None => verb::doctor::run(cx),
@@ -152,6 +151,8 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, args),
 
+        Verb::Provider(command) => cx.block_on(verb::provider::run(cx, command)),
+        Verb::Secret(command) => cx.block_on(verb::secret::run(cx, command)),
         Verb::Plan(args) => cx.block_on_one(verb::plan::run(cx, args)),
         Verb::Apply(args) => cx.block_on(verb::apply::run(cx, args)),
         Verb::Destroy(args) => cx.block_on(verb::destroy::run(cx, args)),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use super::ProviderError;
 use super::budget::Account;
 use crate::model::sha256_hex;
+use crate::secret::{Redactor, SecretValue};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -41,6 +42,8 @@ pub struct Http {
     account: Arc<Account>,
     /// Whose calls these are, for taking turns.
     client_id: u64,
+    /// Takes credentials out of what the service says: some repeat them.
+    redactor: Arc<Redactor>,
 }
 
 /// The account of a service and the credentials that stand in these headers: one in this process, whoever calls it.
@@ -69,6 +72,8 @@ impl Http {
         if base.query().is_some() || base.fragment().is_some() || base.password().is_some() {
             return Err(invalid("must not have a query, a fragment or a password"));
         }
+        // Who was first does not matter: it is always this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())
@@ -84,7 +89,8 @@ impl Http {
         let headers = HeaderMap::new();
         let account = account(&base, &headers);
         let client_id = CLIENTS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { client, base, headers, message, account, client_id })
+        let redactor = Arc::new(Redactor::new([]));
+        Ok(Self { client, base, headers, message, account, client_id, redactor })
     }
 
     /// A header of every call whose value is a secret.
@@ -92,6 +98,9 @@ impl Http {
     /// # Errors
     /// [`ProviderError::Invalid`], without the value, if it cannot stand in a header.
     pub fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self, ProviderError> {
+        // A service has one credential; what stands before it is the scheme.
+        let credential = SecretValue::new(value.rsplit(' ').next().unwrap_or(value));
+        self.redactor = Arc::new(Redactor::new([(name, &credential)]));
         let mut value = HeaderValue::from_str(value).map_err(|_| ProviderError::Invalid {
             message: format!("the credential for header `{name}` has characters that no header can have"),
         })?;
@@ -174,7 +183,21 @@ impl Call<'_> {
         let Http { account, client_id, .. } = self.http;
         let closed = |pause| ProviderError::Throttled { retry_after: Some(pause) };
         account.turn(*client_id).await.map_err(closed)?;
-        let response = self.request.send().await.map_err(|error| lost(doing, Lost::Http(error)))?;
+        let begun = Instant::now();
+        let sent = self.request.send().await;
+        let elapsed_ms = begun.elapsed().as_millis();
+        // Neither address, headers nor bodies: any of them may hold a secret.
+        let response = match sent {
+            Ok(response) => {
+                tracing::debug!(doing, status = response.status().as_u16(), elapsed_ms, "called");
+                response
+            }
+            Err(error) => {
+                let error = lost(doing, Lost::Http(error));
+                tracing::debug!(doing, %error, elapsed_ms, "called without an answer");
+                return Err(error);
+            }
+        };
         let status = response.status();
         let too_many = status == StatusCode::TOO_MANY_REQUESTS;
         account.answered(too_many.then(|| retry_after(response.headers())));
@@ -183,7 +206,7 @@ impl Call<'_> {
         }
         let headers = response.headers().clone();
         let body = bounded(response, ERROR_LIMIT).await.unwrap_or_default();
-        let said = (self.http.message)(&body);
+        let said = (self.http.message)(&body).map(|said| self.http.redactor.redact(&said));
         Err(refused(doing, status, &headers, said.as_deref()))
     }
 }

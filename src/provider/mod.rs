@@ -16,7 +16,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
-pub use capabilities::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+pub use capabilities::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
+};
 pub use error::{GuestError, ProviderError};
 pub use guest::{
     CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, Input, Output, Pty, PtyRequest, Sink,

@@ -49,6 +49,8 @@ impl Http {
         if base.query().is_some() || base.fragment().is_some() || base.password().is_some() {
             return Err(invalid("must not have a query, a fragment or a password"));
         }
+        // Who was first does not matter: it is always this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())

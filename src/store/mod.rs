@@ -17,6 +17,7 @@ mod holder;
 mod inventory;
 mod journal;
 mod lease;
+mod notified;
 mod port;
 mod revision;
 mod row;
@@ -36,6 +37,7 @@ pub use holder::Holder;
 pub use inventory::{Change, Project};
 pub use journal::{JournalEntry, Outcome};
 pub use lease::{Lease, LeaseGuard};
+pub use notified::Notified;
 pub use revision::{Revision, Run, RunEnd};
 
 use crate::model::{Clock, IdSource, OwnerId, Timestamp};

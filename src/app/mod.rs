@@ -20,7 +20,7 @@ pub use apply::{
 pub use collect::{Orphan, Orphans, Why};
 pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
-pub use inside::Sandbox;
+pub use inside::{Isolation, Sandbox};
 pub use project::{App, Project, Selection, View};
 pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};

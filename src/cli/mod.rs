@@ -119,7 +119,7 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
 
 /// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Without it people are told what they should know.
 fn install_log(context: &Context) -> Result<(), CliError> {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(context.ui.err.0);
+    let log = tracing_subscriber::fmt().with_writer(|| ui::view::LogWriter).with_ansi(context.ui.err.0);
     // Nobody else installs one, so it cannot fail.
     let _ = match context.var("POCKETENV_LOG") {
         None => {
@@ -144,7 +144,10 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Schema(args) => verb::schema::run(cx, args),
         Verb::Preset(command) => verb::preset::run(cx, command),
         Verb::Provider(command) => verb::provider::run(cx, command),
-        Verb::Doctor(_) => verb::doctor::run(cx),
+        Verb::Doctor(args) => match &args.isolation {
+            Some(name) => cx.block_on(verb::doctor::isolation(cx, name)),
+            None => verb::doctor::run(cx),
+        },
         Verb::Completion(args) => verb::completion::run(cx, args),
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, args),
@@ -160,6 +163,7 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),
         Verb::Ps(args) => cx.block_on(verb::ps::run(cx, args)),
         Verb::Ports(args) => cx.block_on(verb::ports::run(cx, args)),
+        Verb::Egress(args) => cx.block_on(verb::egress::run(cx, args)),
         Verb::Describe(args) => cx.block_on(verb::describe::run(cx, args)),
         Verb::Events(args) => cx.block_on(verb::events::run(cx, args)),
         Verb::History(args) => cx.block_on(verb::history::run(cx, args)),
@@ -168,8 +172,8 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Gc(args) => cx.block_on(verb::gc::run(cx, args)),
         Verb::Import(args) => cx.block_on(verb::import::run(cx, args)),
         Verb::Wait(args) => cx.block_on(verb::wait::run(cx, args)),
-        Verb::Exec(args) => cx.block_on(verb::exec::exec(cx, args)),
-        Verb::Shell(args) => cx.block_on(verb::exec::shell(cx, args)),
+        Verb::Exec(args) => cx.block_on_one(verb::exec::exec(cx, args)),
+        Verb::Shell(args) => cx.block_on_one(verb::exec::shell(cx, args)),
         Verb::Rehearse(args) => cx.block_on(verb::rehearse::run(cx, args)),
         Verb::Sim(args) => cx.block_on(verb::sim::run(cx, args)),
         Verb::Logs(args) => cx.block_on(verb::logs::run(cx, args)),

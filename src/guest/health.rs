@@ -10,7 +10,7 @@ use super::observe::look;
 use super::script::{Env, SHORT, run, script};
 use super::service::{ServiceDefaults, check_name, surroundings};
 use crate::model::{HealthCheck, ObservedService, Probe, ProbeResult, ServiceSpec, ServiceStatus};
-use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output};
+use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output, Sink};
 
 /// What an `exec` probe's output adds to the reason of its failure.
 const REASON_LIMIT: usize = 512;
@@ -103,7 +103,8 @@ async fn exec(
     command.cwd = defaults.working_dir.map(str::to_owned);
     command.user = defaults.user.map(str::to_owned);
     let mut output = super::script::Tail::new(REASON_LIMIT);
-    let io = ExecIo { stderr: Output::Writer(&mut output), ..ExecIo::default() };
+    let mut writer = Sink(|data: &[u8]| output.push(data));
+    let io = ExecIo { stderr: Output::Writer(&mut writer), ..ExecIo::default() };
     let status = guest.exec(&command, io).await.map_err(|error| reason(&error))?;
     if status.success() {
         return Ok(());
@@ -157,7 +158,7 @@ pub async fn wait_healthy(
     // It is asked more often than the interval says, because somebody waits; a failure counts once an interval all the same.
     let mut failures = 0;
     let mut counted: Option<Instant> = None;
-    let mut pause = Duration::from_millis(20).min(check.interval.into());
+    let mut pause = Duration::from_millis(5).min(check.interval.into());
     loop {
         let result = probe(guest, check, &env, defaults).await;
         // Something else may answer on the port of a service that is not there.

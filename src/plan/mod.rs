@@ -62,11 +62,15 @@ pub struct Policy {
     pub prune_volumes: bool,
     /// Only these resources and what is inside them; empty for all.
     pub targets: Vec<Address>,
+    /// Sandboxes that are to be made anew although nothing differs, by their ids at the provider, and why. One that has been made anew has
+    /// another id, so that this asks for it once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rebuild: BTreeMap<SandboxId, String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { prune: true, prune_volumes: false, targets: Vec::new() }
+        Self { prune: true, prune_volumes: false, targets: Vec::new(), rebuild: BTreeMap::new() }
     }
 }
 
@@ -189,9 +193,11 @@ pub enum Reason {
         /// Where it should be.
         to: String,
     },
-    /// The manifest no longer declares it, or declares it absent.
-    Removed {
-        /// Where it is declared absent.
+    /// The manifest no longer declares it.
+    Removed,
+    /// It is to be absent: by the manifest, or because the project is destroyed.
+    Absent {
+        /// Where it is declared.
         at: Option<Location>,
     },
     /// The manifest declares another run state.
@@ -210,6 +216,11 @@ pub enum Reason {
     NotReady {
         /// What is missing.
         message: String,
+    },
+    /// Nothing differs: it is asked for.
+    Asked {
+        /// What asks for it.
+        why: String,
     },
     /// An earlier run was interrupted and its outcome is settled now.
     Interrupted {

@@ -328,6 +328,12 @@ impl<'a> One<'a, '_> {
             SandboxState::Running | SandboxState::Stopped { .. } | SandboxState::Deleting => {}
         }
 
+        if let Some(why) = b.input.policy.rebuild.get(&existing.id) {
+            // Its next spec may differ as well; the new one is made from that.
+            let reasons = vec![Reason::Asked { why: why.clone() }];
+            return self.recreate(b, gates, existing, generation, reasons, left);
+        }
+
         // What the provider reads back is believed first, then the hash in the labels, then the record.
         let current = match &existing.spec {
             None if hash_says_same => Some(wanted),
@@ -656,7 +662,10 @@ fn plan_one_removed(
         steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true }, after)));
     }
     if !existing.is_empty() {
-        let reason = Reason::Removed { at: absent.and_then(|_| b.origin(&address, "state")) };
+        let reason = match absent {
+            Some(_) => Reason::Absent { at: b.origin(&address, "state") },
+            None => Reason::Removed,
+        };
         b.change(address, Verdict::Delete, vec![reason]).data_at_risk.push(disk_at_risk(name));
     } else if let Some(r) = recorded {
         steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget, after.clone())));

@@ -22,7 +22,7 @@ pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
 pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use info::{CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, VersionArgs};
-pub use inside::{CpArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
+pub use inside::{CpArgs, EgressArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
     DescribeArgs, EventsArgs, HistoryArgs, LsArgs, PsArgs, StateCommand, StatusArgs, WaitArgs, WaitFor,
 };
@@ -221,6 +221,8 @@ pub enum Verb {
     Cp(CpArgs),
     /// Show where ports are reached
     Ports(PortsArgs),
+    /// Show what a sandbox tried to reach, and what would allow it
+    Egress(EgressArgs),
     /// Start stopped sandboxes or services
     Start(StartArgs),
     /// Stop sandboxes or services; disks are kept

@@ -78,6 +78,11 @@ fn manifests_reach_nothing_of_the_machine() {
             "leads out",
         ),
         (
+            "bind",
+            "sandboxes:\n  box:\n    state: absent\n    sync: [ { from: ., to: /x, mode: bind } ]\n".to_owned(),
+            "may not share a directory",
+        ),
+        (
             "build",
             "sandboxes:\n  box:\n    state: absent\n    build: { context: ../.. }\n".to_owned(),
             "leads out",

@@ -4,6 +4,7 @@
 //! belongs in `guest/` or `reconcile/`.
 
 mod capabilities;
+mod docker;
 mod error;
 mod guest;
 pub mod http;

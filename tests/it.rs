@@ -4,6 +4,8 @@
 mod architecture;
 #[path = "it/cli.rs"]
 mod cli;
+#[path = "it/conformance/mod.rs"]
+mod conformance;
 #[cfg(target_os = "linux")]
 #[path = "it/controller/mod.rs"]
 mod controller;

@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod collect;
+pub mod conformance;
 pub mod controller;
 mod environment;
 mod error;

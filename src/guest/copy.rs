@@ -8,7 +8,7 @@ use tokio_util::io::SyncIoBridge;
 use super::archive::{Member, Source, io_error, send};
 use super::script::{SHORT, Tail, feed_all, one_line, run, script};
 use super::tree::{TreeKind, file_sha256, scan};
-use crate::provider::{ExecIo, Guest, GuestError, Input, Output};
+use crate::provider::{ExecIo, Guest, GuestError, Input, Output, Sink};
 
 /// Copies a file or directory of the host into a sandbox and gives the path it got there. `to` that is a directory, or ends with a slash, takes it
 /// under its own name. What ignore files of a directory exclude stays here. `user` writes it; `None` for the sandbox's default user.
@@ -177,8 +177,11 @@ impl Origin {
         };
         command.user.clone_from(&self.user);
         let mut stderr = Tail::new(4096);
-        let io =
-            ExecIo { stdin: Input::Null, stdout: Output::Writer(to), stderr: Output::Writer(&mut stderr) };
+        let io = ExecIo {
+            stdin: Input::Null,
+            stdout: Output::Writer(to),
+            stderr: Output::Writer(&mut Sink(|data: &[u8]| stderr.push(data))),
+        };
         let status = guest.exec(&command, io).await?;
         if status.success() {
             return Ok(());

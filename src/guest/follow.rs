@@ -2,7 +2,7 @@
 
 use super::script::script;
 use crate::model::ServiceStatus;
-use crate::provider::{ExecIo, Guest, GuestError, Input, Output};
+use crate::provider::{ExecIo, Guest, GuestError, Input, Output, Sink};
 
 /// What a service does now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,8 @@ pub async fn follow_services(
 ) -> Result<(), GuestError> {
     let command = script!("follow").command::<_, String>([]);
     let mut lines = Lines { pending: Vec::new(), sink };
-    let io = ExecIo { stdin: Input::Null, stdout: Output::Writer(&mut lines), stderr: Output::Null };
+    let mut writer = Sink(|data: &[u8]| lines.push(data));
+    let io = ExecIo { stdin: Input::Null, stdout: Output::Writer(&mut writer), stderr: Output::Null };
     guest.exec(&command, io).await.map(drop)
 }
 
@@ -39,12 +40,8 @@ struct Lines<'a> {
     sink: &'a mut (dyn FnMut(ServiceNews) + Send),
 }
 
-impl tokio::io::AsyncWrite for Lines<'_> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
+impl Lines<'_> {
+    fn push(&mut self, data: &[u8]) {
         for &byte in data {
             if byte == b'\n' {
                 let line = std::mem::take(&mut self.pending);
@@ -55,21 +52,6 @@ impl tokio::io::AsyncWrite for Lines<'_> {
                 self.pending.push(byte);
             }
         }
-        std::task::Poll::Ready(Ok(data.len()))
-    }
-
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
     }
 }
 

@@ -10,7 +10,7 @@ use super::observe::look;
 use super::script::{Env, SHORT, run, script};
 use super::service::{ServiceDefaults, check_name, surroundings};
 use crate::model::{HealthCheck, ObservedService, Probe, ProbeResult, ServiceSpec, ServiceStatus};
-use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output};
+use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output, Sink};
 
 /// What an `exec` probe's output adds to the reason of its failure.
 const REASON_LIMIT: usize = 512;
@@ -103,7 +103,8 @@ async fn exec(
     command.cwd = defaults.working_dir.map(str::to_owned);
     command.user = defaults.user.map(str::to_owned);
     let mut output = super::script::Tail::new(REASON_LIMIT);
-    let io = ExecIo { stderr: Output::Writer(&mut output), ..ExecIo::default() };
+    let mut writer = Sink(|data: &[u8]| output.push(data));
+    let io = ExecIo { stderr: Output::Writer(&mut writer), ..ExecIo::default() };
     let status = guest.exec(&command, io).await.map_err(|error| reason(&error))?;
     if status.success() {
         return Ok(());

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::script::{Tail, script};
 use super::service::check_name;
-use crate::provider::{ExecIo, Guest, GuestError, Input, Output};
+use crate::provider::{ExecIo, Guest, GuestError, Input, Output, Sink};
 
 /// The longest line that is given on in one piece.
 const LINE_LIMIT: usize = 64 * 1024;
@@ -45,13 +45,13 @@ pub async fn logs(
     try_join_all(services.iter().map(|service| one(guest, service, options, &sink))).await.map(drop)
 }
 
-type Sink<'a, 'b> = Mutex<&'a mut (dyn FnMut(LogLine<'_>) + Send + 'b)>;
+type Shared<'a, 'b> = Mutex<&'a mut (dyn FnMut(LogLine<'_>) + Send + 'b)>;
 
 async fn one(
     guest: &dyn Guest,
     service: &str,
     options: LogOptions,
-    sink: &Sink<'_, '_>,
+    sink: &Shared<'_, '_>,
 ) -> Result<(), GuestError> {
     let tail = options.tail.map_or("all".to_owned(), |lines| lines.to_string());
     let follow = if options.follow { "1" } else { "0" };
@@ -60,8 +60,8 @@ async fn one(
     let mut stderr = Tail::new(1024);
     let io = ExecIo {
         stdin: Input::Null,
-        stdout: Output::Writer(&mut output),
-        stderr: Output::Writer(&mut stderr),
+        stdout: Output::Writer(&mut Sink(|data: &[u8]| output.push(data))),
+        stderr: Output::Writer(&mut Sink(|data: &[u8]| stderr.push(data))),
     };
     let status = guest.exec(&command, io).await?;
     output.finish();
@@ -79,7 +79,7 @@ async fn one(
 struct Splitter<'a, 'b, 'c> {
     service: &'a str,
     pending: Vec<u8>,
-    sink: &'a Sink<'b, 'c>,
+    sink: &'a Shared<'b, 'c>,
 }
 
 impl Splitter<'_, '_, '_> {
@@ -94,46 +94,24 @@ impl Splitter<'_, '_, '_> {
             self.give(&self.pending);
         }
     }
-}
 
-impl tokio::io::AsyncWrite for Splitter<'_, '_, '_> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        let this = &mut *self;
+    fn push(&mut self, data: &[u8]) {
         let mut rest = data;
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
-            if this.pending.is_empty() {
-                this.give(line);
+            if self.pending.is_empty() {
+                self.give(line);
             } else {
-                this.pending.extend_from_slice(line);
-                let line = std::mem::take(&mut this.pending);
-                this.give(&line);
+                self.pending.extend_from_slice(line);
+                let line = std::mem::take(&mut self.pending);
+                self.give(&line);
             }
             rest = after;
         }
-        this.pending.extend_from_slice(rest);
-        while this.pending.len() > LINE_LIMIT {
-            let piece: Vec<u8> = this.pending.drain(..LINE_LIMIT).collect();
-            this.give(&piece);
+        self.pending.extend_from_slice(rest);
+        while self.pending.len() > LINE_LIMIT {
+            let piece: Vec<u8> = self.pending.drain(..LINE_LIMIT).collect();
+            self.give(&piece);
         }
-        std::task::Poll::Ready(Ok(data.len()))
-    }
-
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::script::{Env, SHORT, Tail, run, script};
 use crate::model::PresetStep;
-use crate::provider::{ExecIo, ExitStatus, Guest, GuestError, Input, Output};
+use crate::provider::{ExecIo, ExitStatus, Guest, GuestError, Input, Output, Sink};
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,8 +105,8 @@ async fn attempt_once(
     let mut verdict = Tail::new(1024);
     let io = ExecIo {
         stdin: Input::Null,
-        stdout: Output::Writer(&mut output),
-        stderr: Output::Writer(&mut verdict),
+        stdout: Output::Writer(&mut Sink(|data: &[u8]| output.push(data))),
+        stderr: Output::Writer(&mut Sink(|data: &[u8]| verdict.push(data))),
     };
     let status = match guest.exec(command, io).await {
         Err(GuestError::TimedOut { limit, .. }) => {
@@ -141,47 +141,25 @@ impl<'a> Lines<'a> {
         Self { on_output, pending: Vec::new(), tail: Tail::new(OUTPUT_LIMIT) }
     }
 
+    fn push(&mut self, data: &[u8]) {
+        self.tail.push(data);
+        self.pending.extend_from_slice(data);
+        let whole = match std::str::from_utf8(&self.pending) {
+            Ok(text) => text.len(),
+            // An unfinished character waits for its rest.
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            Err(_) => self.pending.len(),
+        };
+        if whole > 0 {
+            let text: Vec<u8> = self.pending.drain(..whole).collect();
+            (self.on_output)(&String::from_utf8_lossy(&text));
+        }
+    }
+
     fn finish(self) -> String {
         if !self.pending.is_empty() {
             (self.on_output)(&String::from_utf8_lossy(&self.pending));
         }
         String::from_utf8_lossy(&self.tail.into_bytes()).into_owned()
-    }
-}
-
-impl tokio::io::AsyncWrite for Lines<'_> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        let this = &mut *self;
-        this.tail.push(data);
-        this.pending.extend_from_slice(data);
-        let whole = match std::str::from_utf8(&this.pending) {
-            Ok(text) => text.len(),
-            // An unfinished character waits for its rest.
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            Err(_) => this.pending.len(),
-        };
-        if whole > 0 {
-            let text: Vec<u8> = this.pending.drain(..whole).collect();
-            (this.on_output)(&String::from_utf8_lossy(&text));
-        }
-        std::task::Poll::Ready(Ok(data.len()))
-    }
-
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
     }
 }

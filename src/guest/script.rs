@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::provider::{CapturedOutput, Command, ExecIo, Guest, GuestError, Input, Output, capture};
+use crate::provider::{CapturedOutput, Command, ExecIo, Guest, GuestError, Input, Output, Sink, capture};
 
 /// One of our scripts: constant text, never built from data.
 #[derive(Clone, Copy)]
@@ -95,21 +95,21 @@ pub(super) async fn stream_in(
     let mut stderr = Tail::new(MESSAGE_LIMIT);
     let io = ExecIo {
         stdin: Input::Reader(stdin),
-        stdout: Output::Writer(&mut stdout),
-        stderr: Output::Writer(&mut stderr),
+        stdout: Output::Writer(&mut Sink(|data: &[u8]| stdout.push(data))),
+        stderr: Output::Writer(&mut Sink(|data: &[u8]| stderr.push(data))),
     };
     let status = guest.exec(command, io).await?;
     Ok(CapturedOutput { status, stdout: stdout.into_bytes(), stderr: stderr.into_bytes(), truncated: false })
 }
 
-/// A writer that keeps the last bytes.
+/// The last bytes of a stream.
 pub(super) struct Tail {
     bytes: Vec<u8>,
     limit: usize,
 }
 
 impl Tail {
-    /// A writer that keeps the last `limit` bytes.
+    /// Keeps the last `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self { bytes: Vec::new(), limit }
     }
@@ -129,31 +129,6 @@ impl Tail {
             self.bytes.drain(..self.bytes.len() - self.limit);
         }
         self.bytes
-    }
-}
-
-impl tokio::io::AsyncWrite for Tail {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        self.push(data);
-        std::task::Poll::Ready(Ok(data.len()))
-    }
-
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
     }
 }
 

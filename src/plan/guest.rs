@@ -119,7 +119,7 @@ impl<'a> Planner<'a, '_, '_> {
         let base = self.last.clone();
         for name in gone {
             let address = Address::Service(self.inside.name.to_owned(), name.clone());
-            self.b.change(address.clone(), Verdict::Delete, vec![Reason::Removed { at: None }]);
+            self.b.change(address.clone(), Verdict::Delete, vec![Reason::Removed]);
             let id = self.step(&address, Action::RemoveService { name: name.clone() }, base.clone());
             self.last.insert(id);
         }
@@ -144,7 +144,7 @@ impl<'a> Planner<'a, '_, '_> {
             self.observed.files.keys().filter(|path| !wanted(path)).cloned().collect();
         for path in &removed {
             let address = Address::File(self.inside.name.to_owned(), path.clone());
-            self.b.change(address, Verdict::Delete, vec![Reason::Removed { at: None }]);
+            self.b.change(address, Verdict::Delete, vec![Reason::Removed]);
         }
         setup.remove = removed;
         if setup != Setup::default() {
@@ -289,7 +289,7 @@ impl<'a> Planner<'a, '_, '_> {
         for path in self.observed.repositories.keys() {
             if !self.guest.repositories.contains_key(path) {
                 let address = Address::Repo(self.inside.name.to_owned(), path.clone());
-                self.b.change(address.clone(), Verdict::Forget, vec![Reason::Removed { at: None }]);
+                self.b.change(address.clone(), Verdict::Forget, vec![Reason::Removed]);
                 self.step(&address, Action::ForgetRepository { path: path.clone() }, after.clone());
             }
         }
@@ -390,7 +390,7 @@ impl<'a> Planner<'a, '_, '_> {
             self.observed.presets.keys().filter(|id| !declared.contains(*id)).cloned().collect();
         if !ids.is_empty() {
             let address = self.sandbox_address();
-            let reason = Reason::Removed { at: None };
+            let reason = Reason::Removed;
             if !self.b.changes.contains_key(&address) {
                 self.b.change(address.clone(), Verdict::Live, vec![reason]);
             }

@@ -189,9 +189,11 @@ pub enum Reason {
         /// Where it should be.
         to: String,
     },
-    /// The manifest no longer declares it, or declares it absent.
-    Removed {
-        /// Where it is declared absent.
+    /// The manifest no longer declares it.
+    Removed,
+    /// It is to be absent: by the manifest, or because the project is destroyed.
+    Absent {
+        /// Where it is declared.
         at: Option<Location>,
     },
     /// The manifest declares another run state.

@@ -203,7 +203,8 @@ pub fn reason_text(reason: &Reason) -> String {
         }
         Reason::Drifted { what } => format!("drifted: {what}"),
         Reason::Moved { from, to } => format!("moves from provider `{from}` to `{to}`"),
-        Reason::Removed { at: location } => format!("no longer declared{}", at(location)),
+        Reason::Removed => "no longer declared".to_owned(),
+        Reason::Absent { at: location } => format!("is to be absent{}", at(location)),
         Reason::State { wanted, at: location } => format!("should be {wanted}{}", at(location)),
         Reason::Follows { address } => format!("comes with {address}"),
         Reason::NotReady { message } => format!("not ready: {message}"),
@@ -243,7 +244,7 @@ fn note_text(note: &Note) -> String {
         Note::Orphan { address, provider, id } => {
             format!("{id} at provider `{provider}` claims to be {address} and is not; it is left alone")
         }
-        Note::Kept { address } => format!("{address} is no longer declared and is kept"),
+        Note::Kept { address } => format!("{address} is kept, with its data"),
         Note::Drift { address, what } => format!("{address} drifted and is left as it is: {what}"),
     }
 }

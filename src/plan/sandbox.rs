@@ -656,7 +656,10 @@ fn plan_one_removed(
         steps.insert(b.step(step(provider, Some(&sandbox.id), Action::Delete { forget: true }, after)));
     }
     if !existing.is_empty() {
-        let reason = Reason::Removed { at: absent.and_then(|_| b.origin(&address, "state")) };
+        let reason = match absent {
+            Some(_) => Reason::Absent { at: b.origin(&address, "state") },
+            None => Reason::Removed,
+        };
         b.change(address, Verdict::Delete, vec![reason]).data_at_risk.push(disk_at_risk(name));
     } else if let Some(r) = recorded {
         steps.insert(b.step(step(&r.provider, Some(&r.id), Action::Forget, after.clone())));

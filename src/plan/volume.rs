@@ -177,7 +177,7 @@ pub(super) fn plan_removed_volumes(b: &mut Builder<'_>) {
             continue;
         }
         b.step(step(Action::DeleteVolume { name: name.to_owned() }, after));
-        let change = b.change(address, Verdict::Delete, vec![Reason::Removed { at: None }]);
+        let change = b.change(address, Verdict::Delete, vec![Reason::Removed]);
         change.data_at_risk.push(format!("all data of volume `{name}`"));
     }
 }

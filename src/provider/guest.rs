@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -189,8 +191,8 @@ pub async fn capture(
     let mut stderr = Bounded::new(limit);
     let io = ExecIo {
         stdin: if stdin.is_empty() { Input::Null } else { Input::Reader(&mut stdin) },
-        stdout: Output::Writer(&mut stdout),
-        stderr: Output::Writer(&mut stderr),
+        stdout: Output::Writer(&mut Sink(|data: &[u8]| stdout.push(data))),
+        stderr: Output::Writer(&mut Sink(|data: &[u8]| stderr.push(data))),
     };
     let status = guest.exec(command, io).await?;
     Ok(CapturedOutput {
@@ -201,7 +203,7 @@ pub async fn capture(
     })
 }
 
-/// A writer that keeps the first `limit` bytes.
+/// The first `limit` bytes of a stream.
 struct Bounded {
     bytes: Vec<u8>,
     limit: usize,
@@ -212,32 +214,32 @@ impl Bounded {
     fn new(limit: usize) -> Self {
         Self { bytes: Vec::new(), limit, truncated: false }
     }
-}
 
-impl AsyncWrite for Bounded {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        let room = self.limit - self.bytes.len();
-        let kept = data.len().min(room);
+    fn push(&mut self, data: &[u8]) {
+        let kept = data.len().min(self.limit - self.bytes.len());
         self.truncated |= kept < data.len();
         self.bytes.extend_from_slice(&data[..kept]);
-        std::task::Poll::Ready(Ok(data.len()))
+    }
+}
+
+/// A writer that gives what is written to a closure, at once and without failing.
+pub struct Sink<F>(pub F);
+
+impl<F: FnMut(&[u8]) + Unpin> AsyncWrite for Sink<F> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        (self.0)(data);
+        Poll::Ready(Ok(data.len()))
     }
 
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

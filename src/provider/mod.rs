@@ -17,10 +17,13 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
-pub use capabilities::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+pub use capabilities::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
+};
 pub use error::{GuestError, ProviderError};
 pub use guest::{
-    CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, Input, Output, Pty, PtyRequest, capture,
+    CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, Input, Output, Pty, PtyRequest, Sink,
+    capture,
 };
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 

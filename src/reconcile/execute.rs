@@ -388,7 +388,8 @@ impl Run<'_> {
             Action::Start => Ok(provider.start(&self.id(step).await?).await?),
             Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
             Action::Delete { forget } => self.delete(step, provider, *forget, token).await,
-            Action::Discard => self.discard(step, provider, token).await,
+            // One that nothing is recorded of.
+            Action::Discard => self.remove(step, provider, Vec::new(), token).await,
             Action::Forget => self.record(vec![Change::Forget(step.address.clone())]).await,
             Action::Settle { intent } => {
                 match cx.store.finish(&cx.plan.project, intent, Outcome::Settled, Vec::new()).await {
@@ -605,16 +606,9 @@ impl Run<'_> {
         forget: bool,
         token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
-        let id = self.id(step).await?;
-        let is_first = token.is_none();
-        let intent = self.begin(step, IntentOperation::Delete, None, token).await?;
-        if let Err(error) = provider.delete(&id).await {
-            self.fail(&intent, &error, is_first).await?;
-            return Err(error.into());
-        }
         let address = step.address.clone();
         let change = if forget { Change::Forget(address) } else { Change::Remove(address) };
-        self.finish(&intent, vec![change]).await?;
+        self.remove(step, provider, vec![change], token).await?;
         let mut learned = self.learned.lock().await;
         let name = step.address.sandbox().unwrap_or_default();
         learned.ids.remove(name);
@@ -622,10 +616,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn discard(
+    /// Deletes the step's sandbox at the provider, and records `changes` together with the end of the intent.
+    async fn remove(
         &self,
         step: &Step,
         provider: &dyn Provider,
+        changes: Vec<Change>,
         token: &mut Option<IntentId>,
     ) -> Result<(), StepError> {
         let id = self.id(step).await?;
@@ -635,7 +631,7 @@ impl Run<'_> {
             self.fail(&intent, &error, is_first).await?;
             return Err(error.into());
         }
-        self.finish(&intent, Vec::new()).await
+        self.finish(&intent, changes).await
     }
 
     fn volume(&self, step: &Step, name: &str) -> Change {

@@ -267,7 +267,6 @@ impl<'a> Context<'a> {
                 (health > Health::Suspended).then_some((address, health))
             });
             if let Some((address, health)) = blocker.filter(|_| waits) {
-                row.health = Health::Progressing;
                 row.message = format!("waits: {address} is {health}");
                 for condition in &mut row.conditions {
                     if condition.kind == "Ready" {

@@ -25,6 +25,7 @@ const fn sheet(provider: &'static str, fields: &'static [FieldSupport]) -> Capab
         forwards_from_host: true,
         max_concurrency: 1,
         fields,
+        ..Capabilities::NOTHING
     }
 }
 

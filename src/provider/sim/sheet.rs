@@ -1,6 +1,8 @@
 //! What the simulated cloud can do. The fields stand here; its manners are asked for when it is opened.
 
-use crate::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+use crate::provider::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, ResourceRanges, StopMeaning, Support,
+};
 
 const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
     FieldSupport { path, support: Support::Honoured(class) }
@@ -20,7 +22,24 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: false,
     max_concurrency: 16,
+    processes: false,
+    interactive: false,
+    pty: false,
+    dial: true,
+    longest_life_ms: None,
+    resources: ResourceRanges::ANY,
+    settings: &[ProviderSetting {
+        name: "url",
+        variable: Some(super::URL_VARIABLE),
+        secret: false,
+        required: true,
+        summary: "the address that `pocketenv sim` prints",
+    }],
     fields: &[
+        honoured("image", ChangeClass::Recreate),
+        honoured("base", ChangeClass::Recreate),
+        honoured("build", ChangeClass::Recreate),
+        honoured("snapshot", ChangeClass::Recreate),
         honoured("hostname", ChangeClass::Restart),
         honoured("resources", ChangeClass::Restart),
         honoured("network", ChangeClass::Live),

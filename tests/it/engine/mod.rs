@@ -6,7 +6,7 @@ mod exec;
 mod hardening;
 mod lifecycle;
 mod network;
-mod ordinary_user;
+pub mod ordinary_user;
 mod recovery;
 mod support;
 mod volumes;

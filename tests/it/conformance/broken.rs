@@ -1,0 +1,1 @@
+//! Providers that are broken on purpose: the kit can fail.

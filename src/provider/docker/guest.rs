@@ -31,6 +31,9 @@ const LETTING_GO: Duration = Duration::from_secs(3);
 /// How long a connection into a sandbox may last after this side let go of it.
 const HANGING_UP: Duration = Duration::from_secs(1);
 
+/// Docker lets go of a terminal when these keys come, and cannot be told not to: nobody types them all.
+const DETACH_KEYS: &str = "ctrl-^,ctrl-_,ctrl-^,ctrl-@,ctrl-^,ctrl-_,ctrl-@,ctrl-^";
+
 const EXEC: &str = include_str!("sh/exec.sh");
 const KILL: &str = include_str!("sh/kill.sh");
 const DIAL: &str = concat!(include_str!("sh/listening.sh"), include_str!("sh/dial.sh"));
@@ -76,6 +79,7 @@ impl DockerGuest {
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             tty: Some(tty),
+            detach_keys: tty.then(|| DETACH_KEYS.to_owned()),
             cmd: Some(argv),
             user: user.map(str::to_owned),
             // The image's own working directory may have been removed.
@@ -265,7 +269,14 @@ fn encode(env: &BTreeMap<String, String>) -> Result<Vec<u8>, &str> {
         }
         lines.extend_from_slice(name.as_bytes());
         lines.push(b'=');
-        lines.extend_from_slice(value.replace('\\', "\\\\").replace('\n', "\\n").as_bytes());
+        for byte in value.bytes() {
+            match byte {
+                b'\\' => lines.extend_from_slice(b"\\\\"),
+                // To a terminal, and to what Docker puts before one, these are keys.
+                0..=0x1f | 0x7f => lines.extend_from_slice(format!("\\0{byte:03o}").as_bytes()),
+                byte => lines.push(byte),
+            }
+        }
         lines.push(b'\n');
     }
     lines.push(b'\n');
@@ -649,7 +660,7 @@ mod tests {
         let env =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         let lines = encode(&env(&[("A", "x y='\"$"), ("B", "1\n2\\n\n"), ("C", "")])).unwrap_or_default();
-        assert_eq!(String::from_utf8(lines).unwrap(), "A=x y='\"$\nB=1\\n2\\\\n\\n\nC=\n\n");
+        assert_eq!(String::from_utf8(lines).unwrap(), "A=x y='\"$\nB=1\\00122\\\\n\\0012\nC=\n\n");
         for (name, value) in [("", "x"), ("1A", "x"), ("A-B", "x"), ("A", "\0"), ("é", "x")] {
             assert!(encode(&env(&[(name, value)])).is_err(), "{name}");
         }

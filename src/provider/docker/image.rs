@@ -11,9 +11,9 @@ use sha2::Digest as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
 use super::api::{Api, shown};
-use crate::guest::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 use crate::model::{Image, labels, sha256_hex};
 use crate::provider::ProviderError;
+use crate::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 
 /// How long a pull or a build may say nothing.
 const SILENCE: Duration = Duration::from_secs(600);

@@ -12,6 +12,7 @@ use bollard::models::{
 };
 
 use super::guest::{PERL, PYTHON};
+use super::sheet::{MIN_CPU_MILLIS, MIN_MEMORY};
 use crate::model::{
     Endpoint, Identity, NetworkMode, ObservedSandbox, Resources, SandboxId, SandboxSpec, SandboxState,
     Timestamp, labels as names, sha256_hex,
@@ -28,11 +29,8 @@ const PREFIX: &str = "pocketenv.";
 const INIT: &str = include_str!("sh/init.sh");
 /// The file with the links, for the first process.
 pub(super) const LINKS_FILE: &str = "var/lib/pocketenv-links";
-/// The period of the processor limit, in microseconds, and the smallest quota of it that Linux has.
+/// The period of the processor limit, in microseconds.
 const CPU_PERIOD: i64 = 100_000;
-const MIN_CPU_MILLIS: u32 = 10;
-/// The least memory that Docker grants.
-const MIN_MEMORY: u64 = 6 << 20;
 /// What removes a memory limit: more than any machine has, and no number that Docker takes for "unchanged".
 const ALL_MEMORY: i64 = 1 << 50;
 
@@ -121,7 +119,7 @@ pub(super) fn check(spec: &SandboxSpec) -> Result<(), ProviderError> {
             }
         }
     }
-    if spec.resources.cpu_millis.is_some_and(|millis| millis < MIN_CPU_MILLIS) {
+    if spec.resources.cpu_millis.is_some_and(|millis| u64::from(millis) < MIN_CPU_MILLIS) {
         return invalid("Docker grants no less than 0.01 `cpu`");
     }
     if spec.resources.memory.is_some_and(|memory| memory.as_bytes() < MIN_MEMORY) {

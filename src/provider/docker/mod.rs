@@ -19,7 +19,7 @@ use bollard::models::{
     ContainerSummary, ContainerSummaryStateEnum as State, NetworkCreateRequest, Volume, VolumeCreateRequest,
 };
 use bollard::query_parameters as query;
-use tokio::sync::RwLock;
+use tokio::sync::{Mutex, RwLock};
 use tokio::time::{Instant, sleep};
 
 pub use sheet::SHEET;
@@ -43,6 +43,8 @@ pub struct Docker {
     api: Api,
     /// The network of a project is made before its first container and removed after its last one: whoever removes holds this alone.
     networks: RwLock<()>,
+    /// One network is made at a time.
+    making: Mutex<()>,
 }
 
 type Labels = HashMap<String, String>;
@@ -53,7 +55,11 @@ impl Docker {
     /// # Errors
     /// [`ProviderError::Invalid`] if there is no address, or none that can be; [`ProviderError::Unsupported`] if it is of a kind not spoken here.
     pub fn open(context: &ProviderContext) -> Result<Self, ProviderError> {
-        Ok(Self { api: Api::new(Daemon::find(context)?), networks: RwLock::default() })
+        Ok(Self {
+            api: Api::new(Daemon::find(context)?),
+            networks: RwLock::default(),
+            making: Mutex::default(),
+        })
     }
 
     async fn call<T>(
@@ -114,26 +120,55 @@ impl Docker {
         }
     }
 
+    /// Ids of the networks of this name: to Docker names of networks are not unique.
+    async fn networks_named(&self, name: &str) -> Result<Vec<String>, ProviderError> {
+        let filters = HashMap::from([("name".to_owned(), vec![name.to_owned()])]);
+        let options = query::ListNetworksOptionsBuilder::new().filters(&filters).build();
+        let found =
+            self.call("list networks", async |client| client.list_networks(Some(options)).await).await?;
+        let same = found.into_iter().filter(|network| network.name.as_deref() == Some(name));
+        Ok(same.filter_map(|network| network.id).collect())
+    }
+
     async fn ensure_network(&self, project: &str) -> Result<(), ProviderError> {
+        let _one = self.making.lock().await;
         let name = map::network_name(project);
-        let doing = format!("create network {name}");
-        match self.call(&doing, async |client| client.inspect_network(&name, None).await).await {
-            Err(ProviderError::NotFound { .. }) => {}
-            other => return other.map(drop),
+        if !self.networks_named(&name).await?.is_empty() {
+            return Ok(());
         }
         let labels = Labels::from([
             (labels::MANAGED_BY.to_owned(), "pocketenv".to_owned()),
             (labels::PROJECT.to_owned(), project.to_owned()),
         ]);
         let wanted = NetworkCreateRequest {
-            name,
+            name: name.clone(),
             driver: Some("bridge".to_owned()),
             labels: Some(labels),
             ..Default::default()
         };
-        match self.call(&doing, async |client| client.create_network(wanted).await).await {
-            Err(ProviderError::AlreadyExists { .. }) => Ok(()),
-            other => other.map(drop),
+        let doing = format!("create network {name}");
+        let made = match self.call(&doing, async |client| client.create_network(wanted).await).await {
+            Ok(made) => made.id,
+            Err(ProviderError::AlreadyExists { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // Another process may have made one at the same moment; of two the same one stays, whoever looks.
+        match self.networks_named(&name).await?.into_iter().min() {
+            Some(first) if first != made => self.remove_network(&made).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove_network(&self, id: &str) -> Result<(), ProviderError> {
+        let doing = format!("remove network {id}");
+        match self.call(&doing, async |client| client.remove_network(id).await).await {
+            Ok(()) | Err(ProviderError::NotFound { .. }) => Ok(()),
+            // Somebody put something else into it.
+            Err(ProviderError::Unauthorised { message } | ProviderError::AlreadyExists { what: message }) => {
+                tracing::warn!("{message}");
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -143,19 +178,10 @@ impl Docker {
         if !self.containers(&HashMap::from([("label", ours(Some(project)))])).await?.is_empty() {
             return Ok(());
         }
-        let name = map::network_name(project);
-        match self
-            .call(&format!("remove network {name}"), async |client| client.remove_network(&name).await)
-            .await
-        {
-            Ok(()) | Err(ProviderError::NotFound { .. }) => Ok(()),
-            // Somebody put something else into it.
-            Err(ProviderError::Unauthorised { message } | ProviderError::AlreadyExists { what: message }) => {
-                tracing::warn!("{message}");
-                Ok(())
-            }
-            Err(error) => Err(error),
+        for id in self.networks_named(&map::network_name(project)).await? {
+            self.remove_network(&id).await?;
         }
+        Ok(())
     }
 
     /// Docker would make a volume that does not exist, without labels.
@@ -270,7 +296,11 @@ impl Docker {
             Err(ProviderError::NotFound { what }) => return Err(ProviderError::Invalid { message: what }),
             Err(error) => return Err(error),
         }
-        let found = self.existing(&SandboxId(name.to_owned())).await?;
+        // A create that was given up may hold the name while Docker still makes the container, or takes it back.
+        let found = self.container(name).await?.ok_or_else(|| ProviderError::Transient {
+            message: format!("cannot {doing}: container {name} is on its way"),
+            source: None,
+        })?;
         let token = found.labels.as_ref().and_then(|l| l.get(labels::INTENT));
         if token != Some(&identity.intent.0) {
             return Err(ProviderError::AlreadyExists {

@@ -1,6 +1,8 @@
 //! What Docker can do.
 
-use crate::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+use crate::provider::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
+};
 
 const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
     FieldSupport { path, support: Support::Honoured(class) }
@@ -9,6 +11,10 @@ const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
 const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
     FieldSupport { path, support: Support::Refused { because, instead } }
 }
+
+/// The smallest quota of a processor that Linux has, in thousandths, and the least memory that Docker grants, in bytes.
+pub(super) const MIN_CPU_MILLIS: u64 = 10;
+pub(super) const MIN_MEMORY: u64 = 6 << 20;
 
 /// The sheet of provider `docker`.
 pub static SHEET: Capabilities = Capabilities {
@@ -20,6 +26,23 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: true,
     max_concurrency: 8,
+    processes: true,
+    interactive: true,
+    pty: true,
+    dial: true,
+    longest_life_ms: None,
+    resources: ResourceRanges {
+        cpu_millis: Some(Range { min: MIN_CPU_MILLIS, max: u32::MAX as u64 }),
+        memory: Some(Range { min: MIN_MEMORY, max: i64::MAX as u64 }),
+        disk: None,
+    },
+    settings: &[ProviderSetting {
+        name: "host",
+        variable: Some("DOCKER_HOST"),
+        secret: false,
+        required: false,
+        summary: "the address of the daemon, `unix:///PATH` or `tcp://HOST:PORT`; without it that of the `docker` command",
+    }],
     fields: &[
         refused(
             "image=host",

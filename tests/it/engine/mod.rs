@@ -8,5 +8,5 @@ mod lifecycle;
 mod network;
 pub mod ordinary_user;
 mod recovery;
-mod support;
+pub mod support;
 mod volumes;

@@ -209,6 +209,8 @@ fn refused(doing: &str, status: u16, said: &str) -> ProviderError {
             ),
             source: None,
         },
+        // Podman's word for a name that is taken.
+        500 if said.contains("that name is already in use") => ProviderError::AlreadyExists { what: message },
         400 | 406 => ProviderError::Invalid { message },
         401 | 403 => ProviderError::Unauthorised { message },
         404 => ProviderError::NotFound { what: message },

@@ -82,7 +82,7 @@ pub(super) fn record_name(container: &str, revision: u64) -> String {
 }
 
 /// A record's container and revision.
-fn record_of(volume: &Volume) -> Option<(&str, u64)> {
+pub(super) fn record_of(volume: &Volume) -> Option<(&str, u64)> {
     let container = volume.labels.get(RECORD_OF)?;
     let revision = volume.name.strip_prefix(container)?.strip_prefix(".record-")?;
     Some((container, revision.parse().ok()?))
@@ -438,12 +438,15 @@ mod tests {
         assert_eq!(seen.labels[names::GENERATION], "4");
         assert_eq!(seen.labels[names::INTENT], "t");
         assert!(!seen.labels.contains_key(RECORD_OF));
+        // What is swept up as a record is one by its name as well.
+        let other = Volume { name: volume_name("shop", "data"), ..volumes[0].clone() };
+        assert!(record_of(&volumes[0]).is_some() && record_of(&other).is_none());
     }
 
     #[test]
     fn a_port_that_is_not_published_is_not_listening() {
         let seen = observed(&listed(State::RUNNING, "Up"), None, Vec::new()).unwrap();
-        assert_eq!(seen.endpoints[&80].listening, false);
+        assert!(!seen.endpoints[&80].listening);
         assert_eq!(seen.spec.unwrap().ports[&80].host_port, None);
         let stopped = observed(&listed(State::EXITED, "Exited (0)"), None, Vec::new()).unwrap();
         assert_eq!(stopped.spec.unwrap(), spec());

@@ -82,13 +82,26 @@ impl Docker {
         self.call("list containers", async |client| client.list_containers(Some(options)).await).await
     }
 
+    /// Containers of a project, or of every one. What a filter lets through is looked at again: daemons differ in how several go together.
+    async fn containers_of(&self, project: Option<&str>) -> Result<Vec<ContainerSummary>, ProviderError> {
+        let mut found = self.containers(&HashMap::from([("label", ours(project))])).await?;
+        found.retain(|container| container.labels.as_ref().is_some_and(|labels| is_ours(labels, project)));
+        Ok(found)
+    }
+
     async fn volumes_with(&self, labels: Vec<String>) -> Result<Vec<Volume>, ProviderError> {
-        let options = query::ListVolumesOptionsBuilder::new()
-            .filters(&HashMap::from([("label".to_owned(), labels)]))
-            .build();
+        let filters = HashMap::from([("label".to_owned(), labels)]);
+        let options = query::ListVolumesOptionsBuilder::new().filters(&filters).build();
         let listing =
             self.call("list volumes", async |client| client.list_volumes(Some(options)).await).await?;
         Ok(listing.volumes.unwrap_or_default())
+    }
+
+    /// Volumes of a project, or of every one, records among them.
+    async fn volumes_of(&self, project: Option<&str>) -> Result<Vec<Volume>, ProviderError> {
+        let mut found = self.volumes_with(ours(project)).await?;
+        found.retain(|volume| is_ours(&volume.labels, project));
+        Ok(found)
     }
 
     async fn container(&self, id: &str) -> Result<Option<ContainerSummary>, ProviderError> {
@@ -106,7 +119,9 @@ impl Docker {
     }
 
     async fn records_of(&self, id: &str) -> Result<Vec<Volume>, ProviderError> {
-        self.volumes_with(vec![format!("{}={id}", map::RECORD_OF)]).await
+        let mut found = self.volumes_with(vec![format!("{}={id}", map::RECORD_OF)]).await?;
+        found.retain(|volume| map::record_of(volume).is_some_and(|(container, _)| container == id));
+        Ok(found)
     }
 
     /// What is worth telling about a sandbox.
@@ -175,7 +190,7 @@ impl Docker {
     /// Removes the project's network if no container of the project is left.
     async fn release_network(&self, project: &str) -> Result<(), ProviderError> {
         let _alone = self.networks.write().await;
-        if !self.containers(&HashMap::from([("label", ours(Some(project)))])).await?.is_empty() {
+        if !self.containers_of(Some(project)).await?.is_empty() {
             return Ok(());
         }
         for id in self.networks_named(&map::network_name(project)).await? {
@@ -188,10 +203,14 @@ impl Docker {
     async fn check_mounts(&self, spec: &SandboxSpec, project: &str) -> Result<(), ProviderError> {
         for mount in &spec.mounts {
             let name = map::volume_name(project, &mount.volume);
-            let found = self
-                .call(&format!("look at volume {name}"), async |client| client.inspect_volume(&name).await)
-                .await?;
-            own_volume(&found, project, &mount.volume)?;
+            let doing = format!("look at volume {name}");
+            match self.call(&doing, async |client| client.inspect_volume(&name).await).await {
+                Ok(found) => own_volume(&found, project, &mount.volume)?,
+                Err(ProviderError::NotFound { .. }) => {
+                    return Err(ProviderError::NotFound { what: format!("volume {name}") });
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
@@ -351,16 +370,15 @@ impl Docker {
 
     /// Removes records whose container is gone, by whoever's hand.
     async fn sweep_records(&self, project: &str) -> Result<(), ProviderError> {
-        let mut filter = ours(Some(project));
-        filter.push(map::RECORD_OF.to_owned());
         // First the records, then the containers: a record is never there before its container.
-        let records = self.volumes_with(filter).await?;
+        let mut records = self.volumes_of(Some(project)).await?;
+        records.retain(|volume| map::record_of(volume).is_some());
         if records.is_empty() {
             return Ok(());
         }
-        let containers = self.containers(&HashMap::from([("label", ours(Some(project)))])).await?;
+        let containers = self.containers_of(Some(project)).await?;
         for record in records {
-            let container = record.labels.get(map::RECORD_OF).map(String::as_str);
+            let container = map::record_of(&record).map(|(container, _)| container);
             if !containers.iter().any(|c| map::name(c) == container) {
                 self.remove_volume(&record.name).await?;
             }
@@ -373,6 +391,11 @@ impl Docker {
 fn ours(project: Option<&str>) -> Vec<String> {
     let project = project.map(|project| format!("{}={project}", labels::PROJECT));
     std::iter::once(format!("{}=pocketenv", labels::MANAGED_BY)).chain(project).collect()
+}
+
+fn is_ours(found: &Labels, project: Option<&str>) -> bool {
+    found.get(labels::MANAGED_BY).is_some_and(|by| by == "pocketenv")
+        && project.is_none_or(|project| found.get(labels::PROJECT).is_some_and(|p| p == project))
 }
 
 fn own_volume(found: &Volume, project: &str, name: &str) -> Result<(), ProviderError> {
@@ -393,11 +416,10 @@ impl Provider for Docker {
     }
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
-        let filter = ours(owner.project.as_deref());
-        let by_label = HashMap::from([("label", filter.clone())]);
+        let project = owner.project.as_deref();
         // First the containers, then the records: what is updated in between is seen updated, never without its record.
-        let containers = self.containers(&by_label).await?;
-        let volumes = self.volumes_with(filter).await?;
+        let containers = self.containers_of(project).await?;
+        let volumes = self.volumes_of(project).await?;
         let records = map::records(&volumes);
         let matches = |found: Option<&String>| owner.owner.as_ref().is_none_or(|o| found == Some(&o.0));
         let mut listing = ObservedProvider::default();

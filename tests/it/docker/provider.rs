@@ -172,10 +172,9 @@ async fn the_first_process_collects_ends_gracefully_and_keeps_links() {
 
     // A process that is asked to end has the time to do so, and what it writes then is there after the start.
     let lasts = "trap 'sleep 1; echo last > /var/tmp/word; exit' TERM; echo up > /var/tmp/up; while :; do sleep 0.1; done";
-    let command = format!(
-        "setsid sh -c \"$1\" >/dev/null 2>&1 </dev/null & until test -e /var/tmp/up; do sleep 0.05; done"
-    );
-    let command = Command::new(["sh", "-c", &command, "sh", lasts]);
+    let begin =
+        "setsid sh -c \"$1\" >/dev/null 2>&1 </dev/null & until test -e /var/tmp/up; do sleep 0.05; done";
+    let command = Command::new(["sh", "-c", begin, "sh", lasts]);
     assert!(capture(&*guest, &command, &[], 100).await.unwrap().status.success());
     let begun = Instant::now();
     provider.stop(&id).await.unwrap();

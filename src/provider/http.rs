@@ -3,7 +3,8 @@
 //! A provider builds a [`Call`] from path segments (each is encoded, so that no id can change the path), sends it, and reads the answer as JSON.
 //! Nothing secret gets into an error: credentials travel in headers that are marked sensitive, and errors carry no URL.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ProviderError;
+use crate::secret::{Redactor, SecretValue};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -32,6 +34,8 @@ pub struct Http {
     base: Url,
     headers: HeaderMap,
     message: fn(&[u8]) -> Option<String>,
+    /// Takes credentials out of what the service says: some repeat them.
+    redactor: Arc<Redactor>,
 }
 
 impl Http {
@@ -49,6 +53,8 @@ impl Http {
         if base.query().is_some() || base.fragment().is_some() || base.password().is_some() {
             return Err(invalid("must not have a query, a fragment or a password"));
         }
+        // Who was first does not matter: it is always this one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())
@@ -60,7 +66,7 @@ impl Http {
         }
         let client =
             builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))?;
-        Ok(Self { client, base, headers: HeaderMap::new(), message })
+        Ok(Self { client, base, headers: HeaderMap::new(), message, redactor: Arc::new(Redactor::new([])) })
     }
 
     /// A header of every call whose value is a secret.
@@ -68,6 +74,9 @@ impl Http {
     /// # Errors
     /// [`ProviderError::Invalid`], without the value, if it cannot stand in a header.
     pub fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self, ProviderError> {
+        // A service has one credential; what stands before it is the scheme.
+        let credential = SecretValue::new(value.rsplit(' ').next().unwrap_or(value));
+        self.redactor = Arc::new(Redactor::new([(name, &credential)]));
         let mut value = HeaderValue::from_str(value).map_err(|_| ProviderError::Invalid {
             message: format!("the credential for header `{name}` has characters that no header can have"),
         })?;
@@ -146,14 +155,28 @@ impl Call<'_> {
     /// # Errors
     /// As [`Self::read`].
     pub async fn send(self, doing: &str) -> Result<Response, ProviderError> {
-        let response = self.request.send().await.map_err(|error| lost(doing, Lost::Http(error)))?;
+        let begun = Instant::now();
+        let sent = self.request.send().await;
+        let elapsed_ms = begun.elapsed().as_millis();
+        // Neither address, headers nor bodies: any of them may hold a secret.
+        let response = match sent {
+            Ok(response) => {
+                tracing::debug!(doing, status = response.status().as_u16(), elapsed_ms, "called");
+                response
+            }
+            Err(error) => {
+                let error = lost(doing, Lost::Http(error));
+                tracing::debug!(doing, %error, elapsed_ms, "called without an answer");
+                return Err(error);
+            }
+        };
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let headers = response.headers().clone();
         let body = bounded(response, ERROR_LIMIT).await.unwrap_or_default();
-        let said = (self.http.message)(&body);
+        let said = (self.http.message)(&body).map(|said| self.http.redactor.redact(&said));
         Err(refused(doing, status, &headers, said.as_deref()))
     }
 }

@@ -68,7 +68,7 @@ fn json(output: &Output) -> Value {
 const ONE: &str = "version: 1\nname: demo\nsandboxes:\n  api:\n    ports: [8000]\n";
 
 /// Every verb, with its subcommands. One that is missing here fails the test of the top-level help.
-const VERBS: [&[&str]; 48] = [
+const VERBS: [&[&str]; 55] = [
     &[],
     &["init"],
     &["validate"],
@@ -115,6 +115,13 @@ const VERBS: [&[&str]; 48] = [
     &["provider"],
     &["provider", "list"],
     &["provider", "show"],
+    &["provider", "login"],
+    &["provider", "logout"],
+    &["provider", "test"],
+    &["secret"],
+    &["secret", "set"],
+    &["secret", "list"],
+    &["secret", "rm"],
     &["doctor"],
     &["completion"],
 ];

@@ -10,7 +10,7 @@ use pocketenv::manifest::{
     Diagnostics, Input, LoadRequest, Manifest, ResolveContext, Resolved, load, validate,
 };
 use pocketenv::model::PortRef;
-use pocketenv::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+use pocketenv::provider::{Capabilities, ChangeClass, FieldSupport, ProviderSetting, StopMeaning, Support};
 
 const YES: Support = Support::Honoured(ChangeClass::Recreate);
 
@@ -24,6 +24,13 @@ const fn sheet(provider: &'static str, fields: &'static [FieldSupport]) -> Capab
         settle_ms: 0,
         forwards_from_host: true,
         max_concurrency: 1,
+        settings: &[ProviderSetting {
+            name: "api_key",
+            variable: Some("E2B_API_KEY"),
+            secret: true,
+            required: true,
+            summary: "for tests",
+        }],
         fields,
         ..Capabilities::NOTHING
     }

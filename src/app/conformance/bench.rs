@@ -140,10 +140,10 @@ impl Bench {
         SandboxSpec { image: self.image.clone(), hostname: hostname.to_owned(), ..SandboxSpec::default() }
     }
 
-    /// A call, tried again as `apply` would.
-    async fn call<'a, T, F>(&'a self, what: &str, attempt: impl Fn() -> F) -> Result<T, Failure>
+    /// What a call answers, tried again as `apply` would.
+    pub(super) async fn answer<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, ProviderError>
     where
-        F: Future<Output = Result<T, ProviderError>> + Send + 'a,
+        F: Future<Output = Result<T, ProviderError>>,
     {
         let mut tries = 0;
         loop {
@@ -157,10 +157,17 @@ impl Bench {
             };
             match Backoff::CALL.delay(tries, u32::MAX / 2, asked).filter(|_| error.is_retryable()) {
                 Some(pause) => sleep(pause).await,
-                None => return Err(Failure::Broken(format!("{what}: {}", with_causes(&error)))),
+                None => return Err(error),
             }
             tries += 1;
         }
+    }
+
+    async fn call<T, F>(&self, what: &str, attempt: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ProviderError>>,
+    {
+        self.answer(attempt).await.doing(what)
     }
 
     /// Makes a sandbox from the simplest spec.

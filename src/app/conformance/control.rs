@@ -415,12 +415,12 @@ async fn unknown(bench: &Bench) -> Verdict {
     let (spec, identity) = (bench.spec("unknown"), bench.identity("unknown"));
     let id = bench.create_as(&spec, &identity).await?;
     bench.delete(&id).await?;
-    let found = bench.provider().get(&id).await?;
+    let found = bench.get(&id).await?;
     check(found.is_none(), || "get still finds it".to_owned())?;
     let not_found = |what: &str, answer: Result<(), ProviderError>| match answer {
         Err(ProviderError::NotFound { .. }) => Ok(()),
         other => Err(Failure::Broken(format!("{what} something that does not exist answers {other:?}"))),
     };
-    not_found("starting", bench.provider().start(&id).await)?;
-    not_found("updating", bench.provider().update(&id, &spec, &identity).await)
+    not_found("starting", bench.answer(|| bench.provider().start(&id)).await)?;
+    not_found("updating", bench.answer(|| bench.provider().update(&id, &spec, &identity)).await)
 }

@@ -64,14 +64,14 @@ impl Daemon {
     /// [`ProviderError::Invalid`] if an address is named that cannot be, or none is named and there is no socket in the usual places.
     pub fn find(context: &ProviderContext) -> Result<Self, ProviderError> {
         let var = |name: &str| context.vars.get(name).map(String::as_str).filter(|value| !value.is_empty());
-        if let Some(host) = context.setting("docker", "host") {
-            return Self::parse(host, "providers.docker.host");
-        }
-        if let Some(host) = var("DOCKER_HOST") {
-            if var("DOCKER_TLS_VERIFY").is_some() && !host.starts_with("unix:") {
+        let host = context.setting("docker", "host").or(var("DOCKER_HOST"));
+        if let Some(host) = host {
+            // A setting that the manifest does not have is read from its variable.
+            let from = if var("DOCKER_HOST") == Some(host) { "DOCKER_HOST" } else { "providers.docker.host" };
+            if from == "DOCKER_HOST" && var("DOCKER_TLS_VERIFY").is_some() && !host.starts_with("unix:") {
                 return Err(no_tls("DOCKER_TLS_VERIFY"));
             }
-            return Self::parse(host, "DOCKER_HOST");
+            return Self::parse(host, from);
         }
         let settings =
             var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(Path::new(var("HOME")?).join(".docker")));
@@ -185,6 +185,7 @@ mod tests {
             executable: PathBuf::new(),
             vars: vars.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
             settings: settings.into_iter().map(|s| ("docker".to_owned(), s)).collect(),
+            credentials: BTreeMap::new(),
         }
     }
 

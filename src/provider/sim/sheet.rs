@@ -28,13 +28,22 @@ pub static SHEET: Capabilities = Capabilities {
     dial: true,
     longest_life_ms: None,
     resources: ResourceRanges::ANY,
-    settings: &[ProviderSetting {
-        name: "url",
-        variable: Some(super::URL_VARIABLE),
-        secret: false,
-        required: true,
-        summary: "the address that `pocketenv sim` prints",
-    }],
+    settings: &[
+        ProviderSetting {
+            name: "url",
+            variable: Some(super::URL_VARIABLE),
+            secret: false,
+            required: true,
+            summary: "the address that `pocketenv sim` prints",
+        },
+        ProviderSetting {
+            name: "token",
+            variable: Some(super::TOKEN_VARIABLE),
+            secret: true,
+            required: false,
+            summary: "the token that the simulator was started with",
+        },
+    ],
     fields: &[
         honoured("image", ChangeClass::Recreate),
         honoured("base", ChangeClass::Recreate),
@@ -48,6 +57,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("links", ChangeClass::Live),
         honoured("isolation", ChangeClass::Live),
         honoured("lifecycle", ChangeClass::Live),
+        refused("lifecycle.on_delete", "does not make backups", "keep the data in a volume"),
         refused("sync", "has no files to follow", "use `files: [{ path, source }]`"),
         refused("ssh", "does not serve SSH", "use `pocketenv exec`"),
         refused("tailscale", "does not join a tailnet", "use `ports`"),

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,6 +23,7 @@ use super::cloud::{Cloud, Refusal, Request};
 use super::fault::{Operation, RetryAfter};
 use super::journal::Receipt;
 use crate::provider::sim::api;
+use crate::secret::SecretValue;
 
 /// The largest request: an archive for one sandbox.
 const BODY_LIMIT: usize = 256 << 20;
@@ -38,8 +40,8 @@ struct Cut;
 struct CutError;
 
 /// Serves the cloud on every connection of the listener.
-pub async fn serve(listener: TcpListener, cloud: Shared) {
-    let service = TowerToHyperService::new(router(cloud));
+pub async fn serve(listener: TcpListener, cloud: Shared, token: Option<SecretValue>) {
+    let service = TowerToHyperService::new(router(cloud, token));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -78,8 +80,8 @@ async fn connection(stream: TcpStream, inner: TowerToHyperService<Router>) {
     }
 }
 
-fn router(cloud: Shared) -> Router {
-    Router::new()
+fn router(cloud: Shared, token: Option<SecretValue>) -> Router {
+    let router = Router::new()
         .route("/v1/capabilities", get(capabilities))
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{id}", get(get_one).patch(update).delete(delete))
@@ -95,7 +97,32 @@ fn router(cloud: Shared) -> Router {
             refuse(&Refusal::new(404, "no_such_route", "there is no such route; see docs/sim.md"))
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(cloud)
+        .with_state(cloud);
+    match token {
+        None => router,
+        Some(token) => router.layer(axum::middleware::from_fn(
+            move |request: axum::extract::Request, next: axum::middleware::Next| {
+                let allowed = !request.uri().path().starts_with("/v1/") || carries(request.headers(), &token);
+                async move {
+                    match allowed {
+                        true => next.run(request).await,
+                        false => refuse(&Refusal::new(
+                            401,
+                            "unauthorized",
+                            "the token is missing or not the right one",
+                        )),
+                    }
+                }
+            },
+        )),
+    }
+}
+
+/// Whether a request carries the token.
+fn carries(headers: &HeaderMap, token: &SecretValue) -> bool {
+    let given =
+        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    given.is_some_and(|given| given.ct_eq(token.expose().as_bytes()).into())
 }
 
 fn lock(cloud: &Shared) -> MutexGuard<'_, Cloud> {

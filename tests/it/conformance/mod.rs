@@ -30,6 +30,7 @@ async fn open(name: &str, dir: &Path, settings: &[(&str, &str)]) -> Arc<dyn Prov
         runtime_dir: dir.join("run"),
         executable: program(),
         vars: BTreeMap::new(),
+        credentials: BTreeMap::new(),
         settings: BTreeMap::from([(name.to_owned(), settings)]),
     };
     let registry = Registry::open([name], &context).await.unwrap_or_else(|(_, error)| panic!("{error}"));

@@ -136,6 +136,7 @@ impl Daemon {
             executable: PathBuf::new(),
             vars: BTreeMap::from([("DOCKER_HOST".to_owned(), self.host())]),
             settings: BTreeMap::new(),
+            credentials: BTreeMap::new(),
         };
         let registry =
             Registry::open(["docker"], &context).await.unwrap_or_else(|(_, error)| panic!("{error}"));

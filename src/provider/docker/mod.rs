@@ -488,10 +488,16 @@ impl Provider for Docker {
         if old.as_ref().is_none_or(|old| old.resources != spec.resources) {
             self.check_limits(spec).await?;
             let limits = map::update(&spec.resources);
-            self.call(&format!("change the limits of sandbox {id}"), async |client| {
-                client.update_container(&id.0, limits).await
-            })
-            .await?;
+            let doing = format!("change the limits of sandbox {id}");
+            match self.call(&doing, async |client| client.update_container(&id.0, limits).await).await {
+                // The container is there, so it is the call that is not.
+                Err(ProviderError::NotFound { .. }) => {
+                    let message =
+                        format!("cannot {doing}: this daemon changes no limits; create the sandbox anew");
+                    return Err(ProviderError::Unsupported { message });
+                }
+                other => drop(other?),
+            }
         }
         if old.as_ref().is_none_or(|old| map::links_file(old) != map::links_file(spec)) {
             let runs = container.state == Some(State::RUNNING);

@@ -7,19 +7,12 @@ use crate::provider::{Capabilities, Range};
 
 /// Checks what a sandbox asks for.
 pub(crate) fn check(node: &Node, sandbox: &DesiredSandbox, sheet: &Capabilities, problems: &mut Problems) {
-    let resources = &sandbox.spec.resources;
+    let (asked, given) = (&sandbox.spec.resources, &sheet.resources);
     let bytes = |quantity: Option<Quantity>| quantity.map(Quantity::as_bytes);
-    let cpu = |millis: u64| format!("{}", millis as f64 / 1000.0);
-    let size = |bytes: u64| Quantity::from_bytes(bytes).to_string();
-    let asked: [(&str, Option<u64>, Option<Range>, &dyn Fn(u64) -> String); 3] = [
-        ("cpu", resources.cpu_millis.map(u64::from), sheet.resources.cpu_millis, &cpu),
-        ("memory", bytes(resources.memory), sheet.resources.memory, &size),
-        ("disk", bytes(resources.disk), sheet.resources.disk, &size),
-    ];
-    for (name, asked, range, text) in asked {
-        let (Some(asked), Some(range)) = (asked, range) else { continue };
+    let mut within = |name: &str, asked: Option<u64>, range: Option<Range>, text: fn(u64) -> String| {
+        let (Some(asked), Some(range)) = (asked, range) else { return };
         if (range.min..=range.max).contains(&asked) {
-            continue;
+            return;
         }
         let (min, max) = (text(range.min), text(range.max));
         let message = format!(
@@ -29,7 +22,10 @@ pub(crate) fn check(node: &Node, sandbox: &DesiredSandbox, sheet: &Capabilities,
         );
         let help = format!("write {}", if asked < range.min { &min } else { &max });
         problems.push(Problem::error("unsupported", node.span_at(&["resources", name]), message).help(help));
-    }
+    };
+    within("cpu", asked.cpu_millis.map(u64::from), given.cpu_millis, processors);
+    within("memory", bytes(asked.memory), given.memory, size);
+    within("disk", bytes(asked.disk), given.disk, size);
     if let (Some(ttl), Some(longest)) = (sandbox.spec.lifecycle.ttl, sheet.longest_life_ms)
         && ttl.as_millis() > longest
     {
@@ -41,4 +37,14 @@ pub(crate) fn check(node: &Node, sandbox: &DesiredSandbox, sheet: &Capabilities,
         let help = format!("write {longest} or less");
         problems.push(Problem::error("unsupported", node.span_at(&["lifecycle", "ttl"]), message).help(help));
     }
+}
+
+/// Thousandths of a processor, as a manifest has them.
+pub(crate) fn processors(millis: u64) -> String {
+    format!("{}", millis as f64 / 1000.0)
+}
+
+/// Bytes, as a manifest has them.
+pub(crate) fn size(bytes: u64) -> String {
+    Quantity::from_bytes(bytes).to_string()
 }

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
+use super::limits::{processors, size};
 use super::schema::{alternatives, rules};
-use crate::model::{Duration, Quantity};
+use crate::model::Duration;
 use crate::provider::{Capabilities, ChangeClass, Range, StopMeaning, Support};
 
 /// Fields that a provider makes or refuses; a sheet has to say which.
@@ -178,11 +179,9 @@ pub fn providers_page(sheets: &[&Capabilities]) -> String {
     row("managed volumes", &|s| yes(s.honours(&["volumes"], None)));
     row("object storage as a volume", &|s| yes(s.honours(&["volumes", "s3"], None)));
     row("egress policy", &|s| yes(s.honours(&["network", "egress"], Some("deny"))));
-    let cpu = |millis: u64| format!("{}", millis as f64 / 1000.0);
-    let size = |bytes: u64| Quantity::from_bytes(bytes).to_string();
-    row("`cpu`", &|s| range(s, "cpu", s.resources.cpu_millis, &cpu));
-    row("`memory`", &|s| range(s, "memory", s.resources.memory, &size));
-    row("`disk`", &|s| range(s, "disk", s.resources.disk, &size));
+    row("`cpu`", &|s| range(s, "cpu", s.resources.cpu_millis, processors));
+    row("`memory`", &|s| range(s, "memory", s.resources.memory, size));
+    row("`disk`", &|s| range(s, "disk", s.resources.disk, size));
 
     out.push_str("\n## Settings and credentials\n\n");
     out.push_str(
@@ -267,7 +266,7 @@ fn images(sheet: &Capabilities) -> String {
     if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") }
 }
 
-fn range(sheet: &Capabilities, name: &str, range: Option<Range>, text: &dyn Fn(u64) -> String) -> String {
+fn range(sheet: &Capabilities, name: &str, range: Option<Range>, text: fn(u64) -> String) -> String {
     match range {
         _ if !sheet.honours(&["resources", name], None) => "refused".to_owned(),
         None => "any".to_owned(),

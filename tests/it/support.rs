@@ -243,9 +243,9 @@ fn look(
     let manifest = format!(
         "version: 1\nname: matrix\ndefaults: {{ provider: {} }}\nsecrets: {{ KEY: {{ env: KEY }} }}\n\
          presets: {{ tools: {{ vars: {{ WORD: w }}, steps: [{{ name: a, run: 'echo $WORD' }}] }} }}\n\
-         sandboxes:\n  first: {{ {} }}\n  box: {{ {sandbox}{comma}{image} }}\nvolumes: {{ data: {{ {volume} }} }}\n",
+         sandboxes:\n  first: {{ services: {{ db: {{ command: [a], healthcheck: {{ tcp: 1 }} }} }}{first} }}\n  box: {{ {sandbox}{comma}{image} }}\nvolumes: {{ data: {{ {volume} }} }}\n",
         sheet.provider,
-        default_image(sheet),
+        first = if default_image(sheet).is_empty() { String::new() } else { format!(", {}", default_image(sheet)) },
         comma = if sandbox.is_empty() || image.is_empty() { "" } else { ", " },
     )
     .replace("OTHER", other.provider);
@@ -352,4 +352,37 @@ fn the_page_of_providers_is_fresh() {
         found == page,
         "docs/providers.md is not what the sheets say; UPDATE=1 cargo nextest run support rewrites it"
     );
+}
+
+#[test]
+fn what_is_beyond_the_limits_of_a_provider_is_refused_at_its_line() {
+    use pocketenv::provider::{ChangeClass, FieldSupport, Range, ResourceRanges, Support};
+    const YES: Support = Support::Honoured(ChangeClass::Recreate);
+    static SMALL: Capabilities = Capabilities {
+        provider: "small",
+        longest_life_ms: Some(3_600_000),
+        resources: ResourceRanges {
+            cpu_millis: Some(Range { min: 500, max: 2000 }),
+            memory: Some(Range { min: 256 << 20, max: 4 << 30 }),
+            disk: None,
+        },
+        fields: &[FieldSupport { path: "image", support: YES }],
+        ..Capabilities::NOTHING
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let check = |cpu: &str, memory: &str, ttl: &str| {
+        let text = format!(
+            "version: 1\nname: p\nsandboxes:\n  a:\n    provider: small\n    resources:\n      cpu: {cpu}\n      memory: {memory}\n    lifecycle:\n      ttl: {ttl}\n"
+        );
+        std::fs::write(dir.path().join("pocketenv.yaml"), text).unwrap();
+        let files = vec![Input::Path(dir.path().join("pocketenv.yaml"))];
+        match validate(&LoadRequest { files, ..LoadRequest::default() }, &[&SMALL]) {
+            Ok(_) => Vec::new(),
+            Err(told) => told.items.iter().map(|d| (d.location().unwrap().line, d.message.clone())).collect(),
+        }
+    };
+    assert_eq!(check("2", "4GiB", "1h"), []);
+    let told = check("4", "128MiB", "2h");
+    assert_eq!(told.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [7, 8, 10], "{told:?}");
+    assert!(told[0].1.contains("gives 0.5 to 2") && told[2].1.contains("after 1h"), "{told:?}");
 }

@@ -122,7 +122,7 @@ struct Broken {
 }
 
 impl Broken {
-    fn new(inner: Arc<dyn Provider>, defect: Defect) -> Arc<dyn Provider> {
+    fn wrap(inner: Arc<dyn Provider>, defect: Defect) -> Arc<dyn Provider> {
         let mut sheet = inner.capabilities().clone();
         if defect == StopKeepsTheDisk {
             sheet.stop = StopMeaning::Destroy;
@@ -449,7 +449,7 @@ impl Pty for BrokenPty {
 /// Tries each defect; those whose case does not fail are told.
 async fn are_found(provider: Arc<dyn Provider>, defects: &[(Defect, &'static str)]) {
     let tried = defects.iter().map(|(defect, case)| {
-        let provider = Broken::new(Arc::clone(&provider), *defect);
+        let provider = Broken::wrap(Arc::clone(&provider), *defect);
         async move {
             let report = kit(provider, Some(case)).await;
             let result = report.cases.iter().find(|report| report.name == *case).unwrap();

@@ -42,6 +42,8 @@ impl Sim {
         let mut url = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
         assert!(url.starts_with("http://127.0.0.1:"), "the simulator did not come up: {url:?}");
+        // The client of the library wants to know by whom it would speak TLS.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
         Self { child, url: url.trim().to_owned(), state, client }
     }

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::{Error, Project};
-use crate::guest;
+use crate::guest::{self, IsolationCheck, IsolationVerdict};
 use crate::model::{
-    GuestSpec, Observation, ObservedSandbox, SandboxId, SandboxState, SecretUse, labels, nearest,
+    Condition, ConditionStatus, EgressAttempt, GuestSpec, Observation, ObservedSandbox, SandboxId,
+    SandboxState, SecretUse, labels, nearest,
 };
-use crate::provider::{Command, ExecIo, Guest, Output};
+use crate::provider::{Command, ExecIo, Guest, Output, ProviderError};
 use crate::secret::{Redactor, SecretValue};
 
 /// As much of a secret's file is read as a secret can be long; whoever is inside may have put something else there.
@@ -26,6 +29,17 @@ pub struct Sandbox {
     pub declared: Option<GuestSpec>,
     /// The way in.
     pub guest: Box<dyn Guest>,
+}
+
+/// What came of trying to get out of a sandbox.
+#[derive(Clone, Debug, Serialize)]
+pub struct Isolation {
+    /// The sandbox.
+    pub sandbox: String,
+    /// `PolicyVerified`.
+    pub condition: Condition,
+    /// Each way out.
+    pub checks: Vec<IsolationCheck>,
 }
 
 impl Sandbox {
@@ -71,23 +85,82 @@ impl Sandbox {
 impl Project<'_> {
     /// The running sandbox that `name` means: its name, its address, or its id at the provider.
     pub async fn sandbox(&self, name: &str) -> Result<Sandbox, Error> {
+        let (name, provider, id, declared) = self.locate(name).await?;
+        let guest = self.provider(&provider)?.guest(&id).await;
+        let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
+        Ok(Sandbox { name, provider, id, declared, guest })
+    }
+
+    /// The sandbox's name, and what it tried to reach.
+    pub async fn egress(&self, name: &str) -> Result<(String, Vec<EgressAttempt>), Error> {
+        let (name, provider, id, _) = self.locate(name).await?;
+        let unsupported = || ProviderError::Unsupported {
+            message: "it keeps no account of what sandboxes try to reach".to_owned(),
+        };
+        let attempts = match self.provider(&provider)?.egress() {
+            Some(log) => log.attempts(&id).await,
+            None => Err(unsupported()),
+        };
+        Ok((name, attempts.map_err(|source| Error::Provider { provider, source })?))
+    }
+
+    /// Tries to get out of a running sandbox.
+    pub async fn isolation(&self, name: &str) -> Result<Isolation, Error> {
+        let sandbox = self.sandbox(name).await?;
+        let recorded = self.store.recorded(&self.name).await?.sandboxes.remove(&sandbox.name);
+        let (spec, generation) = match recorded {
+            Some(record) => (Some(record.spec), record.generation),
+            None => {
+                let found = self.provider(&sandbox.provider)?.get(&sandbox.id).await;
+                let found =
+                    found.map_err(|source| Error::Provider { provider: sandbox.provider.clone(), source })?;
+                (found.and_then(|found| found.spec), 0)
+            }
+        };
+        // With nothing known about it, everything that is closed by default should be.
+        let checks = guest::try_isolation(sandbox.guest.as_ref(), &spec.unwrap_or_default()).await;
+        let checks = match checks {
+            Ok(checks) => checks,
+            Err(error) => return Err(self.explain(&sandbox, error.into()).await),
+        };
+        let names = |verdict| {
+            let names =
+                checks.iter().filter(|check| check.verdict == verdict).map(|check| check.name.as_str());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (broken, unknown) = (names(IsolationVerdict::Broken), names(IsolationVerdict::Unknown));
+        let (status, reason, message) = match (broken.is_empty(), unknown.is_empty()) {
+            (false, _) => (ConditionStatus::False, "WayOut", format!("not held: {broken}")),
+            (true, false) => (ConditionStatus::Unknown, "NotTried", format!("could not be tried: {unknown}")),
+            (true, true) => (ConditionStatus::True, "AllHeld", String::new()),
+        };
+        let condition = Condition {
+            kind: "PolicyVerified".to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message,
+            last_transition: None,
+            observed_generation: generation,
+        };
+        Ok(Isolation { sandbox: sandbox.name, condition, checks })
+    }
+
+    /// Name, provider, id and what is declared to be inside of the sandbox that `name` means.
+    async fn locate(&self, name: &str) -> Result<(String, String, SandboxId, Option<GuestSpec>), Error> {
         let recorded = self.store.recorded(&self.name).await?;
         let known = recorded
             .sandboxes
             .iter()
             .find(|(n, r)| *n == name || r.id.0 == name)
             .map(|(n, r)| (n.clone(), r.provider.clone(), r.id.clone(), r.guest.clone()));
-        let (name, provider, id, guest_spec) = match known {
-            Some(known) => known,
+        match known {
+            Some(known) => Ok(known),
             // The record may be lost; the labels are not.
             None => {
                 let (name, provider, found) = self.find(name, &recorded).await?;
-                (name, provider, found.id, None)
+                Ok((name, provider, found.id, None))
             }
-        };
-        let guest = self.provider(&provider)?.guest(&id).await;
-        let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
-        Ok(Sandbox { name, provider, id, declared: guest_spec, guest })
+        }
     }
 
     /// Explains why a sandbox cannot be reached, if it does not run.

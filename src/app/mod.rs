@@ -24,7 +24,7 @@ pub use collect::{Orphan, Orphans, Why};
 pub use credentials::{Configured, SettingSource};
 pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
-pub use inside::Sandbox;
+pub use inside::{Isolation, Sandbox};
 pub use project::{App, Project, Selection, View};
 pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};

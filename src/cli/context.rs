@@ -130,15 +130,30 @@ impl Context {
     /// # Errors
     /// What the use case answers, or the system if no thread can be started.
     pub fn block_on<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| CliError::new(Exit::Failed, format!("starting: {error}")))?;
-        let result = runtime.block_on(work);
-        // A read of a terminal cannot be called off; it must not hold us up.
-        runtime.shutdown_background();
-        result
+        run_on(tokio::runtime::Builder::new_multi_thread(), work)
     }
+
+    /// The same for work that does one thing at a time: no thread is started that has nothing to do.
+    ///
+    /// # Errors
+    /// As [`Context::block_on`].
+    pub fn block_on_one<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+        run_on(tokio::runtime::Builder::new_current_thread(), work)
+    }
+}
+
+fn run_on<T>(
+    mut builder: tokio::runtime::Builder,
+    work: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new(Exit::Failed, format!("starting: {error}")))?;
+    let result = runtime.block_on(work);
+    // A read of a terminal cannot be called off; it must not hold us up.
+    runtime.shutdown_background();
+    result
 }
 
 fn environment(process: Process) -> Environment {

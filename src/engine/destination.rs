@@ -32,8 +32,7 @@ pub enum Failure {
 /// [`Failure`].
 pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     let refused = |what| Failure::Refused(Refused { host: host.to_owned(), what });
-    let name = host.trim_end_matches('.').to_ascii_lowercase();
-    if name == "localhost" || name.ends_with(".localhost") {
+    if is_this_machine(host) {
         return Err(refused("this machine"));
     }
     let own = own_addresses().map_err(Failure::Unresolved)?;
@@ -47,6 +46,21 @@ pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> 
         }
         None => Ok(addresses),
     }
+}
+
+/// What is wrong with a host that is written as an address or as this machine, without asking anybody.
+pub fn refused_as_written(host: &str) -> Option<Refused> {
+    let refused = |what| Refused { host: host.to_owned(), what };
+    if is_this_machine(host) {
+        return Some(refused("this machine"));
+    }
+    let own = own_addresses().ok()?;
+    forbidden(host.parse().ok()?, &own).map(refused)
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 fn own_addresses() -> io::Result<Vec<IpAddr>> {

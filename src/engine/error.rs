@@ -21,6 +21,9 @@ pub enum EngineError {
     /// The request makes no sense; nothing was done.
     #[error("{0}")]
     Invalid(String),
+    /// A limit cannot be enforced on this machine; nothing was done.
+    #[error("{0}")]
+    Unenforceable(String),
     /// The recorded state cannot be read.
     #[error("the recorded state of `{id}` is unreadable: {reason}")]
     Broken {

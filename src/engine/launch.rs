@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::skeleton;
 use super::spec::{BoxSpec, MountSource, Network};
 
 /// The new root, relative to the sandbox's directory, which is init's working directory throughout.
@@ -85,11 +86,22 @@ pub struct LaunchRequest {
     pub mount_paths: Vec<PathBuf>,
 }
 
+/// Where the files of a sandbox are on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Its own directory; names its mounts, so that the host can tell whose they are.
+    pub dir: PathBuf,
+    /// What it has in common with others: see `skeleton`.
+    pub skeleton: PathBuf,
+}
+
 /// One step of the launch, done by init before it serves. Relative paths start at the sandbox's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Open the source of mount number `slot`, with the host identity that made the sandbox.
     OpenSource { slot: usize, path: PathBuf },
+    /// Open the skeleton, with the host identity that made the sandbox.
+    OpenSkeleton(PathBuf),
     /// Become root inside.
     BecomeRoot { groups: bool },
     /// Die with the shim.
@@ -104,9 +116,13 @@ pub enum Step {
     Bind { from: String, to: String, read_only: bool, recursive: bool },
     /// Bind one device node.
     Device(&'static str),
-    /// The host's `lower` under writes kept in `upper/NAME`.
-    Overlay { name: String },
-    /// Copy what is readable of `/NAME` into the root, where nothing is yet.
+    /// The skeleton's root under writes kept in `rootfs`, mounted there. `source` is what the mount is called.
+    OverlayRoot { source: PathBuf },
+    /// Copy the skeleton's root into `rootfs`, where nothing is yet.
+    CopyRoot,
+    /// The host's `/NAME`, with the skeleton's files over it if it has any, under writes kept in `upper/NAME`.
+    Overlay { name: String, skeleton: bool },
+    /// Copy the skeleton's files and what is readable of `/NAME` into the root, where nothing is yet.
     Copy { name: String },
     /// A new memory file system.
     Tmpfs { at: &'static str, options: &'static str, exec: bool },
@@ -115,7 +131,7 @@ pub enum Step {
     /// A symbolic link.
     Symlink { at: &'static str, to: &'static str },
     /// A directory on one of the file systems just made.
-    Mkdir { at: &'static str, mode: u32 },
+    Mkdir { at: String, mode: u32 },
     /// A fresh /proc.
     Proc,
     /// Hide a file or directory of /proc; one that is not there is fine.
@@ -138,6 +154,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
+            Step::OpenSkeleton(path) => write!(f, "open {}", path.display()),
             Step::BecomeRoot { .. } => f.write_str("become root inside"),
             Step::DieWithParent => f.write_str("tie to the parent"),
             Step::Hostname(_) => f.write_str("set the host name"),
@@ -145,7 +162,9 @@ impl fmt::Display for Step {
             Step::PrivateMounts => f.write_str("make mounts private"),
             Step::Bind { from, to, .. } => write!(f, "bind {from} to {to}"),
             Step::Device(name) => write!(f, "bind /dev/{name}"),
-            Step::Overlay { name } => write!(f, "overlay /{name}"),
+            Step::OverlayRoot { .. } => f.write_str("overlay the root"),
+            Step::CopyRoot => f.write_str("copy the root"),
+            Step::Overlay { name, .. } => write!(f, "overlay /{name}"),
             Step::Copy { name } => write!(f, "copy /{name}"),
             Step::Tmpfs { at, .. } => write!(f, "mount tmpfs at {at}"),
             Step::Devpts { .. } => f.write_str("mount devpts"),
@@ -192,9 +211,9 @@ pub fn execute(plan: &[Step], syscalls: &mut dyn Syscalls) -> Result<Vec<String>
 }
 
 /// The steps that launch a sandbox.
-pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
+pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<Step> {
     let spec = &request.spec;
-    let mut steps = Vec::new();
+    let mut steps = vec![Step::OpenSkeleton(places.skeleton.clone())];
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
@@ -206,7 +225,11 @@ pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
         steps.push(Step::Loopback);
     }
     steps.push(Step::PrivateMounts);
-    steps.push(Step::Bind { from: ROOT.into(), to: ROOT.into(), read_only: false, recursive: false });
+    steps.push(Step::Either {
+        first: Box::new(Step::OverlayRoot { source: places.dir.clone() }),
+        second: Box::new(Step::CopyRoot),
+        choice: "the root is a copy",
+    });
     for name in &facts.system_dirs {
         let second = if name == "etc" {
             Step::Copy { name: name.clone() }
@@ -220,7 +243,10 @@ pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
         };
         let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
         steps.push(Step::Either {
-            first: Box::new(Step::Overlay { name: name.clone() }),
+            first: Box::new(Step::Overlay {
+                name: name.clone(),
+                skeleton: skeleton::LAYERS.contains(&name.as_str()),
+            }),
             second: Box::new(second),
             choice,
         });
@@ -231,7 +257,9 @@ pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
     }
     dev(request.id_map.has_range(), &mut steps);
     steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
-    steps.push(Step::Mkdir { at: "rootfs/run/lock", mode: 0o1777 });
+    steps.push(Step::Mkdir { at: "rootfs/run/lock".into(), mode: 0o1777 });
+    steps
+        .extend(spec.run_dirs.iter().map(|dir| Step::Mkdir { at: format!("rootfs/run/{dir}"), mode: 0o711 }));
     let host_proc =
         Step::Bind { from: "/proc".into(), to: format!("{ROOT}/proc"), read_only: true, recursive: true };
     steps.push(Step::Either {
@@ -269,9 +297,9 @@ pub fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
 fn dev(group: bool, steps: &mut Vec<Step>) {
     steps.push(Step::Tmpfs { at: "rootfs/dev", options: "mode=755,size=64k", exec: false });
     steps.extend(["null", "zero", "full", "random", "urandom", "tty"].map(Step::Device));
-    steps.push(Step::Mkdir { at: "rootfs/dev/pts", mode: 0o755 });
+    steps.push(Step::Mkdir { at: "rootfs/dev/pts".into(), mode: 0o755 });
     steps.push(Step::Devpts { group });
-    steps.push(Step::Mkdir { at: "rootfs/dev/shm", mode: 0o1777 });
+    steps.push(Step::Mkdir { at: "rootfs/dev/shm".into(), mode: 0o1777 });
     steps.push(Step::Tmpfs { at: "rootfs/dev/shm", options: "mode=1777", exec: true });
     let links = [
         ("rootfs/dev/ptmx", "pts/ptmx"),
@@ -342,6 +370,10 @@ mod tests {
         LaunchRequest { id: "a.b".into(), spec, id_map: IdMap::High { base: 100_000 }, mount_paths }
     }
 
+    fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
+        super::plan(request, &Places { dir: "/e/boxes/a".into(), skeleton: "/e/skeletons/s".into() }, facts)
+    }
+
     fn facts() -> HostFacts {
         HostFacts { system_dirs: vec!["usr".into(), "etc".into()], dpkg: false }
     }
@@ -369,8 +401,9 @@ mod tests {
         );
         assert!(
             position(&steps, |s| matches!(s, Step::PrivateMounts))
-                < position(&steps, |s| matches!(s, Step::Bind { .. }))
+                < position(&steps, |s| matches!(s, Step::OverlayRoot { .. }))
         );
+        assert!(position(&steps, |s| matches!(s, Step::OpenSkeleton(_))) < become_root);
         let outer = position(&steps, |s| matches!(s, Step::Mount { slot: 1, .. }));
         let inner = position(&steps, |s| matches!(s, Step::Mount { slot: 0, .. }));
         assert!(outer < inner, "a mount below another comes after it");
@@ -379,10 +412,13 @@ mod tests {
 
     #[test]
     fn every_rung_of_the_ladder_is_taken_and_reported() {
-        let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. } | Step::Proc | Step::PivotRoot));
+        let mut recorder = recorder(|s| {
+            matches!(s, Step::OverlayRoot { .. } | Step::Overlay { .. } | Step::Proc | Step::PivotRoot)
+        });
         let choices = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap();
-        assert_eq!(choices.len(), 4, "{choices:?}");
-        assert!(choices[1].starts_with("/etc is a copy"), "{choices:?}");
+        assert_eq!(choices.len(), 5, "{choices:?}");
+        assert!(choices[0].starts_with("the root is a copy"), "{choices:?}");
+        assert!(choices[2].starts_with("/etc is a copy"), "{choices:?}");
         assert!(
             recorder
                 .done

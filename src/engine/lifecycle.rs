@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::cgroup::{self, Available};
 use super::client::{self, ExecHandle, Stdio};
+use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::launch::LaunchRequest;
 use super::proto::{Reply, Request};
@@ -19,7 +21,9 @@ use super::proxy::Upstream;
 use super::rootfs;
 use super::seq::Seq;
 use super::shim::{self, Answer, Order, Task};
-use super::spec::{BoxInfo, BoxSpec, BoxState, ExecRequest, Forward, ForwardInfo, Link, MountSource};
+use super::spec::{
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Forward, ForwardInfo, Limits, LimitsInfo, Link, MountSource,
+};
 use super::state::{self, Ended, Lock, Record, Run};
 
 /// How long the processes may take to go after they were told to, beyond the grace.
@@ -116,6 +120,7 @@ impl Engine {
     ) -> Result<BoxInfo, EngineError> {
         check_name(id)?;
         check_spec(spec)?;
+        check_limits(&spec.limits)?;
         let lock = self.lock(id).await?;
         let record = match self.record(id)? {
             Some(record) if record.labels != *labels => {
@@ -195,6 +200,7 @@ impl Engine {
     /// [`EngineError::Running`], [`EngineError::NotFound`], [`EngineError::Invalid`], [`EngineError::File`].
     pub async fn reconfigure(&self, id: &str, spec: &BoxSpec) -> Result<(), EngineError> {
         check_spec(spec)?;
+        check_limits(&spec.limits)?;
         let (_lock, mut record) = self.existing(id).await?;
         if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
             return Err(EngineError::Running(id.to_owned()));
@@ -202,6 +208,33 @@ impl Engine {
         let dir = self.dir(id);
         rootfs::forget_network_files(&dir).map_err(EngineError::file("update", &dir))?;
         record.spec = spec.clone();
+        self.write_record(&record)
+    }
+
+    /// Changes the limits, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Unenforceable`], [`EngineError::NotFound`], [`EngineError::Control`] where the kernel refuses, [`EngineError::File`].
+    pub async fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), EngineError> {
+        check_limits(limits)?;
+        let (_lock, mut record) = self.existing(id).await?;
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
+        if let (BoxState::Running { pid, .. }, Some(mut run)) = self.liveness(id)? {
+            if run.cgroups.is_empty() && *limits != Limits::default() {
+                let dir = absolute(&self.dir(id))?;
+                let available = Available::here().map_err(control)?;
+                run.cgroups = available.make(&cgroup::name(&dir, id)).map_err(control)?;
+                // Written down before anything is in them: from here on whoever ends the sandbox removes them.
+                let path = self.dir(id).join("run.json");
+                state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
+                cgroup::enter_all(&run.cgroups, pid).map_err(control)?;
+            }
+            cgroup::limit(&run.cgroups, limits).map_err(control)?;
+        }
+        if record.spec.limits == *limits {
+            return Ok(());
+        }
+        record.spec.limits = *limits;
         self.write_record(&record)
     }
 
@@ -280,6 +313,34 @@ impl Engine {
         }
         record.links = links.to_vec();
         self.write_record(&record)
+    }
+
+    /// Makes these the rules of egress, at once where the sandbox runs, and at every start from now on. Connections that they do not allow
+    /// are ended.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_egress(&self, id: &str, rules: Option<&[EgressRule]>) -> Result<(), EngineError> {
+        let rules = rules.map(<[_]>::to_vec);
+        let (_lock, mut record) = self.existing(id).await?;
+        if record.spec.egress != rules {
+            // Recorded first: a crash in between leaves what is asked for to the next start and to whoever compares.
+            record.spec.egress.clone_from(&rules);
+            self.write_record(&record)?;
+        }
+        self.apply_ports(id, &Request::SetEgress(rules)).await
+    }
+
+    /// What an isolated sandbox tried to reach, in order of name; the latest thousand destinations.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Broken`] when the account cannot be read.
+    pub async fn egress_attempts(&self, id: &str) -> Result<Vec<Attempt>, EngineError> {
+        check_name(id)?;
+        if self.record(id)?.is_none() {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        Ok(read_state(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
     }
 
     async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
@@ -386,7 +447,19 @@ impl Engine {
                 }
             }
         }
+        let groups = run.iter().flat_map(|run| &run.cgroups).cloned().collect::<Vec<_>>();
+        let limits = match &state {
+            BoxState::Running { .. } if !groups.is_empty() => {
+                // It may end between the two looks, and its groups with it: then nothing is in force.
+                Some(cgroup::measure(&groups).unwrap_or_default())
+            }
+            BoxState::Running { .. } if record.spec.limits != Limits::default() => {
+                Some(LimitsInfo::default())
+            }
+            _ => None,
+        };
         Ok(BoxInfo {
+            limits,
             id: record.id,
             labels: record.labels,
             spec: record.spec,
@@ -445,6 +518,7 @@ impl Engine {
                 mount_paths,
             },
             dir: absolute(&self.dir(id))?,
+            skeletons: absolute(&self.root.join("skeletons"))?,
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),
@@ -538,6 +612,7 @@ impl Engine {
         if let Some(run) = run
             && run.boot == state::boot_id().map_err(control)?
         {
+            let groups = run.cgroups;
             let (shim, init) = (run.shim.alive().map_err(control)?, run.init.alive().map_err(control)?);
             if let (Some(grace), Some(_), Some(init)) = (grace, &shim, &init) {
                 self.ask_to_stop(id, grace, init).await;
@@ -552,6 +627,8 @@ impl Engine {
                     state::kill_and_wait(shim).await.map_err(control)?;
                 }
             }
+            // The shim does it, unless it was killed.
+            cgroup::remove(&groups).map_err(control)?;
         }
         let dir = self.runtime.join(id);
         rootfs::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
@@ -573,6 +650,14 @@ impl Engine {
         let dir = self.dir(id);
         if !dir.exists() {
             return Ok(());
+        }
+        if let Ok(Some(record)) = self.record(id)
+            && record.spec.limits != Limits::default()
+            && let Ok(available) = Available::here()
+        {
+            // Of a launch that was cut short before it wrote them down.
+            let groups = available.named(&cgroup::name(&absolute(&dir)?, id));
+            cgroup::remove(&groups).map_err(EngineError::file("remove the control groups of", &dir))?;
         }
         for name in names(&dir)? {
             if name != "state.json" {
@@ -613,6 +698,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         forwards: Vec::new(),
         links: Vec::new(),
         choices: Vec::new(),
+        limits: None,
     }
 }
 
@@ -673,6 +759,9 @@ fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
             check_name(name)?;
         }
     }
+    for dir in &spec.run_dirs {
+        dir.split('/').try_for_each(check_name)?;
+    }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return invalid(format!("environment variable `{}` cannot be set", name.escape_debug()));
@@ -685,6 +774,14 @@ fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
         }
         _ => Ok(()),
     }
+}
+
+fn check_limits(limits: &Limits) -> Result<(), EngineError> {
+    if *limits == Limits::default() {
+        return Ok(());
+    }
+    let available = Available::here().map_err(EngineError::file("read", Path::new("/proc/self/cgroup")))?;
+    available.check(limits).map_err(EngineError::Unenforceable)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, EngineError> {

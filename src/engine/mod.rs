@@ -5,13 +5,17 @@
 //! other. A request travels from the caller to the shim, which passes it on with the caller's own connection, so a command's
 //! streams and answers go straight between caller and init.
 //!
-//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`, `locks/`;
+//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`,
+//! `skeletons/<hash>/` with what sandboxes have in common, `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
+mod cgroup;
 mod client;
 mod command;
 mod destination;
+mod egress;
 mod error;
+mod hello;
 mod init;
 mod launch;
 mod lifecycle;
@@ -23,6 +27,7 @@ mod seccomp;
 mod seq;
 mod serve;
 pub mod shim;
+mod skeleton;
 mod spec;
 mod state;
 mod sys;
@@ -31,10 +36,11 @@ mod user;
 mod volume;
 
 pub use client::{ExecHandle, Stdio, resize};
+pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Link, Mount, MountSource,
-    Network, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Limits, LimitsInfo, Link,
+    Mount, MountSource, Network, VolumeInfo,
 };

@@ -182,12 +182,18 @@ fn landlock() -> Probe {
 }
 
 fn cgroups() -> Probe {
-    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
-    let hybrid = Path::new("/sys/fs/cgroup/memory").is_dir();
-    match controllers {
-        Ok(text) => found("cgroups", format!("v2: {}", text.trim())),
-        Err(_) if hybrid => found("cgroups", "v1"),
-        Err(error) => missing("cgroups", format!("not mounted: {error}"), "mount cgroup2 at /sys/fs/cgroup"),
+    let remedy = "root, or a delegated control group: from a systemd user session `systemd-run --user --scope -p Delegate=yes`";
+    match super::cgroup::Available::here() {
+        Ok(available) if available.why_not().is_empty() => {
+            found("cgroups", format!("{} can be limited", available.names().join(", ")))
+        }
+        Ok(available) if available.names().is_empty() => missing("cgroups", available.why_not(), remedy),
+        Ok(available) => missing(
+            "cgroups",
+            format!("only {} can be limited: {}", available.names().join(", "), available.why_not()),
+            remedy,
+        ),
+        Err(error) => missing("cgroups", format!("cannot be looked at: {error}"), remedy),
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::EgressRule;
 use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Link};
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
@@ -33,6 +34,8 @@ pub enum Request {
     SetForwards(Vec<Forward>),
     /// Replace the set of links.
     SetLinks(Vec<Link>),
+    /// Replace the rules of egress.
+    SetEgress(Option<Vec<EgressRule>>),
 }
 
 /// The small part of an exec request.

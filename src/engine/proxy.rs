@@ -1,18 +1,26 @@
-//! The way out of an isolated sandbox: an HTTP and SOCKS5 proxy in the shim that refuses whatever is the host itself.
+//! The way out of an isolated sandbox: an HTTP and SOCKS5 proxy in the shim that refuses whatever is the host itself, and whatever the
+//! sandbox's rules do not allow.
 //!
-//! Names are resolved on the host, every address is checked after that, and the connection goes to the checked address.
+//! Names are resolved on the host, every address is checked after that, and the connection goes to the checked address. A TLS client on a
+//! connection that is allowed by name must ask for that very name, or servers of many names would lead to all of them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::destination::{self, Refused};
+use super::egress::{Account, Outcome, Policy, Verdict};
+use super::hello::{self, Hello};
 
 /// The port of the sandbox's loopback on which it listens: above the ephemeral range.
 pub const PORT: u16 = 61080;
@@ -78,13 +86,17 @@ const MAX_CONNECTIONS: usize = 1024;
 #[derive(Debug)]
 pub struct Proxy {
     upstream: Upstream,
+    policy: Arc<Policy>,
+    account: Arc<Account>,
 }
 
 /// Why a client gets no connection.
 #[derive(Debug)]
 enum Denied {
-    /// By rule.
+    /// It is the host itself, or the like.
     Refused(Refused),
+    /// No rule allows this host and port.
+    NoRule(String, u16),
     /// By circumstance.
     Failed(io::Error),
 }
@@ -103,9 +115,9 @@ struct Outside {
 }
 
 impl Proxy {
-    /// A proxy that goes through the host's own, if it has one.
-    pub fn new(upstream: Upstream) -> Proxy {
-        Proxy { upstream }
+    /// A proxy that goes through the host's own, if it has one, and keeps account of what is asked of it.
+    pub fn new(upstream: Upstream, policy: Arc<Policy>, account: Arc<Account>) -> Proxy {
+        Proxy { upstream, policy, account }
     }
 
     /// Serves until dropped.
@@ -154,10 +166,9 @@ impl Proxy {
                 return refuse(client, "400 Bad Request", "not a host and port").await;
             };
             return match self.tunnel(&host, port).await {
-                Ok(mut outside) => {
+                Ok((outside, verdict)) => {
                     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-                    outside.write_all(&rest).await?;
-                    copy(client, &mut outside).await
+                    self.relay(client, outside, rest, &host, port, verdict).await
                 }
                 Err(denied) => refuse_for(client, denied).await,
             };
@@ -172,7 +183,7 @@ impl Proxy {
         let Some((host, port)) = split_authority(authority, Some(80)) else {
             return refuse(client, "400 Bad Request", "not a host and port").await;
         };
-        let mut outside = match self.plain(&host, port).await {
+        let outside = match self.plain(&host, port).await {
             Ok(outside) => outside,
             Err(denied) => return refuse_for(client, denied).await,
         };
@@ -195,9 +206,8 @@ impl Proxy {
             forwarded.extend(format!("Proxy-Authorization: {authorization}\r\n").into_bytes());
         }
         forwarded.extend(b"\r\n");
-        outside.stream.write_all(&forwarded).await?;
-        outside.stream.write_all(&rest).await?;
-        copy(client, &mut outside.stream).await
+        forwarded.extend(rest);
+        self.relay(client, outside.stream, forwarded, &host, port, Verdict::Open).await
     }
 
     async fn socks(&self, mut client: TcpStream) -> io::Result<()> {
@@ -210,11 +220,11 @@ impl Proxy {
             Err(code) => return client.write_all(&answer(code)).await,
         };
         match self.tunnel(&host, port).await {
-            Ok(mut outside) => {
+            Ok((outside, verdict)) => {
                 client.write_all(&answer(0)).await?;
-                copy(&mut client, &mut outside).await
+                self.relay(&mut client, outside, Vec::new(), &host, port, verdict).await
             }
-            Err(Denied::Refused(_)) => client.write_all(&answer(2)).await,
+            Err(Denied::Refused(_) | Denied::NoRule(..)) => client.write_all(&answer(2)).await,
             Err(Denied::Failed(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 client.write_all(&answer(5)).await
             }
@@ -222,12 +232,41 @@ impl Proxy {
         }
     }
 
-    /// A byte stream to the destination.
-    async fn tunnel(&self, host: &str, port: u16) -> Result<TcpStream, Denied> {
+    /// Checks the destination and notes the attempt: what allows it, and its addresses as far as they are known here.
+    async fn admit(&self, host: &str, port: u16) -> Result<(Verdict, io::Result<Vec<SocketAddr>>), Denied> {
+        let verdict = self.policy.verdict(host, port);
+        if verdict == Verdict::Denied {
+            // The host itself cannot be allowed, and saying so helps more.
+            if let Some(refused) = destination::refused_as_written(host) {
+                self.account.note(host, port, Outcome::Forbidden(refused.to_string()));
+                return Err(Denied::Refused(refused));
+            }
+            self.account.note(host, port, Outcome::Denied);
+            return Err(Denied::NoRule(host.to_owned(), port));
+        }
+        match destination::resolve(host, port).await {
+            Err(destination::Failure::Refused(refused)) => {
+                self.account.note(host, port, Outcome::Forbidden(refused.to_string()));
+                Err(Denied::Refused(refused))
+            }
+            Err(destination::Failure::Unresolved(error)) => {
+                self.account.note(host, port, Outcome::Allowed);
+                Ok((verdict, Err(error)))
+            }
+            Ok(addresses) => {
+                self.account.note(host, port, Outcome::Allowed);
+                Ok((verdict, Ok(addresses)))
+            }
+        }
+    }
+
+    /// A byte stream to the destination, and what allows it.
+    async fn tunnel(&self, host: &str, port: u16) -> Result<(TcpStream, Verdict), Denied> {
+        let (verdict, addresses) = self.admit(host, port).await?;
         let Some(hop) = self.hop(self.upstream.https.as_deref(), host) else {
-            return direct(host, port).await;
+            return Ok((direct(addresses?).await?, verdict));
         };
-        let (mut stream, authorization) = self.reach(hop, host, port).await?;
+        let (mut stream, authorization) = reach(hop).await?;
         let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
         if let Some(authorization) = authorization {
@@ -243,18 +282,79 @@ impl Proxy {
             let text = format!("the host's proxy answered {}", String::from_utf8_lossy(status));
             return Err(Denied::Failed(io::Error::other(text)));
         }
-        Ok(stream)
+        Ok((stream, verdict))
     }
 
     /// A connection on which to ask for an `http://` URL of the destination.
     async fn plain(&self, host: &str, port: u16) -> Result<Outside, Denied> {
+        let (_, addresses) = self.admit(host, port).await?;
         match self.hop(self.upstream.http.as_deref(), host) {
-            None => Ok(Outside { stream: direct(host, port).await?, absolute: None }),
+            None => Ok(Outside { stream: direct(addresses?).await?, absolute: None }),
             Some(hop) => {
-                let (stream, authorization) = self.reach(hop, host, port).await?;
+                let (stream, authorization) = reach(hop).await?;
                 Ok(Outside { stream, absolute: Some(authorization) })
             }
         }
+    }
+
+    /// Copies both ways, `first` before all that the client sends, until both are done or the destination is no longer allowed.
+    async fn relay(
+        &self,
+        client: &mut TcpStream,
+        mut outside: TcpStream,
+        mut first: Vec<u8>,
+        host: &str,
+        port: u16,
+        verdict: Verdict,
+    ) -> io::Result<()> {
+        let _ = (client.set_nodelay(true), outside.set_nodelay(true));
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_outside, mut to_outside) = outside.split();
+        let up = async {
+            if verdict == Verdict::Name {
+                self.same_name(&mut from_client, &mut first, host, port).await?;
+            }
+            to_outside.write_all(&first).await?;
+            tokio::io::copy(&mut from_client, &mut to_outside).await?;
+            to_outside.shutdown().await
+        };
+        let down = async {
+            tokio::io::copy(&mut from_outside, &mut to_client).await?;
+            to_client.shutdown().await
+        };
+        tokio::select! {
+            result = async { tokio::try_join!(up, down) } => result.map(drop),
+            () = self.policy.withdrawn(host, port) => Ok(()),
+        }
+    }
+
+    /// Reads on until it is clear that a TLS client asks for the name that was allowed, or that it is no TLS client.
+    async fn same_name(
+        &self,
+        client: &mut ReadHalf<'_>,
+        first: &mut Vec<u8>,
+        host: &str,
+        port: u16,
+    ) -> io::Result<()> {
+        let asked = loop {
+            match hello::read(first) {
+                Hello::Other => return Ok(()),
+                Hello::Tls(name) => break name,
+                Hello::More if first.len() > hello::LIMIT => break None,
+                // Also a client that waits for the server to speak first; what the server says passes meanwhile.
+                Hello::More => {
+                    if client.read_buf(first).await? == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        if asked.as_deref() == Some(host.trim_end_matches('.').to_ascii_lowercase().as_str()) {
+            return Ok(());
+        }
+        let asked = asked.unwrap_or_else(|| "a TLS server without a name".to_owned());
+        self.account.note(&asked, port, Outcome::Denied);
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{host} was asked for {asked}")))
     }
 
     fn hop<'a>(&self, proxy: Option<&'a str>, host: &str) -> Option<&'a str> {
@@ -265,41 +365,27 @@ impl Proxy {
         });
         proxy.filter(|_| !skipped)
     }
-
-    /// Connects to the host's proxy, once the destination is checked as far as it can be: a name that only that proxy can
-    /// resolve is its to judge.
-    async fn reach(&self, hop: &str, host: &str, port: u16) -> Result<(TcpStream, Option<String>), Denied> {
-        match destination::resolve(host, port).await {
-            Err(destination::Failure::Refused(refused)) => return Err(Denied::Refused(refused)),
-            Ok(_) | Err(destination::Failure::Unresolved(_)) => {}
-        }
-        let rest = hop
-            .strip_prefix("http://")
-            .ok_or_else(|| io::Error::other("the host's proxy is not an http:// one"))?;
-        let rest = rest.trim_end_matches('/');
-        let (login, authority) =
-            rest.rsplit_once('@').map_or((None, rest), |(login, authority)| (Some(login), authority));
-        let (proxy, port) = split_authority(authority, Some(80))
-            .ok_or_else(|| io::Error::other("the host's proxy is not an address"))?;
-        let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect((proxy.as_str(), port)));
-        let stream = connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        Ok((stream, login.map(|login| format!("Basic {}", base64(&percent_decode(login))))))
-    }
 }
 
-async fn direct(host: &str, port: u16) -> Result<TcpStream, Denied> {
-    let addresses = match destination::resolve(host, port).await {
-        Ok(addresses) => addresses,
-        Err(destination::Failure::Refused(refused)) => return Err(Denied::Refused(refused)),
-        Err(destination::Failure::Unresolved(error)) => return Err(Denied::Failed(error)),
-    };
+/// Connects to the host's proxy; its authorisation comes along.
+async fn reach(hop: &str) -> io::Result<(TcpStream, Option<String>)> {
+    let rest = hop
+        .strip_prefix("http://")
+        .ok_or_else(|| io::Error::other("the host's proxy is not an http:// one"))?;
+    let rest = rest.trim_end_matches('/');
+    let (login, authority) =
+        rest.rsplit_once('@').map_or((None, rest), |(login, authority)| (Some(login), authority));
+    let (proxy, port) = split_authority(authority, Some(80))
+        .ok_or_else(|| io::Error::other("the host's proxy is not an address"))?;
+    let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect((proxy.as_str(), port)));
+    let stream = connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let authorization = login.map(|login| format!("Basic {}", BASE64.encode(percent_decode(login))));
+    Ok((stream, authorization))
+}
+
+async fn direct(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice()));
-    Ok(connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??)
-}
-
-async fn copy(client: &mut TcpStream, outside: &mut TcpStream) -> io::Result<()> {
-    let _ = (client.set_nodelay(true), outside.set_nodelay(true));
-    tokio::io::copy_bidirectional(client, outside).await.map(drop)
+    connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 async fn refuse(client: &mut TcpStream, status: &str, why: &str) -> io::Result<()> {
@@ -315,6 +401,12 @@ async fn refuse(client: &mut TcpStream, status: &str, why: &str) -> io::Result<(
 async fn refuse_for(client: &mut TcpStream, denied: Denied) -> io::Result<()> {
     match denied {
         Denied::Refused(refused) => refuse(client, "403 Forbidden", &refused.to_string()).await,
+        Denied::NoRule(host, port) => {
+            let host = host.escape_debug();
+            let why =
+                format!("{host} is not among the destinations that `network.allow` lists for port {port}");
+            refuse(client, "403 Forbidden", &why).await
+        }
         Denied::Failed(error) if error.kind() == io::ErrorKind::TimedOut => {
             refuse(client, "504 Gateway Timeout", "no answer").await
         }
@@ -420,20 +512,6 @@ fn percent_decode(text: &str) -> Vec<u8> {
     decoded
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let group =
-            chunk.iter().fold(0u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let digit = char::from(ALPHABET[(group >> (18 - 6 * place)) as usize & 63]);
-            text.push(if place <= chunk.len() { digit } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -452,18 +530,13 @@ mod tests {
 
     #[test]
     fn logins() {
-        assert_eq!(base64(b"a"), "YQ==");
-        assert_eq!(base64(b"ab"), "YWI=");
-        assert_eq!(base64(b"user:pass"), "dXNlcjpwYXNz");
         assert_eq!(percent_decode("a%40b%"), b"a@b%");
     }
 
     #[test]
     fn the_hosts_exceptions_are_kept() {
-        let proxy = Proxy::new(Upstream {
-            no_proxy: vec![".corp".into(), "exact.org".into()],
-            ..Upstream::default()
-        });
+        let upstream = Upstream { no_proxy: vec![".corp".into(), "exact.org".into()], ..Upstream::default() };
+        let proxy = Proxy::new(upstream, Arc::new(Policy::new(None)), Arc::new(Account::default()));
         for (host, direct) in
             [("x.corp", true), ("corp", true), ("xcorp", false), ("exact.org", true), ("other.org", false)]
         {

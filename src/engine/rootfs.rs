@@ -1,77 +1,18 @@
-//! The files of a sandbox on the host: the writable root, the uppers over the host's system directories, and removal.
+//! The files of one sandbox on the host: what it wrote over its skeleton and over the host's system directories, and removal.
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::XattrFlags;
-
 use super::launch::{HostFacts, IdMap, LaunchRequest, default_hostname};
+use super::skeleton;
 use super::spec::Network;
-
-/// Top-level names of the host that hold programs and their configuration. Everything else of the host stays invisible.
-const SYSTEM_DIRS: &[&str] = &["usr", "etc", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix"];
-/// Names under /etc that hold secrets: replaced by files of our own or by nothing.
-const SECRET_FILES: &[&str] =
-    &["shadow", "shadow-", "gshadow", "gshadow-", "sudoers", "krb5.keytab", "machine-id"];
-/// Directories under /etc that hold secrets: shown empty.
-const SECRET_DIRS: &[&str] = &[
-    "ssl/private",
-    "ssh",
-    "sudoers.d",
-    "wireguard",
-    "NetworkManager",
-    "openvpn",
-    "ppp",
-    "letsencrypt",
-    "docker",
-];
-/// Directories of the fresh root, with their modes.
-const DIRS: &[(&str, u32)] = &[
-    ("dev", 0o755),
-    ("proc", 0o755),
-    ("sys", 0o755),
-    ("run", 0o755),
-    ("tmp", 0o1777),
-    ("root", 0o700),
-    ("home", 0o755),
-    ("workspace", 0o755),
-    ("mnt", 0o755),
-    ("media", 0o755),
-    ("srv", 0o755),
-    ("boot", 0o755),
-    ("var", 0o755),
-    ("var/tmp", 0o1777),
-    ("var/log", 0o755),
-    ("var/cache", 0o755),
-    ("var/lib", 0o755),
-    ("var/lib/dpkg", 0o755),
-    ("var/spool", 0o755),
-    ("var/mail", 0o755),
-];
-/// Directories in which root inside may create, though the host's stay untouched below.
-const LOCAL_DIRS: &[&str] = &[
-    "local",
-    "local/bin",
-    "local/sbin",
-    "local/lib",
-    "local/share",
-    "local/etc",
-    "local/include",
-    "local/man",
-];
-
-/// Whether a path of the host is one of the secrets that are never shown.
-pub fn is_secret(path: &Path) -> bool {
-    path.strip_prefix("/etc")
-        .is_ok_and(|name| SECRET_FILES.iter().chain(SECRET_DIRS).any(|secret| Path::new(secret) == name))
-}
 
 /// Looks at the machine.
 pub fn host_facts() -> HostFacts {
     let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let system_dirs = SYSTEM_DIRS
+    let system_dirs = skeleton::SYSTEM_DIRS
         .iter()
         .filter(|name| is_dir(&Path::new("/").join(name)))
         .map(|name| (*name).to_owned())
@@ -79,48 +20,40 @@ pub fn host_facts() -> HostFacts {
     HostFacts { system_dirs, dpkg: is_dir(Path::new("/var/lib/dpkg")) }
 }
 
-/// Makes whatever of the sandbox's files is not there yet, owned by root inside. `dir` is the sandbox's directory.
+/// Makes whatever of the sandbox's own files is not there yet, owned by root inside; the rest is in its skeleton. `dir` is the
+/// sandbox's directory.
 ///
 /// # Errors
 /// What the file system reports, with the path.
 pub fn prepare(dir: &Path, request: &LaunchRequest, facts: &HostFacts) -> io::Result<()> {
-    let files = Files { owner: request.id_map.root() };
-    for name in ["upper", "work", "rootfs"] {
+    let files = Files::of(request.id_map.root());
+    for name in ["rootfs", "upper", "work", "work/rootfs"] {
         files.dir(&dir.join(name), 0o755)?;
     }
-    let root = dir.join("rootfs");
-    for (name, mode) in DIRS {
-        files.dir(&root.join(name), *mode)?;
-    }
-    for (name, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
-        files.link(&root.join(name), Path::new(target))?;
-    }
-    for name in SYSTEM_DIRS {
-        if let Ok(target) = fs::read_link(Path::new("/").join(name)) {
-            files.link(&root.join(name), &target)?;
-        }
-    }
     for name in &facts.system_dirs {
-        files.dir(&root.join(name), 0o755)?;
         files.dir(&dir.join("upper").join(name), 0o755)?;
         files.dir(&dir.join("work").join(name), 0o755)?;
     }
-    if facts.system_dirs.iter().any(|name| name == "usr") {
-        files.local(&dir.join("upper/usr"))?;
-    }
     if facts.system_dirs.iter().any(|name| name == "etc") {
-        files.etc(&dir.join("upper/etc"), request)?;
+        files.network_files(&dir.join("upper/etc"), request)?;
     }
     Ok(())
 }
 
-struct Files {
-    owner: (u32, u32),
+/// Makes files that belong to root inside.
+pub(super) struct Files {
+    /// The owner, where it is not whoever makes them.
+    owner: Option<(u32, u32)>,
 }
 
 impl Files {
+    pub(super) fn of(owner: (u32, u32)) -> Files {
+        let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Files { owner: Some(owner).filter(|owner| *owner != ours) }
+    }
+
     /// `Ok(false)` when it was there already.
-    fn dir(&self, path: &Path, mode: u32) -> io::Result<bool> {
+    pub(super) fn dir(&self, path: &Path, mode: u32) -> io::Result<bool> {
         match fs::DirBuilder::new().mode(mode).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             other => other.map_err(|error| at(path, &error))?,
@@ -133,92 +66,37 @@ impl Files {
         Ok(true)
     }
 
-    fn link(&self, path: &Path, target: &Path) -> io::Result<()> {
-        match symlink(target, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other.map_err(|error| at(path, &error)),
-        }
-    }
-
     fn own(&self, path: &Path) -> io::Result<()> {
-        if self.owner == (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()) {
-            return Ok(());
-        }
-        chown(path, Some(self.owner.0), Some(self.owner.1)).map_err(|error| at(path, &error))
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        chown(path, Some(uid), Some(gid)).map_err(|error| at(path, &error))
     }
 
     /// Writes a file that is not there yet; whatever the sandbox made of it since is kept.
-    fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    pub(super) fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             other => other.map_err(|error| at(path, &error))?,
         };
         file.write_all(content)?;
-        self.own(path)
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        fchown(&file, Some(uid), Some(gid)).map_err(|error| at(path, &error))
     }
 
-    /// Shows nothing of the host's directory below.
-    fn opaque(&self, path: &Path) -> io::Result<()> {
-        if self.dir(path, 0o755)? {
-            rustix::fs::setxattr(path, "user.overlay.opaque", b"y", XattrFlags::empty())?;
-        }
-        Ok(())
-    }
-
-    fn local(&self, upper: &Path) -> io::Result<()> {
-        for name in LOCAL_DIRS {
-            let host = Path::new("/usr").join(name);
-            if fs::symlink_metadata(&host).is_ok_and(|metadata| metadata.is_dir()) {
-                self.dir(&upper.join(name), 0o755)?;
-            }
-        }
-        // where npm and pip install to
-        for entry in fs::read_dir("/usr/local/lib").into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let here = upper.join("local/lib").join(entry.file_name());
-                self.dir(&here, 0o755)?;
-                if entry.path().join("dist-packages").is_dir() {
-                    self.dir(&here.join("dist-packages"), 0o755)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn etc(&self, etc: &Path, request: &LaunchRequest) -> io::Result<()> {
+    /// The files under /etc that differ from one sandbox to the next.
+    fn network_files(&self, etc: &Path, request: &LaunchRequest) -> io::Result<()> {
         let hostname = request.spec.hostname.clone().unwrap_or_else(|| default_hostname(&request.id));
         let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n");
-        let resolv = match request.spec.network {
-            Network::Host => fs::read("/etc/resolv.conf").unwrap_or_default(),
-            _ => b"# no resolver here: names are resolved by the egress proxy\n".to_vec(),
-        };
         self.file(&etc.join("hostname"), format!("{hostname}\n").as_bytes(), 0o644)?;
         self.file(&etc.join("hosts"), hosts.as_bytes(), 0o644)?;
-        self.file(&etc.join("resolv.conf"), &resolv, 0o644)?;
-        for name in ["passwd", "group"] {
-            let content = fs::read(Path::new("/etc").join(name))
-                .unwrap_or_else(|_| b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
-            self.file(&etc.join(name), &content, 0o644)?;
-        }
-        for name in SECRET_FILES {
-            if Path::new("/etc").join(name).exists() {
-                self.file(&etc.join(name), b"", 0o600)?;
-            }
-        }
-        for name in SECRET_DIRS {
-            if Path::new("/etc").join(name).is_dir() {
-                if let Some(parent) = Path::new(name).parent().filter(|parent| !parent.as_os_str().is_empty())
-                {
-                    self.dir(&etc.join(parent), 0o755)?;
-                }
-                self.opaque(&etc.join(name))?;
-            }
+        if request.spec.network == Network::Host {
+            let resolv = fs::read("/etc/resolv.conf").unwrap_or_default();
+            self.file(&etc.join("resolv.conf"), &resolv, 0o644)?;
         }
         Ok(())
     }
 }
 
-fn at(path: &Path, error: &io::Error) -> io::Error {
+pub(super) fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 

@@ -23,6 +23,14 @@ const AUDIT_ARCH: u32 = 0xC000_00B7;
 /// Calls from here on are unknown to this list; the x32 calls lie there too.
 const FIRST_UNKNOWN: u32 = 467;
 
+/// Calls that the library does not name yet; their numbers are the same everywhere.
+const SYS_STATMOUNT: c_long = 457;
+const SYS_LISTMOUNT: c_long = 458;
+
+/// Personalities that a process may ask for, as docker has them: Linux, a 32-bit Linux, each with the old version of `uname`, and the
+/// question which one it has. Others switch protections off, such as random addresses.
+const PERSONALITIES: [u32; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
+
 /// Answered with "operation not permitted".
 const DENIED: &[c_long] = &[
     libc::SYS_acct,
@@ -38,6 +46,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_fsmount,
     libc::SYS_fsopen,
     libc::SYS_fspick,
+    libc::SYS_get_mempolicy,
     libc::SYS_init_module,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
@@ -47,9 +56,12 @@ const DENIED: &[c_long] = &[
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_lookup_dcookie,
+    libc::SYS_mbind,
+    libc::SYS_migrate_pages,
     libc::SYS_mount,
     libc::SYS_mount_setattr,
     libc::SYS_move_mount,
+    libc::SYS_move_pages,
     libc::SYS_name_to_handle_at,
     libc::SYS_nfsservctl,
     libc::SYS_open_by_handle_at,
@@ -65,6 +77,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_reboot,
     libc::SYS_request_key,
     libc::SYS_setdomainname,
+    libc::SYS_set_mempolicy,
     libc::SYS_sethostname,
     libc::SYS_setns,
     libc::SYS_settimeofday,
@@ -75,6 +88,8 @@ const DENIED: &[c_long] = &[
     libc::SYS_unshare,
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
+    SYS_LISTMOUNT,
+    SYS_STATMOUNT,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
     #[cfg(target_arch = "x86_64")]
@@ -185,6 +200,14 @@ pub fn program(fake_root: bool) -> Vec<sock_filter> {
     // typing into a terminal that is shared with the caller
     refuse_argument(libc::SYS_ioctl, ARGUMENT[1], BPF_JEQ, libc::TIOCSTI as u32, libc::EPERM);
     refuse_argument(libc::SYS_ioctl, ARGUMENT[1], BPF_JEQ, libc::TIOCLINUX as u32, libc::EPERM);
+    program.extend([
+        jump(BPF_JEQ, libc::SYS_personality as u32, 0, PERSONALITIES.len() as u8 + 2),
+        load(ARGUMENT[0]),
+    ]);
+    for (index, personality) in PERSONALITIES.iter().enumerate() {
+        program.push(jump(BPF_JEQ, *personality, (PERSONALITIES.len() - index) as u8, 0));
+    }
+    program.push(answer(errno(libc::EPERM)));
     program.push(answer(SECCOMP_RET_ALLOW));
     program
 }
@@ -265,6 +288,16 @@ mod tests {
         assert_eq!(verdict(false, libc::SYS_socket, [libc::AF_ALG as u32, 0]), errno(libc::EAFNOSUPPORT));
         assert_eq!(verdict(false, libc::SYS_ioctl, [0, libc::TIOCSTI as u32]), errno(libc::EPERM));
         assert_eq!(verdict(false, libc::SYS_ioctl, [0, libc::TIOCGWINSZ as u32]), SECCOMP_RET_ALLOW);
+    }
+
+    #[test]
+    fn personalities_that_switch_protections_off_are_denied() {
+        for personality in PERSONALITIES {
+            assert_eq!(verdict(false, libc::SYS_personality, [personality, 0]), SECCOMP_RET_ALLOW);
+        }
+        for personality in [libc::ADDR_NO_RANDOMIZE as u32, libc::READ_IMPLIES_EXEC as u32, 0x8 | 0x40_0000] {
+            assert_eq!(verdict(true, libc::SYS_personality, [personality, 0]), errno(libc::EPERM));
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::egress::{Account, Policy};
 use super::proto::{Reply, Request};
 use super::proxy::{self, Proxy};
 use super::seq::{self, Seq};
@@ -68,6 +69,8 @@ struct Shim {
     asked: AtomicBool,
     forwards: Mutex<HashMap<SocketAddr, Open>>,
     links: Mutex<HashMap<Link, JoinHandle<()>>>,
+    policy: Arc<Policy>,
+    account: Arc<Account>,
 }
 
 /// A forward; without a task where its host port was taken when the sandbox started.
@@ -92,6 +95,8 @@ pub async fn serve(
         asked: AtomicBool::new(false),
         forwards: Mutex::default(),
         links: Mutex::default(),
+        policy: Arc::new(Policy::new(order.request.spec.egress.clone())),
+        account: Arc::new(Account::open()),
     });
     let gone = sys::watch(pidfd, tokio::io::Interest::READABLE)?;
     let listener = sys::watch(listener, tokio::io::Interest::READABLE)?;
@@ -101,6 +106,7 @@ pub async fn serve(
         tokio::select! {
             result = gone.readable() => {
                 drop(result?);
+                shim.account.write();
                 return Ok(shim.asked.load(Ordering::Relaxed));
             }
             result = listener.readable() => {
@@ -133,7 +139,11 @@ impl Shim {
     async fn restore(&self, order: Order) {
         if order.request.spec.network == Network::Isolated {
             match self.sandbox.listen(proxy::PORT).await {
-                Ok(listener) => drop(tokio::spawn(Arc::new(Proxy::new(order.upstream)).run(listener))),
+                Ok(listener) => {
+                    let (policy, account) = (Arc::clone(&self.policy), Arc::clone(&self.account));
+                    tokio::spawn(Arc::clone(&account).keep());
+                    tokio::spawn(Arc::new(Proxy::new(order.upstream, policy, account)).run(listener));
+                }
                 Err(error) => eprintln!("egress proxy: {error}"),
             }
         }
@@ -181,6 +191,10 @@ impl Shim {
                 Ok(()) => client.try_send(&Reply::Done),
                 Err((listen, error)) => client.try_send(&failed(listen.to_string(), &error)),
             },
+            Request::SetEgress(rules) => {
+                self.policy.replace(rules);
+                client.try_send(&Reply::Done)
+            }
             Request::SetLinks(links) => match self.set_links(&links).await {
                 Ok(()) => client.try_send(&Reply::Done),
                 Err((link, error)) => {

@@ -12,12 +12,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::{self, Available, Group};
 use super::init::{self, Launched};
-use super::launch::{self, IdMap, LaunchRequest, wants_idmap};
+use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
 use super::proto::Request;
 use super::proxy::Upstream;
 use super::serve;
-use super::spec::{Forward, Link, Network};
+use super::skeleton::Skeleton;
+use super::spec::{Forward, Limits, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{rootfs, seccomp, seq, sys, syscalls};
 
@@ -48,6 +50,8 @@ pub struct Order {
     pub request: LaunchRequest,
     /// The sandbox's directory.
     pub dir: PathBuf,
+    /// The directory of the engine's skeletons.
+    pub skeletons: PathBuf,
     /// The directory of its control socket; it exists.
     pub control: PathBuf,
     /// Host addresses that lead inside.
@@ -189,6 +193,7 @@ struct Live {
     init: OwnedFd,
     pidfd: OwnedFd,
     listener: OwnedFd,
+    skeleton: Skeleton,
     run: Run,
 }
 
@@ -196,7 +201,10 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     let request = &order.request;
     let facts = rootfs::host_facts();
     rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
-    let plan = launch::plan(request, &facts);
+    let skeleton = Skeleton::find_or_make(&order.skeletons, request.id_map.root(), &facts)
+        .map_err(step("prepare the files"))?;
+    let places = Places { dir: order.dir.clone(), skeleton: skeleton.path().to_owned() };
+    let plan = launch::plan(request, &places, &facts);
     let listener = listen(&order.control).map_err(step("open the control socket"))?;
     let (ours, theirs) = seq::pair().map_err(step("make a socket"))?;
     let context = init::Context {
@@ -205,6 +213,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         filter: seccomp::program(!request.id_map.has_range()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
+    let cgroups = limited(order).map_err(step("make the control groups"))?;
     let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network))
         .map_err(step("make the namespaces"))?
     {
@@ -215,6 +224,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         sys::Fork::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs); // so that init's end is seen
+    cgroup::enter(&cgroups.0, pid).map_err(step("enter the control groups"))?;
     write_id_maps(pid, &request.id_map).map_err(step("write the id maps"))?;
     let (slots, mounts, mut choices) = mapped_mounts(pid, request);
     let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
@@ -234,10 +244,41 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         init: ProcessId::of(pid).map_err(step("read /proc"))?,
         since: state::now_ms(),
         choices,
+        cgroups: cgroups.keep(),
         ended: None,
     };
     state::write(Path::new("run.json"), &run, false).map_err(step("record the run"))?;
-    Ok(Live { init: ours, pidfd, listener, run })
+    Ok(Live { init: ours, pidfd, listener, skeleton, run })
+}
+
+/// Control groups that are removed unless the launch succeeds.
+struct Groups(Vec<Group>);
+
+impl Groups {
+    fn keep(mut self) -> Vec<Group> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        if let Err(error) = cgroup::remove(&self.0) {
+            eprintln!("control groups: {error}");
+        }
+    }
+}
+
+/// The groups of a sandbox with a limit, with the limits in force.
+fn limited(order: &Order) -> io::Result<Groups> {
+    let limits = &order.request.spec.limits;
+    if *limits == Limits::default() {
+        return Ok(Groups(Vec::new()));
+    }
+    let available = Available::here()?;
+    available.check(limits).map_err(io::Error::other)?;
+    let groups = Groups(available.make(&cgroup::name(&order.dir, &order.request.id))?);
+    cgroup::limit(&groups.0, limits)?;
+    Ok(groups)
 }
 
 fn listen(dir: &Path) -> io::Result<OwnedFd> {
@@ -324,7 +365,7 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
 }
 
 fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
-    let Live { init, pidfd, listener, mut run } = live;
+    let Live { init, pidfd, listener, skeleton: _held, mut run } = live;
     let control = order.control.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));
@@ -335,6 +376,14 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
         (false, Some(signal)) => Ended::Unclean(format!("its first process was killed by signal {signal}")),
         (false, None) => Ended::Unclean("its first process ended".to_owned()),
     });
+    // The engine may have added groups since.
+    if let Ok(Some(now)) = state::read::<Run>(Path::new("run.json")) {
+        run.cgroups = now.cgroups;
+    }
+    match cgroup::remove(&run.cgroups) {
+        Ok(()) => run.cgroups.clear(),
+        Err(error) => eprintln!("control groups: {error}"), // the engine tries again
+    }
     let written = state::write(Path::new("run.json"), &run, false);
     let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
     let _ = fs::remove_dir(&control);

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::EgressRule;
+
 /// Where a sandbox's root file system comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,7 +52,7 @@ pub struct Mount {
     pub read_only: bool,
 }
 
-/// What a sandbox is made of. Changing it needs the sandbox stopped; see `Engine::reconfigure`.
+/// What a sandbox is made of. Changing it needs the sandbox stopped, see `Engine::reconfigure`, but for `egress`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BoxSpec {
     /// The root file system.
@@ -59,10 +61,45 @@ pub struct BoxSpec {
     pub hostname: Option<String>,
     /// What it can reach.
     pub network: Network,
+    /// What an isolated sandbox may connect to; everything but the host itself when absent.
+    #[serde(default)]
+    pub egress: Option<Vec<EgressRule>>,
     /// Volumes and host directories.
     pub mounts: Vec<Mount>,
+    /// What all that runs inside may use together.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Directories made in `/run` at every start, parents first, which root alone may list.
+    #[serde(default)]
+    pub run_dirs: Vec<String>,
     /// Environment of every command, under what the command itself sets. Not for secrets: it is kept on disk.
     pub env: Vec<(String, String)>,
+}
+
+/// What all that runs in a sandbox may use together; what is absent is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Thousandths of a processor.
+    pub cpu_millis: Option<u32>,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+}
+
+/// Limits as they are measured on a running sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LimitsInfo {
+    /// What enforces them.
+    pub by: String,
+    /// Those that hold.
+    pub in_force: Limits,
+    /// Processes that the kernel killed because the memory was used up.
+    pub oom_kills: u64,
+    /// The name of the last of them, where the kernel's log tells.
+    pub last_killed: Option<String>,
+    /// How often no process could be started because there were too many.
+    pub forks_refused: u64,
 }
 
 /// A host address that leads to a port inside.
@@ -134,6 +171,8 @@ pub struct BoxInfo {
     pub links: Vec<Link>,
     /// The ways chosen when it last started: id map, and every fallback taken.
     pub choices: Vec<String>,
+    /// Its limits, while it runs and has any.
+    pub limits: Option<LimitsInfo>,
 }
 
 /// A command to run inside.

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Group;
 use super::error::EngineError;
 use super::launch::IdMap;
 use super::spec::{BoxSpec, Forward, Link};
@@ -57,6 +58,9 @@ pub struct Run {
     pub since: u64,
     /// The ways chosen.
     pub choices: Vec<String>,
+    /// The control groups of what is inside; none without a limit.
+    #[serde(default)]
+    pub cgroups: Vec<Group>,
     /// How it ended; absent while it runs, and when nobody was left to write it.
     pub ended: Option<Ended>,
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::launch::{ROOT, Step, Syscalls};
-use super::rootfs;
+use super::skeleton;
 use super::sys::{self, MountAttributes};
 
 /// The capabilities that commands run by root inside have: docker's set without making devices, raw sockets and audit.
@@ -34,12 +34,19 @@ const MAX_COPY: u64 = 64 * 1024 * 1024;
 pub struct Real {
     /// Detached mounts by slot.
     pub sources: Vec<Option<OwnedFd>>,
+    /// The skeleton, once it is open.
+    skeleton: Option<OwnedFd>,
 }
 
 impl Syscalls for Real {
     fn perform(&mut self, step: &Step) -> io::Result<()> {
         match step {
             Step::OpenSource { slot, path } => self.open_source(*slot, path),
+            Step::OpenSkeleton(path) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                self.skeleton = Some(rustix::fs::open(path, flags, Mode::empty())?);
+                Ok(())
+            }
             Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),
             Step::DieWithParent => sys::die_with_parent(),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
@@ -52,18 +59,21 @@ impl Syscalls for Real {
                 bind(from, to, MountAttributes { read_only: *read_only, recursive: *recursive })
             }
             Step::Device(name) => Ok(device(name)?),
-            Step::Overlay { name } => {
-                let options = format!("lowerdir=/{name},upperdir=upper/{name},workdir=work/{name},userxattr");
-                let options = std::ffi::CString::new(options)?;
-                Ok(rustix::mount::mount(
-                    "overlay",
-                    format!("{ROOT}/{name}"),
-                    "overlay",
-                    MountFlags::NOSUID | MountFlags::NODEV,
-                    &*options,
-                )?)
+            Step::OverlayRoot { source } => {
+                overlay(source, ROOT, &[self.skeleton()?.join("root")], ROOT, "work/rootfs")
             }
-            Step::Copy { name } => copy_over(name),
+            Step::CopyRoot => {
+                copy_tree(&self.skeleton()?.join("root"), Path::new(ROOT), &mut MAX_COPY.clone())?;
+                bind(ROOT, ROOT, MountAttributes::default())
+            }
+            Step::Overlay { name, skeleton } => {
+                let host = PathBuf::from("/").join(name);
+                let lowers = if *skeleton { vec![self.skeleton()?.join(name), host] } else { vec![host] };
+                let (target, upper, work) =
+                    (format!("{ROOT}/{name}"), format!("upper/{name}"), format!("work/{name}"));
+                overlay(Path::new("overlay"), &target, &lowers, &upper, &work)
+            }
+            Step::Copy { name } => self.copy_over(name),
             Step::Tmpfs { at, options, exec } => {
                 let flags = MountFlags::NOSUID
                     | MountFlags::NODEV
@@ -127,6 +137,23 @@ pub fn drop_capabilities() -> io::Result<()> {
 }
 
 impl Real {
+    /// A path of the open skeleton. The way to it by name is closed to root inside; through the descriptor it is open.
+    fn skeleton(&self) -> io::Result<PathBuf> {
+        let skeleton = self.skeleton.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(format!("/proc/self/fd/{}", skeleton.as_raw_fd()).into())
+    }
+
+    /// The copy fallback: the sandbox's own files first, then the skeleton's, then what is readable of the host's.
+    fn copy_over(&self, name: &str) -> io::Result<()> {
+        let target = PathBuf::from(ROOT).join(name);
+        let mut budget = MAX_COPY;
+        let host = PathBuf::from("/").join(name);
+        for source in [PathBuf::from("upper").join(name), self.skeleton()?.join(name), host] {
+            absent_is_fine(copy_tree(&source, &target, &mut budget))?;
+        }
+        Ok(())
+    }
+
     fn open_source(&mut self, slot: usize, path: &Path) -> io::Result<()> {
         if self.sources.len() <= slot {
             self.sources.resize_with(slot + 1, || None);
@@ -231,14 +258,14 @@ fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
     Ok(reached)
 }
 
-/// The copy fallback: our own files of the upper directory first, then what is readable of the host's.
-fn copy_over(name: &str) -> io::Result<()> {
-    let target = PathBuf::from(ROOT).join(name);
-    let mut budget = MAX_COPY;
-    for source in [PathBuf::from("upper").join(name), PathBuf::from("/").join(name)] {
-        copy_tree(&source, &target, &mut budget)?;
-    }
-    Ok(())
+/// Mounts `lowers`, the first on top, at `target` with writes going to `upper`.
+fn overlay(source: &Path, target: &str, lowers: &[PathBuf], upper: &str, work: &str) -> io::Result<()> {
+    // No lower has a character that the option would need escaped: they are descriptors and names of our own.
+    let lowers: Vec<_> = lowers.iter().map(|lower| lower.display().to_string()).collect();
+    let options = format!("lowerdir={},upperdir={upper},workdir={work},userxattr", lowers.join(":"));
+    let options = std::ffi::CString::new(options)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    Ok(rustix::mount::mount(source, target, "overlay", flags, &*options)?)
 }
 
 fn copy_tree(from: &Path, to: &Path, budget: &mut u64) -> io::Result<()> {
@@ -249,14 +276,18 @@ fn copy_tree(from: &Path, to: &Path, budget: &mut u64) -> io::Result<()> {
     for entry in entries {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if rootfs::is_secret(&source) {
+        if skeleton::is_secret(&source) {
             continue;
         }
         let kind = entry.file_type()?;
         let result = if kind.is_dir() {
             match fs::create_dir(&target) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                _ => copy_tree(&source, &target, budget),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    copy_tree(&source, &target, budget)
+                }
+                other => other
+                    .and_then(|()| fs::set_permissions(&target, entry.metadata()?.permissions()))
+                    .and_then(|()| copy_tree(&source, &target, budget)),
             }
         } else if fs::symlink_metadata(&target).is_ok() {
             Ok(())

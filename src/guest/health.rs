@@ -158,7 +158,7 @@ pub async fn wait_healthy(
     // It is asked more often than the interval says, because somebody waits; a failure counts once an interval all the same.
     let mut failures = 0;
     let mut counted: Option<Instant> = None;
-    let mut pause = Duration::from_millis(20).min(check.interval.into());
+    let mut pause = Duration::from_millis(5).min(check.interval.into());
     loop {
         let result = probe(guest, check, &env, defaults).await;
         // Something else may answer on the port of a service that is not there.

@@ -13,6 +13,7 @@ mod bundle;
 mod copy;
 mod follow;
 mod health;
+mod isolation;
 mod logs;
 mod observe;
 mod preset;
@@ -28,6 +29,7 @@ pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bun
 pub use copy::{copy_between, copy_in, copy_out};
 pub use follow::{ServiceNews, follow_services};
 pub use health::{probe, wait_healthy, wait_started};
+pub use isolation::{IsolationCheck, IsolationVerdict, try_isolation};
 pub use logs::{LogLine, LogOptions, logs};
 pub use observe::observe;
 pub use preset::{StepOutcome, forget_steps, run_step};

@@ -793,6 +793,7 @@ fn resources(raw: &language::Resources) -> Resources {
         cpu_millis: raw.cpu.as_ref().and_then(|c| parse_cpu(&c.0).ok()),
         memory: raw.memory,
         disk: raw.disk,
+        pids: raw.pids,
     }
 }
 

@@ -111,7 +111,7 @@ pub struct SandboxSpec {
     pub image: Image,
     /// The host name inside.
     pub hostname: String,
-    /// Processor, memory and disk.
+    /// Processor, memory, disk and processes.
     pub resources: Resources,
     /// Volumes and where they are mounted, ordered by path.
     pub mounts: Vec<Mount>,
@@ -158,7 +158,7 @@ pub enum Image {
     Snapshot(String),
 }
 
-/// Processor, memory and disk. What is absent is the provider's default.
+/// Processor, memory, disk and processes. What is absent is the provider's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a processor.
@@ -167,6 +167,9 @@ pub struct Resources {
     pub memory: Option<Quantity>,
     /// Disk.
     pub disk: Option<Quantity>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
 }
 
 /// A volume mounted into a sandbox.

@@ -27,7 +27,9 @@ pub use guest::{
 };
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 
-use crate::model::{Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec};
+use crate::model::{
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec,
+};
 
 /// Which objects a listing is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +80,18 @@ pub trait Provider: Send + Sync {
     fn volumes(&self) -> Option<&dyn Volumes> {
         None
     }
+
+    /// The account of outbound connections, where the provider decides on them itself.
+    fn egress(&self) -> Option<&dyn EgressLog> {
+        None
+    }
+}
+
+/// What sandboxes tried to reach: an optional power of a provider.
+#[async_trait]
+pub trait EgressLog: Send + Sync {
+    /// What one sandbox tried to reach, by destination. The account may be bounded; the newest stay.
+    async fn attempts(&self, id: &SandboxId) -> Result<Vec<EgressAttempt>, ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::model::{
     Address, Condition, ConditionStatus, Desired, DesiredSandbox, Endpoint, Health, Identity, Observation,
-    Observed, ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, RunState, SandboxState,
-    ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
+    Observed, ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, Resources, RunState,
+    SandboxState, ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
 };
 use crate::plan::{Change, Note, Plan, Reason, Waiting, WaitingOn, report};
 
@@ -312,7 +312,10 @@ impl<'a> Context<'a> {
             notes: found.notes.clone(),
             ..self.row(address, provider, health, phase(&found.state), message)
         };
-        rows.push(self.with_conditions(row, name));
+        let mut row = self.with_conditions(row, name);
+        let generation = self.recorded.sandboxes.get(name).map_or(0, |r| r.generation);
+        row.conditions.extend(limits_enforced(&sandbox.spec.resources, found, generation));
+        rows.push(row);
         rows.extend(children);
     }
 
@@ -419,6 +422,42 @@ impl<'a> Context<'a> {
         }
         row
     }
+}
+
+/// Whether the declared limits hold, as the provider reads them back; what they led to stands in its notes. Nothing without a limit, or while
+/// there is nothing to limit.
+fn limits_enforced(declared: &Resources, found: &ObservedSandbox, generation: u64) -> Option<Condition> {
+    if *declared == Resources::default() || found.state != SandboxState::Running {
+        return None;
+    }
+    let told: Vec<&str> = found.notes.iter().filter_map(|note| note.strip_prefix("limits: ")).collect();
+    let (status, reason, message) = match found.spec.as_ref().map(|spec| spec.resources) {
+        None => {
+            let message = "the provider does not read limits back".to_owned();
+            (ConditionStatus::Unknown, "NotObserved", message)
+        }
+        Some(held) if held == *declared => (ConditionStatus::True, "Enforced", told.join("; ")),
+        Some(held) => {
+            let differs = [
+                ("cpu", held.cpu_millis != declared.cpu_millis),
+                ("memory", held.memory != declared.memory),
+                ("disk", held.disk != declared.disk),
+                ("pids", held.pids != declared.pids),
+            ];
+            let names: Vec<&str> =
+                differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect();
+            let message = format!("not in force as declared: {}", names.join(", "));
+            (ConditionStatus::False, "NotInForce", message)
+        }
+    };
+    Some(Condition {
+        kind: "LimitsEnforced".to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message,
+        last_transition: None,
+        observed_generation: generation,
+    })
 }
 
 fn unavailable<T>(observation: Option<&Observation<T>>) -> String {

@@ -19,7 +19,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<(Address, Condition)>, StoreError> {
         let project = project.to_owned();
-        self.write(move |connection| {
+        self.note(move |connection| {
             // Looking at a project does not make it known.
             let known: bool = connection
                 .prepare_cached("SELECT EXISTS (SELECT 1 FROM projects WHERE name = ?1)")?

@@ -59,13 +59,13 @@ pub struct EventQuery {
 }
 
 impl Store {
-    /// Appends events in their order; returns the number of the last one of the project.
+    /// Appends events in their order; returns the number of the last one of the project. It does not wait for the disk.
     ///
     /// # Errors
     /// Only what the database answers.
     pub async fn append(&self, project: &str, events: Vec<Event>) -> Result<u64, StoreError> {
         let project = project.to_owned();
-        self.write(move |connection| {
+        self.note(move |connection| {
             let mut insert = connection.prepare_cached(
                 "INSERT INTO events (project, seq, at, address, kind, operation, reason, message, run)
                  SELECT ?1, coalesce(max(seq), 0) + 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 FROM events WHERE project = ?1",

@@ -30,7 +30,7 @@ impl Store {
     pub async fn keep_goal(&self, project: &str, revision: u64, goal: &KeptGoal) -> Result<(), StoreError> {
         let project = project.to_owned();
         let goal = to_json(goal, || format!("what run {revision} of project `{project}` is to achieve"))?;
-        self.write(move |connection| {
+        self.note(move |connection| {
             let digest = sha256_hex(goal.as_bytes());
             connection
                 .prepare_cached("INSERT INTO goals (project, digest, goal) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?

@@ -84,7 +84,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (project, digest, now) = (project.to_owned(), digest.to_owned(), self.now());
         let paths = to_json(&paths, || format!("the manifest paths of `{project}`"))?;
-        self.write(move |connection| {
+        self.note(move |connection| {
             ensure_project(connection, &project, now)?;
             connection.execute(
                 "UPDATE projects SET manifest_digest = ?2, manifest_paths = ?3 WHERE name = ?1",

@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Writes down how an intent ended and makes the changes of the inventory that follow, in one transaction; returns the
-    /// project's serial. An intent whose outcome is not known is left pending.
+    /// project's serial. An intent whose outcome is not known is left pending. It does not wait for the disk.
     ///
     /// # Errors
     /// [`StoreError::NoSuchIntent`] if it is not pending.
@@ -87,7 +87,7 @@ impl Store {
     ) -> Result<u64, StoreError> {
         let (project, intent, now) = (project.to_owned(), intent.clone(), self.now());
         let outcome = to_json(&outcome, || format!("the outcome of intent {intent}"))?;
-        self.write(move |connection| {
+        self.note(move |connection| {
             let ended = connection
                 .prepare_cached(
                     "UPDATE intents SET ended_at = ?3, outcome = ?4 WHERE project = ?1 AND id = ?2 AND ended_at IS NULL",

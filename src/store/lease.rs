@@ -79,7 +79,7 @@ impl Claim {
     fn withdraw(&self) -> oneshot::Receiver<Result<(), StoreError>> {
         let (project, token) = (self.project.clone(), self.token.clone());
         let inner = &self.store.inner;
-        inner.writer.submit(Access::Write, inner.path.clone(), move |connection| {
+        inner.writer.submit(Access::Note, inner.path.clone(), move |connection| {
             connection.execute("DELETE FROM leases WHERE project = ?1 AND token = ?2", [project, token])?;
             Ok(())
         })
@@ -136,7 +136,7 @@ impl Store {
         let (project, token) = (claim.project.clone(), claim.token.clone());
         let (holder, now) = (holder.clone(), self.now());
         let json = to_json(&holder, || format!("the lease of `{project}`"))?;
-        self.write(move |connection| {
+        self.note(move |connection| {
             if let Some(lease) = find(connection, &project, &holder, now)?.filter(|lease| !lease.stale) {
                 return Ok(Some(lease));
             }
@@ -176,7 +176,7 @@ impl Store {
     /// [`StoreError::Locked`] if its holder may be there and `force` is not given.
     pub async fn unlock(&self, project: &str, force: bool) -> Result<Option<Lease>, StoreError> {
         let (project, now) = (project.to_owned(), self.now());
-        self.write(move |connection| {
+        self.note(move |connection| {
             let lease = find(connection, &project, &Holder::current(""), now)?;
             if let Some(lease) = &lease {
                 if !lease.stale && !force {

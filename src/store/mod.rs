@@ -6,7 +6,9 @@
 //! holds is sealed with a key that is not here.
 //!
 //! One thread owns the connection and commits what waits in its queue together, see `writer.rs`. Several processes may use one
-//! file at once. Every method returns when what it did is durable; giving up on a call does not take it back.
+//! file at once. Every method returns when what it did is durable, but for those that say otherwise: what a power cut takes of
+//! theirs is found out again (a result by asking the provider for the token of its intent, a lease by its process being gone), so
+//! nobody waits for the disk. Giving up on a call does not take it back.
 
 mod condition;
 mod controlled;
@@ -125,6 +127,17 @@ impl Store {
     ) -> Result<T, StoreError> {
         self.inner.writer.turn().await;
         let answer = self.inner.writer.submit(Access::Write, self.inner.path.clone(), work);
+        self.inner.writer.turn().await;
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// The same, without waiting for the disk: see [`Access::Note`].
+    async fn note<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.inner.writer.turn().await;
+        let answer = self.inner.writer.submit(Access::Note, self.inner.path.clone(), work);
         self.inner.writer.turn().await;
         answer.await.unwrap_or(Err(StoreError::Closed))
     }

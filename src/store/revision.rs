@@ -50,13 +50,13 @@ pub struct Revision {
 }
 
 impl Store {
-    /// Opens a run; returns its number.
+    /// Opens a run; returns its number. It does not wait for the disk.
     ///
     /// # Errors
     /// Only what the database answers.
     pub async fn begin_run(&self, project: &str, run: Run) -> Result<u64, StoreError> {
         let (project, now) = (project.to_owned(), self.now());
-        self.write(move |connection| {
+        self.note(move |connection| {
             let revision: i64 = connection
                 .prepare_cached(
                     "INSERT INTO revisions (project, revision, started_at, actor, verb, manifest_digest, git_revision)

@@ -20,11 +20,14 @@ use crate::model::OwnerId;
 const MAX_BATCH: usize = 1024;
 
 /// Whether a job changes anything. A batch of reads takes no lock that could keep others waiting.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Access {
     /// It only reads.
     Read,
-    /// It may write.
+    /// It may write what a power cut may take back: nothing is lost by that which is not found out again. Others see it at once, and the
+    /// next [`Access::Write`] makes it durable along with itself.
+    Note,
+    /// It may write, and is answered when that is durable.
     Write,
 }
 
@@ -175,8 +178,13 @@ fn next_batch(jobs: &Receiver<Job>) -> Option<Vec<Job>> {
 
 /// Runs a batch in one transaction, each job undone on its own if it fails, then answers all.
 fn execute(connection: &Connection, batch: Vec<Job>, path: &std::path::Path) {
-    let writes = batch.iter().any(|job| job.access == Access::Write);
-    let begin = if writes { "BEGIN IMMEDIATE" } else { "BEGIN" };
+    let access = batch.iter().map(|job| job.access).max().unwrap_or(Access::Read);
+    let (begin, commit) = match access {
+        Access::Read => ("BEGIN", "COMMIT"),
+        // In the log's own order: what is synced later syncs this too, and never the other way round.
+        Access::Note => ("PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE", "COMMIT; PRAGMA synchronous = FULL"),
+        Access::Write => ("PRAGMA synchronous = FULL; BEGIN IMMEDIATE", "COMMIT"),
+    };
     let mut broken = connection.execute_batch(begin).err().map(Arc::new);
     let mut done = Vec::with_capacity(batch.len());
     for job in batch {
@@ -203,7 +211,7 @@ fn execute(connection: &Connection, batch: Vec<Job>, path: &std::path::Path) {
         done.push(finished);
     }
     if broken.is_none() {
-        broken = connection.execute_batch("COMMIT").err().map(Arc::new);
+        broken = connection.execute_batch(commit).err().map(Arc::new);
     }
     if broken.is_some() && !connection.is_autocommit() {
         // If even this fails the next BEGIN says so, and nothing is acknowledged.
@@ -217,7 +225,7 @@ fn execute(connection: &Connection, batch: Vec<Job>, path: &std::path::Path) {
 fn savepoint(connection: &Connection, access: Access, sql: &str) -> rusqlite::Result<()> {
     match access {
         Access::Read => Ok(()),
-        Access::Write => connection.execute_batch(sql),
+        Access::Note | Access::Write => connection.execute_batch(sql),
     }
 }
 
@@ -280,6 +288,30 @@ mod tests {
         }
         let count: i64 = observer.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
         assert_eq!(count, 1000);
+    }
+
+    #[test]
+    fn only_what_must_be_durable_waits_for_the_disk() {
+        let (_dir, connection, _observer) = database();
+        for (accesses, full) in [
+            (vec![Access::Write], true),
+            (vec![Access::Note, Access::Read], false),
+            (vec![Access::Note, Access::Write], true),
+            (vec![Access::Write], true),
+        ] {
+            let jobs = accesses.into_iter().map(|access| {
+                job(access, move |connection| {
+                    let found: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+                    assert_eq!(found == 2, full);
+                    Ok(())
+                })
+            });
+            let (batch, answers): (Vec<_>, Vec<_>) = jobs.unzip();
+            execute(&connection, batch, "test.db".as_ref());
+            for mut answer in answers {
+                answer.try_recv().unwrap().unwrap();
+            }
+        }
     }
 
     #[test]

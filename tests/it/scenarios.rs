@@ -17,6 +17,8 @@ mod crash;
 mod database;
 #[path = "../scenarios/drift/scenario.rs"]
 mod drift;
+#[path = "../scenarios/egress/scenario.rs"]
+mod egress;
 #[path = "../scenarios/failure/scenario.rs"]
 mod failure;
 #[path = "../scenarios/fleet/scenario.rs"]
@@ -25,6 +27,8 @@ mod fleet;
 mod inside;
 #[path = "../scenarios/isolation/scenario.rs"]
 mod isolation;
+#[path = "../scenarios/limits/scenario.rs"]
+mod limits;
 #[path = "../scenarios/order/scenario.rs"]
 mod order;
 #[path = "../scenarios/ports/scenario.rs"]

@@ -93,7 +93,11 @@ and in the manifest:
 
 /// `doctor`.
 #[derive(Debug, Args)]
-pub struct DoctorArgs {}
+pub struct DoctorArgs {
+    /// Try to get out of this running sandbox instead, and say whether its isolation holds
+    #[arg(long, value_name = "NAME")]
+    pub isolation: Option<String>,
+}
 
 /// `completion`.
 #[derive(Debug, Args)]

@@ -106,6 +106,20 @@ pub struct CpArgs {
     pub to: CopyEnd,
 }
 
+/// `egress`.
+#[derive(Debug, Args)]
+pub struct EgressArgs {
+    /// Only what was not let through
+    #[arg(long)]
+    pub denied: bool,
+    /// Print a `network` that allows what was reached so far and nothing else
+    #[arg(long, conflicts_with = "denied")]
+    pub propose: bool,
+    /// The sandbox
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
 /// `ports`.
 #[derive(Debug, Args)]
 pub struct PortsArgs {

@@ -24,7 +24,7 @@ pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use info::{
     CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, SecretCommand, VersionArgs,
 };
-pub use inside::{CpArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
+pub use inside::{CpArgs, EgressArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
     DescribeArgs, EventsArgs, HistoryArgs, LsArgs, PsArgs, StateCommand, StatusArgs, WaitArgs, WaitFor,
 };
@@ -223,6 +223,8 @@ pub enum Verb {
     Cp(CpArgs),
     /// Show where ports are reached
     Ports(PortsArgs),
+    /// Show what a sandbox tried to reach, and what would allow it
+    Egress(EgressArgs),
     /// Start stopped sandboxes or services
     Start(StartArgs),
     /// Stop sandboxes or services; disks are kept

@@ -9,6 +9,8 @@ use crate::cli::ui::style::Role;
 use crate::cli::ui::table::{Cell, Table};
 #[cfg(target_os = "linux")]
 use crate::engine::{EngineConfig, Probe, probe};
+use crate::guest::IsolationVerdict;
+use crate::model::{Condition, ConditionStatus};
 
 /// Where the engine is not built there is nothing to look at.
 #[cfg(not(target_os = "linux"))]
@@ -18,6 +20,36 @@ pub fn run(_: &Context) -> Result<Exit, CliError> {
         "the local engine needs Linux; on this system sandboxes live at other providers",
     )
     .hint("`pocketenv provider list` shows them".to_owned()))
+}
+
+/// Tries the isolation of a sandbox; fails if a way out is open.
+pub async fn isolation(cx: &Context, name: &str) -> Result<Exit, CliError> {
+    let isolation = cx.open().await?.isolation(name).await?;
+    let broken = || isolation.checks.iter().filter(|check| check.verdict == IsolationVerdict::Broken);
+    let names = || broken().map(|check| check.name.clone()).collect();
+    cx.ui.show(&isolation, names, |_| {
+        let mut table = Table::new(["", "WAY OUT", "SEEN"]);
+        for check in &isolation.checks {
+            let mark = match check.verdict {
+                IsolationVerdict::Held => Cell::new("held", Role::Good),
+                IsolationVerdict::Broken => Cell::new("open", Role::Error),
+                IsolationVerdict::Unknown => Cell::new("unknown", Role::Warning),
+            };
+            table.row([mark, check.name.as_str().into(), check.evidence.as_str().into()]);
+        }
+        cx.ui.table(&table)
+    })?;
+    if !cx.ui.is_machine() {
+        let Condition { kind, message, .. } = &isolation.condition;
+        let (role, status) = match isolation.condition.status {
+            ConditionStatus::True => (Role::Good, "True"),
+            ConditionStatus::False => (Role::Error, "False"),
+            ConditionStatus::Unknown => (Role::Warning, "Unknown"),
+        };
+        let colon = if message.is_empty() { "" } else { ": " };
+        cx.ui.say(&cx.ui.err.paint(role, &format!("{kind} is {status}{colon}{message}")));
+    }
+    Ok(if broken().next().is_none() { Exit::Done } else { Exit::Failed })
 }
 
 /// Prints what was found; fails if something that cannot be done without is missing.

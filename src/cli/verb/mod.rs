@@ -9,6 +9,7 @@ pub mod cp;
 pub mod describe;
 pub mod destroy;
 pub mod doctor;
+pub mod egress;
 pub mod events;
 pub mod exec;
 pub mod fmt;

@@ -42,7 +42,7 @@ pub(crate) struct Sandbox {
     pub working_dir: Option<GuestPath>,
     /// The host name inside. Default: the sandbox's name.
     pub hostname: Option<Text>,
-    /// Processor, memory and disk. Default: the provider's.
+    /// Processor, memory, disk and processes. Default: the provider's.
     pub resources: Option<Resources>,
     /// Files with `KEY=VALUE` lines, read before `env`.
     #[serde(default)]
@@ -114,7 +114,7 @@ pub(crate) struct Build {
     pub dockerfile: Option<HostPath>,
 }
 
-/// Processor, memory and disk.
+/// What all that runs in the sandbox may use together.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Resources {
@@ -124,6 +124,9 @@ pub(crate) struct Resources {
     pub memory: Option<Quantity>,
     /// Disk.
     pub disk: Option<Quantity>,
+    /// Processes and threads.
+    #[schemars(range(min = 1))]
+    pub pids: Option<u32>,
 }
 
 /// How a secret is given. `{}` is the environment variable of the secret's name.
@@ -226,7 +229,8 @@ pub(crate) struct Network {
     pub mode: Option<NetworkMode>,
     /// Whether outbound access is allowed by default.
     pub egress: Option<Egress>,
-    /// Destinations allowed under `egress: deny`: `github.com`, `*.example.com`, with an optional `:port`.
+    /// Destinations allowed under `egress: deny`: `github.com`, `*.example.com` (what is below it), `10.0.0.0/8`, each with an optional `:port`. Names are
+    /// allowed by name only, addresses by address or network only.
     #[serde(default)]
     pub allow: Vec<EgressRule>,
 }

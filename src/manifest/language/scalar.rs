@@ -96,7 +96,7 @@ const TYPES: &[ScalarType] = &[
     },
     ScalarType {
         name: "EgressRule",
-        expected: "a destination: `github.com`, `*.example.com`, an address, with an optional `:port`",
+        expected: "a destination: `github.com`, `*.example.com`, an address or a network, with an optional `:port`",
         check: egress_rule,
     },
     ScalarType {
@@ -287,29 +287,7 @@ pub(crate) fn parse_mount(text: &str) -> Result<(&str, &str, bool), String> {
 }
 
 fn egress_rule(text: &str) -> Result<(), String> {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') => (host, Some(port)),
-        _ => (text, None),
-    };
-    if let Some(port) = port {
-        parse_port(port).map_err(|_| format!("has the port `{port}`, which is not between 1 and 65535"))?;
-    }
-    if host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() {
-        return Ok(());
-    }
-    let bare = host.strip_prefix("*.").unwrap_or(host);
-    let label = |l: &str| {
-        !l.is_empty()
-            && l.len() <= 63
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
-    if !bare.is_empty() && bare.len() <= 253 && bare.split('.').all(label) {
-        Ok(())
-    } else {
-        Err("is not a destination".to_owned())
-    }
+    text.parse::<crate::model::EgressRule>().map(drop).map_err(|error| error.to_string())
 }
 
 /// A restart policy.

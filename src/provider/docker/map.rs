@@ -103,6 +103,9 @@ pub(super) fn records(volumes: &[Volume]) -> HashMap<&str, (u64, &Volume)> {
 /// What Docker cannot do for this combination of fields, each of which it honours alone.
 pub(super) fn check(spec: &SandboxSpec) -> Result<(), ProviderError> {
     let invalid = |message: &str| Err(ProviderError::Invalid { message: message.to_owned() });
+    if !spec.binds.is_empty() {
+        return invalid("Docker shares no directory of this machine yet; leave out `mode: bind`");
+    }
     match spec.network.mode {
         NetworkMode::Isolated => {}
         NetworkMode::None if spec.ports.is_empty() && spec.links.is_empty() => {}
@@ -191,6 +194,7 @@ pub(super) fn container(
             cpu_quota: quota,
             memory,
             memory_swap: memory,
+            pids_limit: spec.resources.pids.map(i64::from),
             // The first process is ours, and collects what is left behind.
             init: Some(false),
             ..HostConfig::default()
@@ -210,6 +214,7 @@ pub(super) fn update(resources: &Resources) -> ContainerUpdateBody {
         cpu_quota: Some(quota.unwrap_or(-1)),
         memory: Some(memory),
         memory_swap: Some(memory),
+        pids_limit: Some(resources.pids.map_or(-1, i64::from)),
         ..ContainerUpdateBody::default()
     }
 }
@@ -366,7 +371,7 @@ mod tests {
         SandboxSpec {
             ports: BTreeMap::from([(80, port)]),
             links: [LinkSpec { to, host_port: 20_001 }].into(),
-            resources: Resources { cpu_millis: Some(500), memory: None, disk: None },
+            resources: Resources { cpu_millis: Some(500), ..Resources::default() },
             ..SandboxSpec::default()
         }
     }

@@ -217,14 +217,19 @@ impl Docker {
 
     /// A limit that the daemon cannot enforce is no limit.
     async fn check_limits(&self, spec: &SandboxSpec) -> Result<(), ProviderError> {
-        let (cpu, memory) = (spec.resources.cpu_millis.is_some(), spec.resources.memory.is_some());
-        if !cpu && !memory {
+        let (cpu, memory, pids) = (
+            spec.resources.cpu_millis.is_some(),
+            spec.resources.memory.is_some(),
+            spec.resources.pids.is_some(),
+        );
+        if !cpu && !memory && !pids {
             return Ok(());
         }
         let info = self.call("ask what can be limited", async |client| client.info().await).await?;
         let missing = match () {
             () if memory && info.memory_limit == Some(false) => "memory",
             () if cpu && info.cpu_cfs_quota == Some(false) => "cpu",
+            () if pids && info.pids_limit == Some(false) => "pids",
             () => return Ok(()),
         };
         Err(ProviderError::Unsupported {

@@ -93,6 +93,11 @@ pub static SHEET: Capabilities = Capabilities {
         refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
         honoured("lifecycle", ChangeClass::Live),
         honoured("sync", ChangeClass::Live),
+        refused(
+            "sync.*.mode=bind",
+            "shares no directory of this machine yet",
+            "leave `mode` out: the directory is copied and kept in step",
+        ),
         refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
         refused("tailscale", "does not join a tailnet yet", "use `ports`"),
     ],

@@ -4,17 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::engine::{
-    BoxInfo, BoxSpec, BoxState, EngineError, Forward, Image as EngineImage, Link, Mount as EngineMount,
-    MountSource, Network,
+    Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
+    Forward, Image as EngineImage, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Network,
+    Outcome,
 };
 use crate::model::{
-    Endpoint, Identity, NetworkMode, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp,
-    labels as names, sha256_hex,
+    Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, NetworkMode, NetworkSpec,
+    ObservedSandbox, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names,
+    sha256_hex,
 };
 use crate::provider::ProviderError;
 
 /// The label that keeps the whole spec, so that a lost store reads it back.
 const SPEC: &str = "pocketenv.io/spec";
+
+/// Where the scripts of `guest` keep what must not outlive a run. They make these themselves where they are not, at the price of a program each.
+const RUN_DIRS: [&str; 2] = ["pocketenv", "pocketenv/services"];
+
+/// More than the largest page of any supported machine.
+const PAGE: u64 = 64 * 1024 + 1;
 
 /// The id of a sandbox follows from the token of its create, so that repeating the create finds it.
 pub(super) fn sandbox_id(identity: &Identity) -> SandboxId {
@@ -44,8 +52,8 @@ pub(super) fn labels(
     Ok(labels)
 }
 
-pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
-    BoxSpec {
+pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, ProviderError> {
+    Ok(BoxSpec {
         image: EngineImage::Host,
         hostname: Some(spec.hostname.clone()).filter(|h| !h.is_empty()),
         network: match spec.network.mode {
@@ -53,6 +61,7 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
             NetworkMode::Host => Network::Host,
             NetworkMode::None => Network::None,
         },
+        egress: egress(&spec.network)?,
         mounts: spec
             .mounts
             .iter()
@@ -62,8 +71,91 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> BoxSpec {
                 read_only: mount.read_only,
             })
             .collect(),
+        limits: limits(&spec.resources),
+        run_dirs: RUN_DIRS.map(str::to_owned).to_vec(),
         env: Vec::new(),
+    })
+}
+
+/// The rules, where anything is denied.
+fn egress(network: &NetworkSpec) -> Result<Option<Vec<EngineRule>>, ProviderError> {
+    if network.egress != Some(Egress::Deny) {
+        return Ok(None);
     }
+    let rules = network.allow.iter().map(|text| {
+        let rule: EgressRule = text.parse().map_err(|error| ProviderError::Invalid {
+            message: format!("`{text}` in `network.allow` {error}"),
+        })?;
+        let host = match rule.host {
+            EgressHost::Name(name) => EngineHost::Name(name),
+            EgressHost::Subdomains(name) => EngineHost::Subdomains(name),
+            EgressHost::Network { address, prefix } => EngineHost::Network { address, prefix },
+        };
+        Ok(EngineRule { host, port: rule.port })
+    });
+    rules.collect::<Result<_, _>>().map(Some)
+}
+
+fn shown(rule: &EngineRule) -> String {
+    let host = match rule.host.clone() {
+        EngineHost::Name(name) => EgressHost::Name(name),
+        EngineHost::Subdomains(name) => EgressHost::Subdomains(name),
+        EngineHost::Network { address, prefix } => EgressHost::Network { address, prefix },
+    };
+    EgressRule { host, port: rule.port }.to_string()
+}
+
+/// What the sandbox tried to reach.
+pub(super) fn attempt(attempt: Attempt) -> EgressAttempt {
+    let (allowed, can_be_allowed, reason) = match attempt.outcome {
+        Outcome::Allowed => (true, true, String::new()),
+        Outcome::Denied => (false, true, "no rule of `network.allow` covers it".to_owned()),
+        Outcome::Forbidden(reason) => (false, false, reason),
+    };
+    EgressAttempt {
+        host: attempt.host,
+        port: attempt.port,
+        allowed,
+        reason,
+        can_be_allowed,
+        count: attempt.count,
+        first: timestamp(attempt.first),
+        last: timestamp(attempt.last),
+    }
+}
+
+pub(super) fn limits(resources: &Resources) -> Limits {
+    Limits {
+        cpu_millis: resources.cpu_millis,
+        memory: resources.memory.map(Quantity::as_bytes),
+        pids: resources.pids,
+    }
+}
+
+/// What is told of limits: what enforces them, and what they led to.
+fn limit_notes(info: &LimitsInfo) -> Vec<String> {
+    let mut notes = Vec::new();
+    let said = |name: &str, holds: bool| holds.then(|| name.to_owned());
+    let held = &info.in_force;
+    let names: Vec<String> = [
+        said("cpu", held.cpu_millis.is_some()),
+        said("memory", held.memory.is_some()),
+        said("pids", held.pids.is_some()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !names.is_empty() {
+        notes.push(format!("limits: {} by {}", names.join(", "), info.by));
+    }
+    if info.oom_kills > 0 {
+        let last = info.last_killed.as_ref().map_or(String::new(), |name| format!(", the last was `{name}`"));
+        notes.push(format!("limits: out of memory, processes killed: {}{last}", info.oom_kills));
+    }
+    if info.forks_refused > 0 {
+        notes.push(format!("limits: too many processes, refused: {}", info.forks_refused));
+    }
+    notes
 }
 
 pub(super) fn forwards(spec: &SandboxSpec) -> Vec<Forward> {
@@ -115,7 +207,7 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         spec: read_back(&info),
         endpoints,
         missing_mounts: Vec::new(),
-        notes: info.choices,
+        notes: info.choices.into_iter().chain(info.limits.iter().flat_map(limit_notes)).collect(),
         labels: info.labels,
     }
 }
@@ -124,7 +216,8 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
 fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
     let mut spec: SandboxSpec = serde_json::from_str(info.labels.get(SPEC)?).ok()?;
     let project = info.labels.get(names::PROJECT)?;
-    if box_spec(&spec, project) != info.spec {
+    let asked = box_spec(&spec, project).ok();
+    if asked.as_ref() != Some(&info.spec) {
         // Somebody changed it behind our back; say what stands there where our words can.
         spec.hostname = info.spec.hostname.clone().unwrap_or_default();
         spec.network.mode = match info.spec.network {
@@ -132,8 +225,23 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
             Network::Host => NetworkMode::Host,
             Network::None => NetworkMode::None,
         };
+        if asked.is_none_or(|asked| asked.egress != info.spec.egress) {
+            spec.network.egress = info.spec.egress.as_ref().map(|_| Egress::Deny);
+            spec.network.allow = info.spec.egress.iter().flatten().map(shown).collect();
+        }
         let kept = |path: &str| info.spec.mounts.iter().any(|m| m.target.as_os_str() == path);
         spec.mounts.retain(|mount| kept(&mount.path));
+    }
+    if let Some(limits) = &info.limits {
+        let held = &limits.in_force;
+        spec.resources.cpu_millis = held.cpu_millis;
+        // The kernel counts memory in pages, and so does what it reads back.
+        let asked = spec.resources.memory.map(Quantity::as_bytes);
+        let same = asked.zip(held.memory).is_some_and(|(asked, held)| asked.abs_diff(held) < PAGE);
+        if !same {
+            spec.resources.memory = held.memory.map(Quantity::from_bytes);
+        }
+        spec.resources.pids = held.pids;
     }
     for (port, declared) in &mut spec.ports {
         declared.host_port = info.forwards.iter().find(|f| f.port == *port).map(|f| f.listen.port());
@@ -163,6 +271,7 @@ pub(super) fn error(error: EngineError) -> ProviderError {
         EngineError::AlreadyExists(id) => ProviderError::AlreadyExists { what: format!("sandbox {id}") },
         EngineError::Invalid(message) => ProviderError::Invalid { message },
         error @ EngineError::Control { .. } => ProviderError::transient("the sandbox did not answer", error),
+        EngineError::Unenforceable(message) => ProviderError::Unsupported { message },
         error => ProviderError::permanent("the local engine failed", error),
     }
 }

@@ -11,10 +11,11 @@ use async_trait::async_trait;
 
 pub use sheet::SHEET;
 
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes};
-use crate::engine::{Engine, EngineConfig, EngineError};
+use super::{Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes};
+use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError};
 use crate::model::{
-    Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec, labels,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
+    labels,
 };
 
 /// How long the processes of a sandbox may take to end when it is stopped.
@@ -98,7 +99,7 @@ impl Provider for Local {
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
         let id = map::sandbox_id(identity);
         let labels = map::labels(spec, identity)?;
-        let made = map::box_spec(spec, &identity.project);
+        let made = map::box_spec(spec, &identity.project)?;
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));
         if !forwards.is_empty() || !info.forwards.is_empty() {
@@ -118,9 +119,22 @@ impl Provider for Local {
     ) -> Result<(), ProviderError> {
         let missing = || ProviderError::NotFound { what: format!("sandbox {id}") };
         let info = self.engine.get(&id.0).await.map_err(map::error)?.ok_or_else(missing)?;
-        let wanted = map::box_spec(spec, &identity.project);
-        if info.spec != wanted {
+        let wanted = map::box_spec(spec, &identity.project)?;
+        if info.spec.egress != wanted.egress {
+            self.engine.set_egress(&id.0, wanted.egress.as_deref()).await.map_err(map::error)?;
+        }
+        // What can change while it runs is set apart, and what is made in memory at a start comes with the next.
+        let live = BoxSpec {
+            egress: wanted.egress.clone(),
+            limits: wanted.limits,
+            run_dirs: wanted.run_dirs.clone(),
+            ..info.spec.clone()
+        };
+        if live != wanted {
             self.engine.reconfigure(&id.0, &wanted).await.map_err(map::error)?;
+        }
+        if wanted.limits != info.spec.limits || info.limits.is_some() {
+            self.engine.set_limits(&id.0, &wanted.limits).await.map_err(map::error)?;
         }
         self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
         self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
@@ -153,6 +167,18 @@ impl Provider for Local {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn egress(&self) -> Option<&dyn EgressLog> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl EgressLog for Local {
+    async fn attempts(&self, id: &SandboxId) -> Result<Vec<EgressAttempt>, ProviderError> {
+        let attempts = self.engine.egress_attempts(&id.0).await.map_err(map::error)?;
+        Ok(attempts.into_iter().map(map::attempt).collect())
     }
 }
 

@@ -40,8 +40,12 @@ async fn a_container_is_what_its_spec_says() {
     let provider = daemon.provider().await;
     let mut wanted = spec();
     wanted.hostname = "box".to_owned();
-    wanted.resources =
-        Resources { cpu_millis: Some(500), memory: Some(Quantity::from_bytes(64 << 20)), disk: None };
+    wanted.resources = Resources {
+        cpu_millis: Some(500),
+        memory: Some(Quantity::from_bytes(64 << 20)),
+        pids: Some(100),
+        disk: None,
+    };
     let mut named = identity("limits", &wanted);
     let id = provider.create(&wanted, &named).await.unwrap();
 
@@ -53,19 +57,26 @@ async fn a_container_is_what_its_spec_says() {
     assert_eq!(cgroup(&daemon, &id.0, "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
     let quota = cgroup(&daemon, &id.0, "cpu.cfs_quota_us", "cpu.max");
     assert!(quota.starts_with("50000"), "{quota}");
+    assert_eq!(cgroup(&daemon, &id.0, "pids.max", "pids.max"), "100");
 
     // Limits are changed, raised above the old ones and taken away while it runs.
     let pid = daemon.says(&["inspect", "-f", "{{.State.Pid}}", &id.0]);
-    wanted.resources =
-        Resources { cpu_millis: Some(1500), memory: Some(Quantity::from_bytes(200 << 20)), disk: None };
+    wanted.resources = Resources {
+        cpu_millis: Some(1500),
+        memory: Some(Quantity::from_bytes(200 << 20)),
+        pids: Some(200),
+        disk: None,
+    };
     named = next(&named, &wanted);
     provider.update(&id, &wanted, &named).await.unwrap();
     assert_eq!(cgroup(&daemon, &id.0, "memory.limit_in_bytes", "memory.max"), (200 << 20).to_string());
     assert!(cgroup(&daemon, &id.0, "cpu.cfs_quota_us", "cpu.max").starts_with("150000"));
+    assert_eq!(cgroup(&daemon, &id.0, "pids.max", "pids.max"), "200");
     wanted.resources = Resources::default();
     named = next(&named, &wanted);
     provider.update(&id, &wanted, &named).await.unwrap();
     assert!(cgroup(&daemon, &id.0, "memory.limit_in_bytes", "memory.max").parse::<u64>().unwrap() >= 1 << 50);
+    assert_eq!(cgroup(&daemon, &id.0, "pids.max", "pids.max"), "max");
     assert_eq!(daemon.says(&["inspect", "-f", "{{.State.Pid}}", &id.0]), pid, "it was started anew");
 
     // What was written last is read back, and one record of it is kept.

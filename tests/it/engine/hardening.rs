@@ -1,6 +1,6 @@
 use pocketenv::engine::Exit;
 
-use super::support::{Fixture, is_root};
+use super::support::{Fixture, is_root, request};
 
 #[tokio::test]
 async fn nothing_to_gain_inside() {
@@ -32,6 +32,7 @@ async fn nothing_to_gain_inside() {
         "mknod /root/sda b 8 0 && cat /root/sda",
         "nsenter -t 1 -m true",
         "chroot /proc/1/root true",
+        "setarch --addr-no-randomize true",
     ] {
         let output = fixture.sh("one", forbidden).await;
         let empty = output.stdout.is_empty();
@@ -39,6 +40,27 @@ async fn nothing_to_gain_inside() {
             output.exit != Exit::Code(0) || empty && forbidden.starts_with("cat /proc/kcore"),
             "`{forbidden}` succeeded: {output:?}"
         );
+    }
+    // Calls that no command makes, by their numbers: denied, and not merely missing or misused.
+    for (name, call) in [
+        ("add_key", libc::SYS_add_key),
+        ("bpf", libc::SYS_bpf),
+        ("io_uring_setup", libc::SYS_io_uring_setup),
+        ("kexec_load", libc::SYS_kexec_load),
+        ("keyctl", libc::SYS_keyctl),
+        ("migrate_pages", libc::SYS_migrate_pages),
+        ("open_by_handle_at", libc::SYS_open_by_handle_at),
+        ("perf_event_open", libc::SYS_perf_event_open),
+        ("quotactl", libc::SYS_quotactl),
+        ("request_key", libc::SYS_request_key),
+        ("set_mempolicy", libc::SYS_set_mempolicy),
+        ("setns", libc::SYS_setns),
+        ("swapon", libc::SYS_swapon),
+        ("userfaultfd", libc::SYS_userfaultfd),
+    ] {
+        let script = format!("my $r = syscall({call}, 0, 0, 0, 0, 0); print $r == -1 ? $! + 0 : 'done'");
+        let answer = fixture.run("one", request(["perl", "-e", &script])).await.unwrap();
+        assert_eq!(answer.ok(), libc::EPERM.to_string(), "{name}");
     }
     let processes = fixture.sh("one", "ls /proc | grep -c '^[0-9]'").await.ok();
     assert!(processes.parse::<u32>().unwrap() < 10, "only own processes: {processes}");

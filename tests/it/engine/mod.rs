@@ -5,6 +5,7 @@
 mod exec;
 mod hardening;
 mod lifecycle;
+mod limits;
 mod network;
 pub mod ordinary_user;
 mod recovery;

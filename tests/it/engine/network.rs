@@ -3,9 +3,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use pocketenv::engine::{BoxSpec, EngineError, Exit, Forward, Link, Network};
+use pocketenv::engine::{
+    Attempt, BoxSpec, EgressHost, EgressRule, EngineError, Exit, Forward, Link, Network, Outcome,
+};
 
-use super::support::{Fixture, Output, eventually, is_root, request};
+use super::support::{Fixture, Output, eventually, is_root, null, request};
 
 /// Answers every connection with `text` as HTTP, for as long as the test runs.
 fn serve(listener: TcpListener, text: &'static str) {
@@ -205,40 +207,51 @@ async fn none_has_no_way_and_host_has_the_hosts() {
 }
 
 /// A network beyond a virtual cable: the nearest thing to the outside that a test can make.
-struct Outside(String);
+struct Outside {
+    name: String,
+    /// The machine at its far end.
+    address: Ipv4Addr,
+}
 
 impl Outside {
-    fn new() -> Outside {
+    /// `number` tells the networks of tests that run at once apart.
+    fn new(number: u8) -> Outside {
         let name = format!("pe{}", std::process::id());
+        let (near, far) = (Ipv4Addr::new(10, 231, number, 1), Ipv4Addr::new(10, 231, number, 2));
         for command in [
             format!("netns add {name}"),
             format!("link add {name}h type veth peer name {name}n netns {name}"),
-            format!("address add 10.231.77.1/24 dev {name}h"),
+            format!("address add {near}/24 dev {name}h"),
             format!("link set {name}h up"),
-            format!("-n {name} address add 10.231.77.2/24 dev {name}n"),
+            format!("-n {name} address add {far}/24 dev {name}n"),
             format!("-n {name} link set {name}n up"),
         ] {
             let status = Command::new("ip").args(command.split(' ')).status().unwrap();
             assert!(status.success(), "ip {command}");
         }
-        Outside(name)
+        Outside { name, address: far }
     }
 
     fn serve(&self, port: u16, text: &'static str) {
-        let namespace = std::fs::File::open(format!("/run/netns/{}", self.0)).unwrap();
+        serve(self.listen(port), text);
+    }
+
+    fn listen(&self, port: u16) -> TcpListener {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.name)).unwrap();
+        let address = self.address;
         std::thread::spawn(move || {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            serve(TcpListener::bind(("10.231.77.2", port)).unwrap(), text);
+            TcpListener::bind((address, port)).unwrap()
         })
         .join()
-        .unwrap();
+        .unwrap()
     }
 }
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "delete", &format!("{}h", self.0)]).status();
-        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+        let _ = Command::new("ip").args(["link", "delete", &format!("{}h", self.name)]).status();
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
     }
 }
 
@@ -248,7 +261,7 @@ async fn an_isolated_sandbox_reaches_the_outside_through_the_proxy() {
         eprintln!("SKIPPED: root and `ip` are needed to make an outside");
         return;
     }
-    let outside = Outside::new();
+    let outside = Outside::new(77);
     outside.serve(8080, "outside");
     let fixture = Fixture::new();
     fixture.create("one").await;
@@ -281,4 +294,117 @@ fn host_on(address: &str, text: &'static str) -> u16 {
     let port = listener.local_addr().unwrap().port();
     serve(listener, text);
     port
+}
+
+/// A TLS client that goes through the proxy to one host and asks for another.
+const TLS: &str = r#"
+import socket, ssl, sys
+stream = socket.create_connection(("127.0.0.1", 61080), timeout=10)
+stream.sendall(f"CONNECT {sys.argv[1]} HTTP/1.1\r\n\r\n".encode())
+assert b" 200 " in stream.recv(4096), "no tunnel"
+context = ssl._create_unverified_context()
+try:
+    context.wrap_socket(stream, server_hostname=sys.argv[2] or None)
+except OSError as error:
+    print(type(error).__name__)
+"#;
+
+#[tokio::test]
+async fn egress_is_denied_but_for_what_rules_allow() {
+    if !is_root() || Command::new("ip").arg("-V").output().is_err() {
+        eprintln!("SKIPPED: root and `ip` are needed to make an outside");
+        return;
+    }
+    let outside = Outside::new(78);
+    outside.serve(8080, "outside");
+    outside.serve(9090, "elsewhere");
+    let address = outside.address;
+    // The resolver reads this form of the address, so it stands for a name without a name server.
+    let name = format!("{:#010x}", u32::from(address));
+    let fixture = Fixture::new();
+    let network = |port| EgressRule {
+        host: EgressHost::Network { address: address.into(), prefix: 32 },
+        port: Some(port),
+    };
+    let named = EgressRule { host: EgressHost::Name(name.clone()), port: Some(8443) };
+    let rules = vec![network(8080), network(7070), named];
+    fixture.create_with("one", BoxSpec { egress: Some(rules.clone()), ..BoxSpec::default() }).await;
+
+    assert_eq!(curl(&fixture, "one", &format!("http://{address}:8080/")).await.ok(), "outside");
+    for way in ["", "-p", "-x socks5h://127.0.0.1:61080", "-x socks5://127.0.0.1:61080", "--noproxy '*'"] {
+        let output = curl(&fixture, "one", &format!("{way} http://{address}:9090/")).await;
+        assert!(!output.text().contains("elsewhere"), "{way}: {output:?}");
+    }
+    let refusal = curl(&fixture, "one", &format!("http://{address}:9090/")).await.ok();
+    assert!(refusal.contains("network.allow"), "{refusal}");
+    let refusal = curl(&fixture, "one", "http://example.invalid/").await.ok();
+    assert!(refusal.contains("network.allow"), "a name that nothing allows is not even looked up: {refusal}");
+
+    // TLS by an allowed name: for that name only.
+    let tls = outside.listen(8443);
+    tls.set_nonblocking(true).unwrap();
+    let received = |what: &str, expected: bool| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            match tls.accept() {
+                Ok((mut stream, _)) => {
+                    stream.set_nonblocking(false).unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                    let mut bytes = [0; 3];
+                    let got = stream.read(&mut bytes).unwrap_or(0) == 3 && bytes[..2] == [22, 3];
+                    assert_eq!(got, expected, "{what}: {bytes:?}");
+                    return;
+                }
+                Err(error) => assert!(std::time::Instant::now() < deadline, "{what}: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    for (asked, through) in [(name.as_str(), true), ("evil.example", false), ("", false)] {
+        let target = format!("{name}:8443");
+        let command = request(["/usr/bin/python3", "-c", TLS, &target, asked]);
+        let mut client = fixture.start("one", command, null(), null(), null()).await.unwrap();
+        received(asked, through);
+        client.wait().await.unwrap();
+    }
+
+    // What was tried is told.
+    let outcomes = async || fixture.engine.egress_attempts("one").await.unwrap();
+    let has = |attempts: &[Attempt], host: &str, port: u16, outcome: fn(&Outcome) -> bool| {
+        attempts.iter().any(|a| a.host == host && a.port == port && outcome(&a.outcome) && a.count > 0)
+    };
+    curl(&fixture, "one", "--noproxy '' -x http://127.0.0.1:61080 http://127.0.0.9:1/").await;
+    eventually("the account is written", async || {
+        let attempts = outcomes().await;
+        has(&attempts, &address.to_string(), 8080, |o| *o == Outcome::Allowed)
+            && has(&attempts, &address.to_string(), 9090, |o| *o == Outcome::Denied)
+            && has(&attempts, "example.invalid", 80, |o| *o == Outcome::Denied)
+            && has(&attempts, "evil.example", 8443, |o| *o == Outcome::Denied)
+            && has(&attempts, "127.0.0.9", 1, |o| matches!(o, Outcome::Forbidden(_)))
+    })
+    .await;
+
+    // A connection ends with the rule that allowed it.
+    let held = outside.listen(7070);
+    let mut open = TcpStream::from(fixture.engine.dial("one", 61080).await.unwrap());
+    open.set_nonblocking(false).unwrap();
+    open.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(open, "CONNECT {address}:7070 HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = [0; 256];
+    let length = open.read(&mut answer).unwrap();
+    assert!(String::from_utf8_lossy(&answer[..length]).contains(" 200 "));
+    let _far = held.accept().unwrap();
+    fixture.engine.set_egress("one", Some(&rules[..1])).await.unwrap();
+    assert_eq!(open.read(&mut answer).unwrap_or(0), 0, "the connection is ended");
+    assert_eq!(curl(&fixture, "one", &format!("http://{address}:8080/")).await.ok(), "outside");
+
+    fixture.engine.stop("one", Duration::ZERO).await.unwrap();
+    fixture.engine.start("one").await.unwrap();
+    assert!(curl(&fixture, "one", &format!("http://{address}:7070/")).await.ok().contains("network.allow"));
+    assert!(
+        has(&outcomes().await, "evil.example", 8443, |o| *o == Outcome::Denied),
+        "the account outlives a run"
+    );
+    fixture.engine.set_egress("one", None).await.unwrap();
+    assert_eq!(curl(&fixture, "one", &format!("http://{address}:9090/")).await.ok(), "elsewhere");
 }

@@ -22,6 +22,19 @@ fn a_host_that_refuses_a_fresh_proc_lends_its_own() {
     );
 }
 
+/// As in a container: the state lies on an overlay itself, which cannot carry another one.
+#[test]
+fn a_root_that_cannot_be_overlaid_is_copied() {
+    run(
+        &["engine::lifecycle::create", "engine::exec", "engine::volumes"],
+        Some(
+            "dir=${HOME%/*}; mkdir \"$dir/upper\" \"$dir/work\" && chown --reference=\"$HOME\" \"$dir/upper\" &&
+            mount -t overlay overlay -o lowerdir=\"$HOME\",upperdir=\"$dir/upper\",workdir=\"$dir/work\" \"$HOME\" || exit 1",
+        ),
+        "the root is a copy",
+    );
+}
+
 /// In a mount namespace where the user has subordinate ids. What is mounted for that lies under /etc, which then cannot be
 /// overlaid: the copy in its place is tested along.
 #[test]

@@ -4,6 +4,7 @@ mod builtin_presets;
 mod bundle;
 mod copy;
 mod health;
+mod isolation;
 #[cfg(target_os = "linux")]
 mod local;
 mod logs;

@@ -92,6 +92,13 @@ fn isolation() {
     assert_eq!(world.sh("lonely", "cat /proc/net/dev | grep -c :"), "1");
     assert_eq!(world.sh("lonely", "env | grep -ci proxy || true"), "0");
 
+    // the same by the program's own means, which find nothing open
+    for sandbox in ["box", "lonely"] {
+        let verified = world.run(&["doctor", "--isolation", sandbox, "-o", "json"]).ends(0).json();
+        assert_eq!(verified["condition"]["type"], "PolicyVerified");
+        assert_eq!(verified["condition"]["status"], "True", "{verified:#}");
+    }
+
     world.assert_converged();
     world.destroy_and_see_nothing_left(&[]);
 }

@@ -1,0 +1,518 @@
+//! Limits, by control groups of the kernel, version 2 or 1, made and written by ourselves: as root anywhere, as an ordinary user
+//! below a group that was delegated. What cannot be enforced is an error and never a claim.
+//!
+//! A sandbox with a limit has one group for each controller, `pocketenv/<name>` below the caller's own (below the top for root on
+//! version 2, where a group with processes has no limited children). Only what is inside is in it: the shim is not, so that a
+//! sandbox out of memory cannot take its host side along. The groups are written down with the run and removed at its end.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::Access;
+use serde::{Deserialize, Serialize};
+
+use super::spec::{Limits, LimitsInfo};
+
+/// The directory of our groups, in whatever group they are made.
+const OURS: &str = "pocketenv";
+/// The period of processor limits in microseconds, and the shortest share of it that the kernel takes.
+const PERIOD: u64 = 100_000;
+const SHORTEST: u64 = 1_000;
+/// How long a group may stay busy after its last process ended.
+const BUSY: Duration = Duration::from_secs(2);
+/// The most of the kernel's log that is looked through.
+const MAX_LOG: usize = 4096;
+
+/// What can be limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Controller {
+    /// Processor time.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// The number of processes and threads.
+    Pids,
+}
+
+impl Controller {
+    const ALL: [Controller; 3] = [Controller::Cpu, Controller::Memory, Controller::Pids];
+
+    fn name(self) -> &'static str {
+        match self {
+            Controller::Cpu => "cpu",
+            Controller::Memory => "memory",
+            Controller::Pids => "pids",
+        }
+    }
+
+    fn is_wanted(self, limits: &Limits) -> bool {
+        match self {
+            Controller::Cpu => limits.cpu_millis.is_some(),
+            Controller::Memory => limits.memory.is_some(),
+            Controller::Pids => limits.pids.is_some(),
+        }
+    }
+}
+
+/// One group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// What it limits.
+    pub controller: Controller,
+    /// Its directory.
+    pub path: PathBuf,
+    /// Of version 2.
+    pub unified: bool,
+}
+
+/// The controllers that this process can make groups of, with the directories to make them in, and why there are no more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Available {
+    /// Where `pocketenv/` belongs, by controller.
+    places: Vec<(Controller, PathBuf, bool)>,
+    /// Why some are missing.
+    why_not: String,
+}
+
+impl Available {
+    /// Looks at this machine, changing nothing.
+    ///
+    /// # Errors
+    /// What reading `/proc` reports.
+    pub fn here() -> io::Result<Available> {
+        let (own, mounts) =
+            (fs::read_to_string("/proc/self/cgroup")?, fs::read_to_string("/proc/self/mountinfo")?);
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+        Ok(find(&own, &mounts, rustix::process::geteuid().is_root(), &writable))
+    }
+
+    /// The names of what can be limited.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.places.iter().map(|(controller, ..)| controller.name()).collect()
+    }
+
+    /// Why not everything can be.
+    pub fn why_not(&self) -> &str {
+        &self.why_not
+    }
+
+    /// Whether every one of these limits can be enforced.
+    ///
+    /// # Errors
+    /// The text names the limits that cannot, why, and what to do.
+    pub fn check(&self, limits: &Limits) -> Result<(), String> {
+        if limits.cpu_millis == Some(0) || limits.memory == Some(0) || limits.pids == Some(0) {
+            return Err("a limit of 0 lets nothing run".to_owned());
+        }
+        let has = |controller: &Controller| self.places.iter().any(|(c, ..)| c == controller);
+        let missing: Vec<&str> = Controller::ALL
+            .iter()
+            .filter(|controller| controller.is_wanted(limits) && !has(controller))
+            .map(|controller| controller.name())
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{} cannot be limited here: {}; run it as root, or as a user below a delegated control group (from a systemd user \
+             session: `systemd-run --user --scope -p Delegate=yes pocketenv …`), or remove the limit",
+            missing.join(" and "),
+            self.why_not
+        ))
+    }
+
+    /// Makes the groups called `name`; groups of that name that are there already are taken.
+    ///
+    /// # Errors
+    /// What the kernel reports, with the path; what was made until then is removed.
+    pub fn make(&self, name: &str) -> io::Result<Vec<Group>> {
+        let groups = self.named(name);
+        for ((controller, parent, unified), group) in self.places.iter().zip(&groups) {
+            if let Err(error) = make(parent, &group.path, controller.name(), *unified) {
+                let _ = remove(&groups); // the failure that led here says more
+                return Err(at(&group.path, &error));
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The groups that [`Available::make`] makes, whether they are there or not.
+    pub fn named(&self, name: &str) -> Vec<Group> {
+        let group = |(controller, parent, unified): &(Controller, PathBuf, bool)| Group {
+            controller: *controller,
+            path: parent.join(OURS).join(name),
+            unified: *unified,
+        };
+        self.places.iter().map(group).collect()
+    }
+}
+
+fn make(parent: &Path, path: &Path, controller: &str, unified: bool) -> io::Result<()> {
+    let ours = parent.join(OURS);
+    loop {
+        for dir in [ours.as_path(), path] {
+            match fs::create_dir(dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                // whoever ended the last sandbox removed the parent meanwhile
+                Err(error) if error.kind() == io::ErrorKind::NotFound && dir != ours => break,
+                other => other?,
+            }
+        }
+        if unified {
+            for dir in [parent, &ours] {
+                fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"))?;
+            }
+        }
+        if path.is_dir() {
+            return Ok(());
+        }
+    }
+}
+
+/// What the two files of `/proc` say about where groups can be made.
+fn find(own: &str, mounts: &str, root: bool, writable: &dyn Fn(&Path) -> bool) -> Available {
+    let mut available = Available::default();
+    let mut reasons = Vec::new();
+    for controller in Controller::ALL {
+        match place(controller, own, mounts, root, writable) {
+            Ok((path, unified)) => available.places.push((controller, path, unified)),
+            Err(reason) if !reasons.contains(&reason) => reasons.push(reason),
+            Err(_) => {}
+        }
+    }
+    available.why_not = reasons.join(", ");
+    available
+}
+
+fn place(
+    controller: Controller,
+    own: &str,
+    mounts: &str,
+    root: bool,
+    writable: &dyn Fn(&Path) -> bool,
+) -> Result<(PathBuf, bool), String> {
+    let name = controller.name();
+    let has = |list: &str| list.split(',').any(|item| item == name);
+    // Version 1 has a line for the controller, version 2 one without any.
+    let own_path = |wanted: &dyn Fn(&str) -> bool| {
+        own.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            wanted(controllers).then_some(path)
+        })
+    };
+    let mounted = |wanted: &dyn Fn(&str, &str) -> bool| {
+        mounts.lines().find_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let (kind, options) = (right.split(' ').next()?, right.split(' ').nth(2)?);
+            let mut fields = left.split(' ').skip(3);
+            let (from, to) = (fields.next()?, fields.next()?);
+            wanted(kind, options).then_some((from, to))
+        })
+    };
+    // Seen from the mount; outside of it where a container shows only part of the tree.
+    let beneath = |path: &str, (from, to): (&str, &str)| {
+        let rest = Path::new(path).strip_prefix(from).map_or(Path::new(""), |rest| rest);
+        Path::new(to).join(rest)
+    };
+    if let Some(mount) = mounted(&|kind, options| kind == "cgroup" && has(options)) {
+        let at = beneath(own_path(&|list| has(list)).unwrap_or("/"), mount);
+        let place = if at.is_dir() { at } else { PathBuf::from(mount.1) };
+        return match writable(&place) {
+            true => Ok((place, false)),
+            false => Err("control groups (version 1) belong to root".to_owned()),
+        };
+    }
+    let mount = mounted(&|kind, _| kind == "cgroup2").ok_or("control groups are not mounted")?;
+    let at = beneath(own_path(&str::is_empty).unwrap_or("/"), mount);
+    let top = Path::new(mount.1);
+    let place = if root {
+        Some(top.to_owned())
+    } else {
+        // The highest delegated one; the caller's own has a process, so no child of it can be limited.
+        let ours: Vec<&Path> = at.ancestors().skip(1).take_while(|path| path.starts_with(top)).collect();
+        let delegated = |path: &&&Path| writable(path) && writable(&path.join("cgroup.procs"));
+        ours.iter().rev().find(delegated).map(|path| (*path).to_owned())
+    };
+    let place = place.filter(|place| writable(place)).ok_or("no control group is delegated to this user")?;
+    let controllers = fs::read_to_string(place.join("cgroup.controllers")).unwrap_or_default();
+    match controllers.split_whitespace().any(|item| item == name) {
+        true => Ok((place, true)),
+        false => Err(format!("the kernel offers no controller `{name}` in {}", place.display())),
+    }
+}
+
+/// The name of a sandbox's groups: engines on other directories may have the same id.
+pub fn name(dir: &Path, id: &str) -> String {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    let digest = Sha256::digest(dir.as_os_str().as_bytes());
+    let tag: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{id}-{tag}")
+}
+
+/// Puts a process into the groups; what it starts later is in them too.
+///
+/// # Errors
+/// What the kernel reports.
+pub fn enter(groups: &[Group], pid: i32) -> io::Result<()> {
+    groups.iter().try_for_each(|group| {
+        fs::write(group.path.join("cgroup.procs"), pid.to_string()).map_err(|error| at(&group.path, &error))
+    })
+}
+
+/// Puts a process and all that descend from it into the groups, also those that are born meanwhile.
+///
+/// # Errors
+/// What the kernel reports.
+pub fn enter_all(groups: &[Group], pid: i32) -> io::Result<()> {
+    let mut entered = std::collections::BTreeSet::new();
+    loop {
+        let mut open = vec![pid];
+        let before = entered.len();
+        while let Some(pid) = open.pop() {
+            if entered.insert(pid) {
+                match enter(groups, pid) {
+                    Err(error) if !Path::new("/proc").join(pid.to_string()).exists() => drop(error), // it ended
+                    other => other?,
+                }
+            }
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            open.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+        }
+        // A child of one that was entered is born inside; a look that finds no stranger was complete.
+        if entered.len() == before {
+            return Ok(());
+        }
+    }
+}
+
+/// Sets the limits of the groups; what is absent is unlimited.
+///
+/// # Errors
+/// What the kernel reports: memory that is in use cannot always be taken back.
+pub fn limit(groups: &[Group], limits: &Limits) -> io::Result<()> {
+    for group in groups {
+        let set = |file: &str, value: &str| {
+            fs::write(group.path.join(file), value).map_err(|error| at(&group.path.join(file), &error))
+        };
+        match (group.controller, group.unified) {
+            (Controller::Cpu, true) => match limits.cpu_millis {
+                None => set("cpu.max", "max")?,
+                Some(millis) => set("cpu.max", &format!("{} {PERIOD}", quota(millis)))?,
+            },
+            (Controller::Cpu, false) => {
+                set("cpu.cfs_period_us", &PERIOD.to_string())?;
+                set(
+                    "cpu.cfs_quota_us",
+                    &limits.cpu_millis.map_or("-1".to_owned(), |millis| quota(millis).to_string()),
+                )?;
+            }
+            (Controller::Memory, true) => {
+                // What is over the limit ends; it does not go to the disk.
+                if group.path.join("memory.swap.max").exists() {
+                    set("memory.swap.max", if limits.memory.is_some() { "0" } else { "max" })?;
+                }
+                set("memory.max", &limits.memory.map_or("max".to_owned(), |bytes| bytes.to_string()))?;
+            }
+            (Controller::Memory, false) => {
+                let value = limits.memory.map_or("-1".to_owned(), |bytes| bytes.to_string());
+                let both = "memory.memsw.limit_in_bytes";
+                let swap = group.path.join(both).exists();
+                // Memory alone may never be over both together, so a rise begins with both.
+                if set("memory.limit_in_bytes", &value).is_err() && swap {
+                    set(both, &value)?;
+                }
+                set("memory.limit_in_bytes", &value)?;
+                if swap {
+                    set(both, &value)?;
+                }
+            }
+            (Controller::Pids, _) => {
+                set("pids.max", &limits.pids.map_or("max".to_owned(), |n| n.to_string()))?
+            }
+        }
+    }
+    Ok(())
+}
+
+fn quota(millis: u32) -> u64 {
+    (u64::from(millis) * PERIOD / 1000).max(SHORTEST)
+}
+
+/// What holds now, and what it led to.
+///
+/// # Errors
+/// What reading the groups reports.
+pub fn measure(groups: &[Group]) -> io::Result<LimitsInfo> {
+    let mut info = LimitsInfo::default();
+    for group in groups {
+        let read = |file: &str| fs::read_to_string(group.path.join(file));
+        info.by = if group.unified { "cgroup v2" } else { "cgroup v1" }.to_owned();
+        match (group.controller, group.unified) {
+            (Controller::Cpu, true) => {
+                let text = read("cpu.max")?;
+                let mut fields = text.split_whitespace().map(|field| field.parse::<u64>().ok());
+                info.in_force.cpu_millis = share(fields.next().flatten(), fields.next().flatten());
+            }
+            (Controller::Cpu, false) => {
+                let number = |text: String| text.trim().parse::<u64>().ok();
+                info.in_force.cpu_millis =
+                    share(number(read("cpu.cfs_quota_us")?), number(read("cpu.cfs_period_us")?));
+            }
+            (Controller::Memory, unified) => {
+                let (limit, events) = match unified {
+                    true => ("memory.max", "memory.events"),
+                    false => ("memory.limit_in_bytes", "memory.oom_control"),
+                };
+                let limit = read(limit)?.trim().parse().ok();
+                // Version 1 has a number without a limit too: the greatest.
+                info.in_force.memory = limit.filter(|bytes| *bytes < (1 << 60));
+                info.oom_kills = counter(&read(events)?, "oom_kill");
+                if info.oom_kills > 0 {
+                    info.last_killed = last_killed(&group.path);
+                }
+            }
+            (Controller::Pids, _) => {
+                info.in_force.pids = read("pids.max")?.trim().parse().ok();
+                info.forks_refused = counter(&read("pids.events")?, "max");
+            }
+        }
+    }
+    Ok(info)
+}
+
+fn share(quota: Option<u64>, period: Option<u64>) -> Option<u32> {
+    u32::try_from(quota?.checked_mul(1000)?.checked_div(period?)?).ok()
+}
+
+fn counter(text: &str, name: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+    text.lines().find_map(value).unwrap_or(0)
+}
+
+/// The name of the last process that the kernel killed in this group, if its log can be read and still has it.
+fn last_killed(group: &Path) -> Option<String> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let mut log = fs::OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg").ok()?;
+    let mut record = vec![0; 8192];
+    let mut last = None;
+    for _ in 0..MAX_LOG {
+        match log.read(&mut record) {
+            Ok(n) => last = killed_in(&String::from_utf8_lossy(&record[..n]), group).or(last),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {} // overwritten before it was read
+            Err(_) => break,
+        }
+    }
+    last
+}
+
+/// The process that a record of the kernel's log says was killed for this group.
+fn killed_in(record: &str, group: &Path) -> Option<String> {
+    let fields = record.split_once("oom-kill:")?.1;
+    let field = |name: &str| fields.split(',').find_map(|field| field.trim_end().strip_prefix(name));
+    let of = Path::new(field("task_memcg=")?).strip_prefix("/").ok()?;
+    (!of.as_os_str().is_empty() && group.ends_with(of)).then(|| field("task=").map(str::to_owned))?
+}
+
+/// Removes the groups, and the directory that holds ours when they were the last. Absent is fine.
+///
+/// # Errors
+/// What the kernel reports; a group with processes is busy.
+pub fn remove(groups: &[Group]) -> io::Result<()> {
+    let deadline = Instant::now() + BUSY;
+    for group in groups {
+        loop {
+            match fs::remove_dir(&group.path) {
+                // the last process has ended and is not quite gone
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(at(&group.path, &error));
+                }
+                _ => break,
+            }
+        }
+        if let Some(ours) = group.path.parent() {
+            let _ = fs::remove_dir(ours); // not empty: others are in it
+        }
+    }
+    Ok(())
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const V1: &str = "31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+        32 30 0:28 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
+        33 30 0:29 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+
+    fn all(mut limits: Limits) -> Limits {
+        limits.memory.get_or_insert(1 << 20);
+        limits.pids.get_or_insert(10);
+        limits.cpu_millis.get_or_insert(500);
+        limits
+    }
+
+    #[test]
+    fn version_one_has_a_place_for_each_controller_and_none_for_strangers() {
+        let found = find("3:cpu,cpuacct:/\n2:memory:/nowhere\n0::/\n", V1, true, &|_| true);
+        let place = |name| found.places.iter().find(|(c, ..)| c.name() == name).cloned();
+        assert_eq!(place("cpu"), Some((Controller::Cpu, "/sys/fs/cgroup/cpu".into(), false)));
+        assert_eq!(place("memory"), Some((Controller::Memory, "/sys/fs/cgroup/memory".into(), false)));
+        let closed = find("3:cpu,cpuacct:/\n2:memory:/\n0::/\n", V1, false, &|_| false);
+        let refused = closed.check(&all(Limits::default())).unwrap_err();
+        assert!(refused.starts_with("cpu and memory and pids cannot be limited here"), "{refused}");
+        assert_eq!(closed.check(&Limits::default()), Ok(()));
+        assert!(found.check(&Limits { memory: Some(0), ..Limits::default() }).is_err());
+    }
+
+    #[test]
+    fn version_two_is_used_where_it_is_delegated() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path();
+        let service = top.join("user.slice/user-1.slice/user@1.service");
+        let own = "/user.slice/user-1.slice/user@1.service/app.slice/term.scope";
+        fs::create_dir_all(top.join(&own[1..])).unwrap();
+        fs::write(service.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        let mounts = format!("30 1 0:26 / {} rw - cgroup2 cgroup2 rw\n", top.display());
+        let (own, delegated) = (format!("0::{own}\n"), |path: &Path| path.starts_with(&service));
+        let found = find(&own, &mounts, false, &delegated);
+        assert_eq!(found.names(), ["cpu", "memory", "pids"], "{found:?}");
+        assert!(found.places.iter().all(|(_, path, unified)| *path == service && *unified), "{found:?}");
+        // A login session's scope belongs to root.
+        let session = find("0::/user.slice/user-1.slice/session-1.scope\n", &mounts, false, &delegated);
+        assert!(session.names().is_empty() && session.why_not().contains("delegated"), "{session:?}");
+        // The groups, on files that stand for the kernel's.
+        for group in found.make("box").unwrap() {
+            assert_eq!(group.path, service.join("pocketenv/box"));
+            limit(&[group], &all(Limits::default())).unwrap();
+        }
+        let read = |file: &str| fs::read_to_string(service.join("pocketenv/box").join(file)).unwrap();
+        assert_eq!(
+            (read("cpu.max"), read("memory.max"), read("pids.max")),
+            ("50000 100000".into(), "1048576".into(), "10".into())
+        );
+    }
+
+    #[test]
+    fn the_kernels_log_names_who_was_killed() {
+        let record = "6,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,\
+            oom_memcg=/pocketenv/a-1,task_memcg=/pocketenv/a-1,task=python3,pid=7,uid=0\n";
+        let killed = |group: &str| killed_in(record, Path::new(group));
+        assert_eq!(killed("/sys/fs/cgroup/memory/pocketenv/a-1"), Some("python3".to_owned()));
+        assert_eq!(killed("/sys/fs/cgroup/memory/pocketenv/a-2"), None);
+        assert_eq!(killed_in("6,1,2,-;something else", Path::new("/x")), None);
+    }
+}

@@ -119,7 +119,7 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
 
 /// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Without it people are told what they should know.
 fn install_log(context: &Context) -> Result<(), CliError> {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(context.ui.err.0);
+    let log = tracing_subscriber::fmt().with_writer(|| ui::view::LogWriter).with_ansi(context.ui.err.0);
     // Nobody else installs one, so it cannot fail.
     let _ = match context.var("POCKETENV_LOG") {
         None => {
@@ -153,14 +153,14 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
 
         Verb::Provider(command) => cx.block_on(verb::provider::run(cx, command)),
         Verb::Secret(command) => cx.block_on(verb::secret::run(cx, command)),
-        Verb::Plan(args) => cx.block_on(verb::plan::run(cx, args)),
+        Verb::Plan(args) => cx.block_on_one(verb::plan::run(cx, args)),
         Verb::Apply(args) => cx.block_on(verb::apply::run(cx, args)),
         Verb::Destroy(args) => cx.block_on(verb::destroy::run(cx, args)),
         Verb::Start(args) => cx.block_on(verb::control::run(cx, Control::Start, &args.control)),
         Verb::Stop(args) => cx.block_on(verb::control::run(cx, Control::Stop, &args.control)),
         Verb::Restart(args) => cx.block_on(verb::control::run(cx, Control::Restart, &args.control)),
         Verb::Watch(args) => cx.block_on(verb::watch::run(cx, args)),
-        Verb::Status(args) => cx.block_on(verb::status::run(cx, args)),
+        Verb::Status(args) => cx.block_on_one(verb::status::run(cx, args)),
         Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),
         Verb::Ps(args) => cx.block_on(verb::ps::run(cx, args)),
         Verb::Ports(args) => cx.block_on(verb::ports::run(cx, args)),

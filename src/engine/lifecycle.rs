@@ -16,6 +16,7 @@ use super::client::{self, ExecHandle, Stdio};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::launch::LaunchRequest;
+use super::mounts;
 use super::proto::{Reply, Request};
 use super::proxy::Upstream;
 use super::rootfs;
@@ -458,8 +459,13 @@ impl Engine {
             }
             _ => None,
         };
+        let lost = match &state {
+            BoxState::Running { pid, .. } => lost_mounts(&record.spec, *pid),
+            _ => Vec::new(),
+        };
         Ok(BoxInfo {
             limits,
+            lost,
             id: record.id,
             labels: record.labels,
             spec: record.spec,
@@ -566,7 +572,20 @@ impl Engine {
 
     fn mount_path(&self, source: &MountSource) -> Result<PathBuf, EngineError> {
         match source {
-            MountSource::Host(path) if path.is_absolute() => Ok(path.clone()),
+            MountSource::Host(path) if path.is_absolute() => {
+                let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+                let given = real(path);
+                for own in [real(&self.root), real(&self.runtime)] {
+                    if own.starts_with(&given) || given.starts_with(&own) {
+                        return Err(EngineError::Invalid(format!(
+                            "{} cannot be shared with a sandbox: the engine keeps its own files in {}",
+                            path.display(),
+                            own.display()
+                        )));
+                    }
+                }
+                Ok(path.clone())
+            }
             MountSource::Host(path) => {
                 Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display())))
             }
@@ -699,7 +718,25 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         links: Vec::new(),
         choices: Vec::new(),
         limits: None,
+        lost: Vec::new(),
     }
+}
+
+/// See [`BoxInfo::lost`]. What the kernel does not tell is not lost.
+fn lost_mounts(spec: &BoxSpec, pid: i32) -> Vec<PathBuf> {
+    let host = |mount: &'_ super::spec::Mount| match &mount.source {
+        MountSource::Host(path) => Some((path.clone(), mount.target.clone())),
+        MountSource::Volume(_) => None,
+    };
+    let given: Vec<(PathBuf, PathBuf)> = spec.mounts.iter().filter_map(host).collect();
+    if given.is_empty() {
+        return Vec::new();
+    }
+    let read = |process: &str| fs::read_to_string(format!("/proc/{process}/mountinfo"));
+    // Between two looks the sandbox may end, which the next look tells.
+    let (Ok(outside), Ok(inside)) = (read("self"), read(&pid.to_string())) else { return Vec::new() };
+    let given: Vec<(&Path, &Path)> = given.iter().map(|(from, to)| (from.as_path(), to.as_path())).collect();
+    mounts::lost(&given, &outside, &inside)
 }
 
 fn read_state<T: serde::de::DeserializeOwned>(id: &str, path: &Path) -> Result<Option<T>, EngineError> {

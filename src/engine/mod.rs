@@ -19,6 +19,7 @@ mod hello;
 mod init;
 mod launch;
 mod lifecycle;
+mod mounts;
 mod probe;
 mod proto;
 mod proxy;

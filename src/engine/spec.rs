@@ -173,6 +173,8 @@ pub struct BoxInfo {
     pub choices: Vec<String>,
     /// Its limits, while it runs and has any.
     pub limits: Option<LimitsInfo>,
+    /// Targets of host directories that a running sandbox does not have any more, or that lead to another directory on the host now.
+    pub lost: Vec<PathBuf>,
 }
 
 /// A command to run inside.

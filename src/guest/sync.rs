@@ -4,6 +4,7 @@
 //! The record of what is inside is that of a managed directory (see `bundle`): whoever looks finds the same whether the directory was brought by a bundle
 //! or kept in step. While changes are under way the record claims nothing, and lists everything that may be there.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -85,42 +86,70 @@ pub struct Difference {
     bring: Vec<String>,
     /// Files whose mode alone changes.
     chmod: Vec<(String, u32)>,
+    /// Of all these, those that were not there before.
+    added: Vec<String>,
 }
 
 impl Difference {
-    /// What makes `old` into `new`.
+    /// What makes `old` into `new`. Both are walked side by side: most of a large directory stays as it is.
     pub fn between(old: &Entries, new: &Entries) -> Self {
-        let is_dir = |kind: &TreeKind| matches!(kind, TreeKind::Dir { .. });
         let mut difference = Self::default();
-        for (path, kind) in old {
-            let after = new.get(path);
-            match kind {
-                TreeKind::Dir { .. } if !after.is_some_and(is_dir) => difference.rmdir.push(path.clone()),
-                TreeKind::File { .. } | TreeKind::Symlink { .. } if after.is_none_or(is_dir) => {
-                    difference.unlink.push(path.clone());
-                }
-                _ => {}
-            }
+        let (mut before, mut after) = (old.iter().peekable(), new.iter().peekable());
+        loop {
+            let order = match (before.peek(), after.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => break,
+            };
+            let was = if order.is_le() { before.next() } else { None };
+            let is = if order.is_ge() { after.next() } else { None };
+            let Some((path, _)) = is.or(was) else { break };
+            difference.add(path, was.map(|(_, kind)| kind), is.map(|(_, kind)| kind));
         }
         difference.rmdir.reverse();
-        for (path, kind) in new {
-            match (old.get(path), kind) {
-                (Some(TreeKind::Dir { mode: before }), TreeKind::Dir { mode }) if before == mode => {}
-                (_, TreeKind::Dir { mode }) => difference.dirs.push((path.clone(), *mode)),
-                (
-                    Some(TreeKind::File { sha256: before, mode: mode_before, .. }),
-                    TreeKind::File { sha256, mode, .. },
-                ) if before == sha256 => {
-                    if mode_before != mode {
-                        difference.chmod.push((path.clone(), *mode));
-                    }
+        difference
+    }
+
+    fn add(&mut self, path: &str, was: Option<&TreeKind>, is: Option<&TreeKind>) {
+        let is_dir = |kind: Option<&TreeKind>| matches!(kind, Some(TreeKind::Dir { .. }));
+        let path = || path.to_owned();
+        match was {
+            Some(TreeKind::Dir { .. }) if !is_dir(is) => self.rmdir.push(path()),
+            Some(TreeKind::File { .. } | TreeKind::Symlink { .. }) if is.is_none() || is_dir(is) => {
+                self.unlink.push(path());
+            }
+            _ => {}
+        }
+        match (was, is) {
+            (_, None) => {}
+            (Some(TreeKind::Dir { mode: before }), Some(TreeKind::Dir { mode })) if before == mode => {}
+            (_, Some(TreeKind::Dir { mode })) => self.dirs.push((path(), *mode)),
+            (
+                Some(TreeKind::File { sha256: before, mode: mode_before, .. }),
+                Some(TreeKind::File { sha256, mode, .. }),
+            ) if before == sha256 => {
+                if mode_before != mode {
+                    self.chmod.push((path(), *mode));
                 }
-                (Some(TreeKind::Symlink { target: before }), TreeKind::Symlink { target })
-                    if before == target => {}
-                (_, _) => difference.bring.push(path.clone()),
+            }
+            (Some(TreeKind::Symlink { target: before }), Some(TreeKind::Symlink { target }))
+                if before == target => {}
+            (_, Some(_)) => self.bring.push(path()),
+        }
+        if was.is_none() {
+            self.added.push(path());
+        }
+    }
+
+    /// Makes `old` into `new`, which this is the difference of.
+    pub fn apply(&self, old: &mut Entries, new: &Entries) {
+        for path in self.paths() {
+            match new.get(path) {
+                Some(kind) => drop(old.insert(path.to_owned(), kind.clone())),
+                None => drop(old.remove(path)),
             }
         }
-        difference
     }
 
     /// Whether there is none.
@@ -135,8 +164,8 @@ impl Difference {
     }
 }
 
-/// Changes `to` inside from `old` to `new`, taking files from `from` of the host. With `digest` the record is complete afterwards, and observing tells that
-/// digest; without it the record stays unsettled until a later call gives one.
+/// Changes `to` inside by `difference`, which ends at `new`, taking files from `from` of the host. With `digest` the record is complete afterwards, and
+/// observing tells that digest; without it the record stays unsettled until a later call gives one.
 ///
 /// # Errors
 /// [`GuestError::Unsupported`] if a file of the host is not what `new` says, because it changed meanwhile, and nothing was done; [`GuestError::Failed`] if
@@ -145,22 +174,23 @@ pub async fn sync(
     guest: &dyn Guest,
     from: &Path,
     to: &str,
-    old: &Entries,
+    difference: &Difference,
     new: &Entries,
     digest: Option<&str>,
 ) -> Result<(), GuestError> {
     check_path(to)?;
-    let difference = Difference::between(old, new);
-    let entries: Vec<TreeEntry> =
-        new.iter().map(|(path, kind)| TreeEntry { path: path.clone(), kind: kind.clone() }).collect();
-    check_entries(&entries)?;
+    let entry = |path: &str| Some(TreeEntry { path: path.to_owned(), kind: new.get(path)?.clone() });
+    let touched: Vec<TreeEntry> = difference.paths().into_iter().filter_map(entry).collect();
+    check_entries(&touched)?;
     let mut members = Vec::new();
     let mut control = Control::default();
     if !difference.is_empty() {
-        changes(from, old, new, &difference, &mut members, &mut control);
+        changes(from, new, difference, &mut members, &mut control);
     }
     if let Some(digest) = digest {
-        for (part, text) in TreeRecord::of(&entries).parts() {
+        let all: Vec<TreeEntry> =
+            new.iter().map(|(path, kind)| TreeEntry { path: path.clone(), kind: kind.clone() }).collect();
+        for (part, text) in TreeRecord::of(&all).parts() {
             members.push(Member::bytes(format!("record/{part}"), 0o600, text));
         }
         members.push(Member::bytes("record/rec".to_owned(), 0o600, record_line("T", digest, "-", 0, to)));
@@ -183,16 +213,15 @@ pub async fn sync(
 
 fn changes(
     from: &Path,
-    old: &Entries,
     new: &Entries,
     difference: &Difference,
     members: &mut Vec<Member>,
     control: &mut Control,
 ) {
     let mut names = String::new();
-    for (path, kind) in new.iter().filter(|(path, _)| !old.contains_key(*path)) {
+    for path in &difference.added {
         names.push_str(path);
-        names.push_str(if matches!(kind, TreeKind::Dir { .. }) { "/\n" } else { "\n" });
+        names.push_str(if matches!(new.get(path), Some(TreeKind::Dir { .. })) { "/\n" } else { "\n" });
     }
     members.push(Member::bytes("names".to_owned(), 0o600, names));
     control.line(&["pending"]);
@@ -265,5 +294,10 @@ mod tests {
         assert_eq!(difference.chmod, [("a/mode".to_owned(), 0o755)]);
         assert!(difference.dirs.is_empty());
         assert!(Difference::between(&new, &new).is_empty());
+        let mut made = old.clone();
+        difference.apply(&mut made, &new);
+        assert_eq!(made, new);
+        let all = Difference::between(&Entries::new(), &new);
+        assert_eq!(all.added, ["a", "a/content", "a/mode", "a/same", "becomes"]);
     }
 }

@@ -11,6 +11,9 @@ use crate::provider::{Capabilities, Support};
 const ONLY_IF_HONOURED: &[&[&str]] =
     &[&["sync"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
 
+/// Values that need a row of their own: a sheet that speaks of the field as a whole has not thought of them.
+const ONLY_IF_NAMED: &[&str] = &["sync.*.mode=bind"];
+
 /// Checks everything below `node`. `prefix` is what the sheet's paths begin with (nothing, or `volumes`).
 pub(crate) fn check(node: &Node, prefix: &[&str], sheet: &Capabilities, problems: &mut Problems) {
     // Most fields are supported; only the first parts of refusing rows are worth a look.
@@ -98,6 +101,15 @@ impl Walk<'_> {
 }
 
 fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> Option<(&'s str, &'s str)> {
+    if let Some(value) = value {
+        let named = format!("{}={value}", path.join("."));
+        if ONLY_IF_NAMED.contains(&named.as_str()) && !sheet.fields.iter().any(|row| row.path == named) {
+            return Some((
+                "cannot share a directory of this machine",
+                "leave it out, so that the directory is copied",
+            ));
+        }
+    }
     match sheet.field(path, value) {
         Some(Support::Refused { because, instead }) => Some((because, instead)),
         Some(Support::Honoured(_)) => None,

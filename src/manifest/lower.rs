@@ -88,7 +88,7 @@ impl Lowering<'_> {
             services: self.services(raw),
             sync: Vec::new(),
         };
-        self.sync(raw, &mut guest);
+        let binds = self.sync(raw, &mut guest);
         DesiredSandbox {
             provider: raw.provider.as_ref().map_or_else(|| self.default_provider.to_owned(), |p| p.0.clone()),
             state: raw.state.or(self.defaults.state).unwrap_or_default(),
@@ -97,6 +97,7 @@ impl Lowering<'_> {
                 hostname: raw.hostname.as_ref().map_or_else(|| name.replace('_', "-"), |h| h.0.clone()),
                 resources: raw.resources.as_ref().map(resources).unwrap_or_default(),
                 mounts: self.mounts(raw),
+                binds,
                 ports: self.ports(raw),
                 links: BTreeSet::new(),
                 network: self.network(raw),
@@ -715,8 +716,9 @@ impl Lowering<'_> {
         })
     }
 
-    /// Directories that `watch` keeps in step are managed directories for everybody else.
-    fn sync(&mut self, raw: &Sandbox, guest: &mut GuestSpec) {
+    /// Directories that `watch` keeps in step are managed directories for everybody else; gives those that are shared instead.
+    fn sync(&mut self, raw: &Sandbox, guest: &mut GuestSpec) -> Vec<Bind> {
+        let mut binds = Vec::new();
         for (i, sync) in raw.sync.iter().enumerate() {
             let index = i.to_string();
             let to = sync.to.0.clone();
@@ -741,9 +743,21 @@ impl Lowering<'_> {
                 }
             }
             let on_change = sync.on_change.as_ref().and_then(|change| self.on_change(&index, change, raw));
+            let mode = sync.mode.unwrap_or_default();
             let Some(from) = self.host_path(&["sync", &index, "from"], &sync.from.0) else { continue };
-            let spec = SyncSpec { from: absolute(&from), to: to.clone(), ignore: ignore.clone(), on_change };
+            let spec =
+                SyncSpec { from: absolute(&from), to: to.clone(), mode, ignore: ignore.clone(), on_change };
             guest.sync.push(spec);
+            if mode == SyncMode::Bind {
+                binds.extend(self.bind(&index, sync, &from));
+                continue;
+            }
+            if sync.read_only.is_some() {
+                let message =
+                    "`read_only` is for a shared directory; a copied one is never written to".to_owned();
+                let problem = self.error("conflict", &["sync", &index, "read_only"], message);
+                self.push(problem.help("remove it, or write `mode: bind` next to it"));
+            }
             let Some(cache) = self.files.as_deref_mut().filter(|_| usable) else { continue };
             let key = (from.clone(), ignore);
             match cache.sync.entry(key).or_insert_with_key(|(from, ignore)| read_sync(from, ignore)).clone() {
@@ -757,13 +771,73 @@ impl Lowering<'_> {
             }
         }
         self.secret_ref(&["tailscale", "auth_key"], raw.tailscale.as_ref().map(|t| &t.auth_key));
+        binds.sort();
+        self.keep_out_of(&binds, raw, guest);
+        binds
+    }
+
+    fn bind(&mut self, index: &str, sync: &language::Sync, from: &Path) -> Option<Bind> {
+        if self.confinement.is_some_and(|confinement| !confinement.host_paths) {
+            let message = "a sandbox of this source may not share a directory of this machine".to_owned();
+            let problem = self.error("not-allowed", &["sync", index, "mode"], message);
+            self.push(problem.help("leave `mode` out to copy it, or the operator allows it with `host_paths: true` under `allow` of the source"));
+            return None;
+        }
+        if !sync.ignore.is_empty() && sync.on_change.is_none() {
+            let message = "`ignore` hides nothing of a shared directory".to_owned();
+            let problem = self.error("conflict", &["sync", index, "ignore"], message);
+            self.push(problem.help("remove it, or leave `mode: bind` out so that the directory is copied"));
+        }
+        if self.files.is_some() && !from.is_dir() {
+            let message = format!("{} is not a directory", from.display());
+            let problem = self.error("unreadable", &["sync", index, "from"], message);
+            self.push(problem);
+        }
+        let read_only = sync.read_only.unwrap_or(true);
+        Some(Bind { path: sync.to.0.clone(), from: absolute(from), read_only })
+    }
+
+    /// What is put at a path in a shared directory would be put into the directory of the host.
+    fn keep_out_of(&mut self, binds: &[Bind], raw: &Sandbox, guest: &GuestSpec) {
+        let mut inner: Vec<(Vec<String>, String)> = Vec::new();
+        let mut add = |at: &[&str], path: &str| {
+            inner.push((at.iter().map(|part| (*part).to_owned()).collect(), path.to_owned()));
+        };
+        raw.files.keys().for_each(|path| add(&["files", path], path));
+        raw.repo.keys().for_each(|path| add(&["repo", path], path));
+        raw.volumes.keys().for_each(|path| add(&["volumes", path], path));
+        for (name, usage) in &guest.secrets {
+            if let SecretUse::File(path) = usage {
+                add(&["secrets", name], path);
+            }
+        }
+        for (i, sync) in raw.sync.iter().enumerate() {
+            add(&["sync", &i.to_string(), "to"], &sync.to.0);
+        }
+        for (at, path) in inner {
+            let within = |bind: &&Bind| {
+                bind.covers(&path) && (at.first().is_none_or(|k| k != "sync") || bind.path != path)
+            };
+            let Some(bind) = binds.iter().find(within) else { continue };
+            let at: Vec<&str> = at.iter().map(String::as_str).collect();
+            let message = format!(
+                "{} lies in {}, which is a directory of this machine",
+                quote(&path),
+                quote(&bind.path)
+            );
+            let problem = self.error("conflict", &at, message);
+            self.push(problem.help("choose a path elsewhere, or copy the directory: leave `mode: bind` out"));
+        }
     }
 
     fn on_change(&mut self, index: &str, raw: &language::OnChange, sandbox: &Sandbox) -> Option<OnChange> {
         let at = ["sync", index, "on_change"];
-        let present = [raw.restart.is_some(), raw.exec.is_some()];
-        if !self.exactly_one(&at, &["restart", "exec"], &present, true) {
+        let present = [raw.restart.is_some(), raw.exec.is_some(), raw.rebuild == Some(true)];
+        if !self.exactly_one(&at, &["restart", "exec", "rebuild"], &present, true) {
             return None;
+        }
+        if raw.rebuild == Some(true) {
+            return Some(OnChange::Rebuild);
         }
         if let Some(service) = &raw.restart {
             if !self.services.contains(&service.0) {

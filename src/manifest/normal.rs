@@ -33,7 +33,12 @@ pub(crate) fn sandbox(node: &mut Node, problems: &mut Problems) {
     });
     on(node, "sync", |n| {
         if let Value::List(items) = &mut n.value {
-            items.iter_mut().for_each(|item| on(item, "on_change", |change| on(change, "exec", command)));
+            items.iter_mut().for_each(|item| {
+                on(item, "on_change", |change| {
+                    word_to_switch(change);
+                    on(change, "exec", command);
+                });
+            });
         }
     });
     if let Some(Value::Map(services)) = node.get_mut("services").map(|n| &mut n.value) {
@@ -74,6 +79,14 @@ fn copy_scalar(node: &Node) -> Option<Node> {
 fn scalar_to_map(node: &mut Node, key: &str) {
     if let Some(scalar) = copy_scalar(node) {
         replace(node, Value::Map(vec![entry(key, node.span, scalar)]));
+    }
+}
+
+/// `rebuild` → `{ rebuild: true }`.
+fn word_to_switch(node: &mut Node) {
+    if let Some(word) = node.as_text().map(str::to_owned) {
+        let on = Node { value: Value::Scalar(Scalar::plain("true")), span: node.span, anchor: node.anchor };
+        replace(node, Value::Map(vec![entry(&word, node.span, on)]));
     }
 }
 

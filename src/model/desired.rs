@@ -115,6 +115,9 @@ pub struct SandboxSpec {
     pub resources: Resources,
     /// Volumes and where they are mounted, ordered by path.
     pub mounts: Vec<Mount>,
+    /// Directories of the host shared with the sandbox, ordered by path. Left out where there is none, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub binds: Vec<Bind>,
     /// Declared ports by the port inside.
     #[serde(deserialize_with = "by_port")]
     pub ports: BTreeMap<u16, PortSpec>,
@@ -181,6 +184,24 @@ pub struct Mount {
     pub volume: String,
     /// Writes from inside are refused.
     pub read_only: bool,
+}
+
+/// A directory of the host that a sandbox sees as its own (`sync` with `mode: bind`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Bind {
+    /// The absolute path inside.
+    pub path: String,
+    /// The directory of the host, absolute.
+    pub from: PathBuf,
+    /// Writes from inside are refused.
+    pub read_only: bool,
+}
+
+impl Bind {
+    /// Whether this path inside is the shared directory or lies in it.
+    pub fn covers(&self, path: &str) -> bool {
+        path.strip_prefix(self.path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
 }
 
 /// A declared port.
@@ -348,19 +369,33 @@ pub enum FileContent {
 }
 
 /// A directory of the host that `watch` keeps in step with one inside. What is to be inside stands in [`GuestSpec::files`] too, so that every
-/// other verb treats it as a managed directory.
+/// other verb treats it as a managed directory; one that is shared stands in [`SandboxSpec::binds`] instead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncSpec {
     /// The directory of the host.
     pub from: PathBuf,
     /// The absolute path inside.
     pub to: String,
-    /// Patterns left out, next to the ignore files.
+    /// How what is outside comes inside.
+    #[serde(default)]
+    pub mode: SyncMode,
+    /// Patterns left out, next to the ignore files. Of a shared directory everything is inside: changes of these are not reacted to.
     #[serde(default)]
     pub ignore: Vec<String>,
     /// What follows a change that reached the inside.
     #[serde(default)]
     pub on_change: Option<OnChange>,
+}
+
+/// How what a directory of the host holds comes inside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncMode {
+    /// It is copied, one way, and kept in step while `pocketenv watch` runs.
+    #[default]
+    Copy,
+    /// The directory itself is shared, where the provider can do that.
+    Bind,
 }
 
 /// What follows a change that reached the inside of a sandbox.
@@ -371,6 +406,8 @@ pub enum OnChange {
     Restart(String),
     /// The command is run with the environment, user and directory of the sandbox.
     Exec(Vec<String>),
+    /// The sandbox is deleted and made again.
+    Rebuild,
 }
 
 /// A git repository cloned into a sandbox.

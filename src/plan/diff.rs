@@ -51,6 +51,7 @@ fn manifest_path(path: &[String]) -> Vec<String> {
     let mut path = path.to_vec();
     match path.first().map(String::as_str) {
         Some("mounts") => path[0] = "volumes".to_owned(),
+        Some("binds") => path[0] = "sync".to_owned(),
         // `image:`, `base:`, `build:` and `snapshot:` are four ways to say one thing.
         Some("image") if path.get(1).is_some_and(|p| p == "oci") => path.truncate(1),
         Some("image") if path.len() > 1 => {

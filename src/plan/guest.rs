@@ -140,8 +140,10 @@ impl<'a> Planner<'a, '_, '_> {
             self.guest.files.contains_key(path)
                 || self.guest.secrets.values().any(|u| matches!(u, SecretUse::File(p) if p == path))
         };
+        // What lies in a directory of the host is the host's, whatever was put at that path before.
+        let shared = |path: &String| self.inside.sandbox.spec.binds.iter().any(|bind| bind.covers(path));
         let removed: BTreeSet<String> =
-            self.observed.files.keys().filter(|path| !wanted(path)).cloned().collect();
+            self.observed.files.keys().filter(|path| !wanted(path) && !shared(path)).cloned().collect();
         for path in &removed {
             let address = Address::File(self.inside.name.to_owned(), path.clone());
             self.b.change(address, Verdict::Delete, vec![Reason::Removed]);

@@ -40,6 +40,7 @@ pub fn lint(plan: &Plan, input: &PlanInput<'_>) -> Vec<Finding> {
         check_provider(step, input, &mut say);
         check_ownership(step, input, &mut say);
         check_protection(&changes, step, input, &mut say);
+        check_shared(step, input, &mut say);
         if step.action.is_guest() && !up[id] && !stays_up(step, &stopped, input) {
             say(format!("acts inside `{}` before it runs", step.address));
         }
@@ -150,6 +151,22 @@ fn check_protection(
             }
         }
         _ => {}
+    }
+}
+
+/// Nothing is put into or taken from a directory of the host that a sandbox shares.
+fn check_shared(step: &Step, input: &PlanInput<'_>, say: &mut dyn FnMut(String)) {
+    let paths: Vec<&String> = match &step.action {
+        Action::Setup(setup) => setup.files.keys().chain(&setup.remove).collect(),
+        Action::BringRepository { path, .. } => vec![path],
+        _ => return,
+    };
+    let desired = step.address.sandbox().and_then(|name| input.desired.sandboxes.get(name));
+    for bind in desired.into_iter().flat_map(|sandbox| &sandbox.spec.binds) {
+        let below = format!("{}/", bind.path);
+        if let Some(path) = paths.iter().find(|path| **path == &bind.path || path.starts_with(&below)) {
+            say(format!("changes {path}, which is {} of the host", bind.from.display()));
+        }
     }
 }
 

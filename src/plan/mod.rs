@@ -62,11 +62,15 @@ pub struct Policy {
     pub prune_volumes: bool,
     /// Only these resources and what is inside them; empty for all.
     pub targets: Vec<Address>,
+    /// Sandboxes that are to be made anew although nothing differs, by their ids at the provider, and why. One that has been made anew has
+    /// another id, so that this asks for it once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rebuild: BTreeMap<SandboxId, String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { prune: true, prune_volumes: false, targets: Vec::new() }
+        Self { prune: true, prune_volumes: false, targets: Vec::new(), rebuild: BTreeMap::new() }
     }
 }
 
@@ -212,6 +216,11 @@ pub enum Reason {
     NotReady {
         /// What is missing.
         message: String,
+    },
+    /// Nothing differs: it is asked for.
+    Asked {
+        /// What asks for it.
+        why: String,
     },
     /// An earlier run was interrupted and its outcome is settled now.
     Interrupted {

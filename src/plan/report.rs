@@ -208,6 +208,7 @@ pub fn reason_text(reason: &Reason) -> String {
         Reason::State { wanted, at: location } => format!("should be {wanted}{}", at(location)),
         Reason::Follows { address } => format!("comes with {address}"),
         Reason::NotReady { message } => format!("not ready: {message}"),
+        Reason::Asked { why } => format!("asked for: {why}"),
         Reason::Interrupted { .. } => "an earlier run was interrupted here".to_owned(),
     }
 }

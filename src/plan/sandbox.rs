@@ -328,6 +328,12 @@ impl<'a> One<'a, '_> {
             SandboxState::Running | SandboxState::Stopped { .. } | SandboxState::Deleting => {}
         }
 
+        if let Some(why) = b.input.policy.rebuild.get(&existing.id) {
+            // Its next spec may differ as well; the new one is made from that.
+            let reasons = vec![Reason::Asked { why: why.clone() }];
+            return self.recreate(b, gates, existing, generation, reasons, left);
+        }
+
         // What the provider reads back is believed first, then the hash in the labels, then the record.
         let current = match &existing.spec {
             None if hash_says_same => Some(wanted),

@@ -2,8 +2,11 @@
 //!
 //! A provider builds a [`Call`] from path segments (each is encoded, so that no id can change the path), sends it, and reads the answer as JSON.
 //! Nothing secret gets into an error: credentials travel in headers that are marked sensitive, and errors carry no URL.
+//! Calls of one account share what it takes (`budget.rs`).
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
@@ -12,6 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ProviderError;
+use super::budget::Account;
+use crate::model::sha256_hex;
 use crate::secret::{Redactor, SecretValue};
 
 /// How long connecting may take.
@@ -34,8 +39,22 @@ pub struct Http {
     base: Url,
     headers: HeaderMap,
     message: fn(&[u8]) -> Option<String>,
+    account: Arc<Account>,
+    /// Whose calls these are, for taking turns.
+    client_id: u64,
     /// Takes credentials out of what the service says: some repeat them.
     redactor: Arc<Redactor>,
+}
+
+/// The account of a service and the credentials that stand in these headers: one in this process, whoever calls it.
+fn account(base: &Url, headers: &HeaderMap) -> Arc<Account> {
+    static ACCOUNTS: Mutex<BTreeMap<String, Arc<Account>>> = Mutex::new(BTreeMap::new());
+    let mut text = base.as_str().as_bytes().to_vec();
+    for (name, value) in headers {
+        text.extend([name.as_str().as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
+    }
+    let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(accounts.entry(sha256_hex(&text)).or_insert_with(|| Arc::new(Account::new())))
 }
 
 impl Http {
@@ -66,7 +85,12 @@ impl Http {
         }
         let client =
             builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))?;
-        Ok(Self { client, base, headers: HeaderMap::new(), message, redactor: Arc::new(Redactor::new([])) })
+        static CLIENTS: AtomicU64 = AtomicU64::new(1);
+        let headers = HeaderMap::new();
+        let account = account(&base, &headers);
+        let client_id = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        let redactor = Arc::new(Redactor::new([]));
+        Ok(Self { client, base, headers, message, account, client_id, redactor })
     }
 
     /// A header of every call whose value is a secret.
@@ -82,6 +106,7 @@ impl Http {
         })?;
         value.set_sensitive(true);
         self.headers.insert(HeaderName::from_static(name), value);
+        self.account = account(&self.base, &self.headers);
         Ok(self)
     }
 
@@ -150,11 +175,14 @@ impl Call<'_> {
         bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error)).map(drop)
     }
 
-    /// Sends it; an answer that is no success is an error.
+    /// Sends it when the account takes it; an answer that is no success is an error.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub async fn send(self, doing: &str) -> Result<Response, ProviderError> {
+        let Http { account, client_id, .. } = self.http;
+        let closed = |pause| ProviderError::Throttled { retry_after: Some(pause) };
+        account.turn(*client_id).await.map_err(closed)?;
         let begun = Instant::now();
         let sent = self.request.send().await;
         let elapsed_ms = begun.elapsed().as_millis();
@@ -171,6 +199,8 @@ impl Call<'_> {
             }
         };
         let status = response.status();
+        let too_many = status == StatusCode::TOO_MANY_REQUESTS;
+        account.answered(too_many.then(|| retry_after(response.headers())));
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }

@@ -62,6 +62,11 @@ impl Feedback {
     pub fn reacted(&mut self, now: Instant) {
         self.reacted = Some(now);
     }
+
+    /// What the reaction to a change made begins only now; nothing if there was none.
+    pub fn began(&mut self, now: Instant) {
+        self.reacted = self.reacted.map(|_| now);
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Files, WatchError};
-use crate::guest::tree::{HashCache, IGNORE_FILES, Scan, TreeEntry, TreeKind, is_within, tree_sha256};
+use crate::guest::tree::{HashCache, IGNORE_FILES, Scan, TreeEntry, TreeKind, tree_sha256};
 
 /// A lock of git that is older was left behind.
 const LOCK_LIMIT: Duration = Duration::from_secs(10);
@@ -93,27 +93,52 @@ impl Tree {
             let only = std::mem::take(&mut self.dirty);
             let scan = Scan { root: &self.root, ignore: self.ignore.as_deref(), only: Some(&only) };
             let found = scan.run(&mut self.hashes)?;
-            self.entries.retain(|path, _| !is_within(&only, path));
-            self.entries.extend(found.into_iter().map(|entry| (entry.path, entry.kind)));
-            let is_dir = |path: &Path| {
+            // What this costs follows from what changed, not from how much there is.
+            for path in &only {
+                self.forget(path);
+            }
+            let mut dirs = Vec::new();
+            for entry in found {
+                if matches!(entry.kind, TreeKind::Dir { .. }) {
+                    dirs.push(entry.path.clone());
+                }
+                self.entries.insert(entry.path, entry.kind);
+            }
+            // First those that are gone: one that was moved is known to the kernel by its old name.
+            let is_gone = |path: &Path| {
                 let below = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
-                below.is_some_and(|b| {
-                    b.is_empty() || matches!(self.entries.get(b), Some(TreeKind::Dir { .. }))
+                below.is_none_or(|b| {
+                    !b.is_empty() && !matches!(self.entries.get(b), Some(TreeKind::Dir { .. }))
                 })
             };
-            // First those that are gone: one that was moved is known to the kernel by its old name.
-            let gone: Vec<PathBuf> = files.watched().iter().filter(|path| !is_dir(path)).cloned().collect();
+            let mut gone = Vec::new();
+            for path in &only {
+                let path = if path.is_empty() { self.root.clone() } else { self.root.join(path) };
+                let watched =
+                    files.watched().range(path.clone()..).take_while(|other| other.starts_with(&path));
+                gone.extend(watched.filter(|path| is_gone(path)).cloned());
+            }
             gone.iter().for_each(|path| files.remove(path));
-            let mut dirty = BTreeSet::new();
-            for (path, kind) in &self.entries {
+            for path in dirs {
                 // What came into a directory before it was watched is seen by looking once more.
-                if matches!(kind, TreeKind::Dir { .. }) && files.add(&self.root.join(path))? {
-                    dirty.insert(path.clone());
+                if files.add(&self.root.join(&path))? {
+                    self.dirty.insert(path);
                 }
             }
-            self.dirty = dirty;
         }
         Ok(())
+    }
+
+    /// Forgets what is at a path and below it.
+    fn forget(&mut self, path: &str) {
+        if path.is_empty() {
+            return self.entries.clear();
+        }
+        self.entries.remove(path);
+        let below = format!("{path}/");
+        let within = self.entries.range(below.clone()..).take_while(|(other, _)| other.starts_with(&below));
+        let within: Vec<String> = within.map(|(other, _)| other.clone()).collect();
+        within.iter().for_each(|other| drop(self.entries.remove(other)));
     }
 }
 

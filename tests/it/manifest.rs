@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use pocketenv::manifest::{
-    Diagnostics, Input, LoadRequest, Manifest, ResolveContext, Resolved, load, validate,
+    Confinement, Diagnostics, Input, LoadRequest, Manifest, ResolveContext, Resolved, load, validate,
 };
 use pocketenv::model::PortRef;
 use pocketenv::provider::{Capabilities, ChangeClass, FieldSupport, ProviderSetting, StopMeaning, Support};
@@ -44,6 +44,16 @@ const ALL: &[FieldSupport] = &[
     FieldSupport { path: "volumes.s3", support: YES },
 ];
 
+/// As `ALL`, with directories that are shared.
+const SHARES: &[FieldSupport] = &[
+    FieldSupport { path: "sync", support: YES },
+    FieldSupport { path: "sync.*.mode=bind", support: YES },
+    FieldSupport { path: "ssh", support: YES },
+    FieldSupport { path: "tailscale", support: YES },
+    FieldSupport { path: "lifecycle", support: YES },
+    FieldSupport { path: "volumes.s3", support: YES },
+];
+
 const LITTLE: &[FieldSupport] = &[
     FieldSupport { path: "image", support: no("runs no images of others", "use `image: host`") },
     FieldSupport { path: "image=host", support: YES },
@@ -58,7 +68,7 @@ const fn no(because: &'static str, instead: &'static str) -> Support {
     Support::Refused { because, instead }
 }
 
-const LOCAL: Capabilities = sheet("local", ALL);
+const LOCAL: Capabilities = sheet("local", SHARES);
 const E2B: Capabilities = sheet("e2b", ALL);
 const SMALL: Capabilities = sheet("small", LITTLE);
 
@@ -191,6 +201,31 @@ fn schemas_and_reference_are_fresh() {
     fresh("schemas/pocketenv.schema.json", &pretty(pocketenv::manifest::schema()));
     fresh("schemas/preset.schema.json", &pretty(pocketenv::manifest::preset_schema()));
     fresh("docs/manifest.md", &pocketenv::manifest::reference());
+}
+
+#[test]
+fn a_directory_of_this_machine_is_shared_only_by_who_may() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("own")).unwrap();
+    let path = root.path().join("pocketenv.yaml");
+    let text = "version: 1\nname: p\nsandboxes:\n  a:\n    provider: local\n    sync: [ { from: ./own, to: /x, mode: bind } ]\n";
+    std::fs::write(&path, text).unwrap();
+    let confined = |host_paths| LoadRequest {
+        confinement: Some(Confinement {
+            root: root.path().to_owned(),
+            host_paths,
+            command_secrets: false,
+            vault_secrets: false,
+            host_network: false,
+            provider_settings: false,
+        }),
+        ..request(&path)
+    };
+    let refused = check(&confined(false)).unwrap_err().plain();
+    assert!(refused.contains(":6:42: error:") && refused.contains("`host_paths: true`"), "{refused}");
+    let allowed = check(&confined(true)).unwrap();
+    let binds = &allowed.desired.sandboxes["a"].spec.binds;
+    assert_eq!((binds[0].from.as_path(), binds[0].read_only), (root.path().join("own").as_path(), true));
 }
 
 #[test]

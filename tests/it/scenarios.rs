@@ -41,6 +41,8 @@ mod quickstart;
 mod saved_plan;
 #[path = "../scenarios/secrets/scenario.rs"]
 mod secrets;
+#[path = "../scenarios/share/scenario.rs"]
+mod share;
 #[path = "../scenarios/state/scenario.rs"]
 mod state;
 #[path = "../scenarios/watch/scenario.rs"]

@@ -372,7 +372,7 @@ fn what_is_beyond_the_limits_of_a_provider_is_refused_at_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let check = |cpu: &str, memory: &str, ttl: &str| {
         let text = format!(
-            "version: 1\nname: p\nsandboxes:\n  a:\n    provider: small\n    resources:\n      cpu: {cpu}\n      memory: {memory}\n    lifecycle:\n      ttl: {ttl}\n"
+            "version: 1\nname: p\ndefaults: {{ provider: small }}\nsandboxes:\n  a:\n    image: x\n    resources:\n      cpu: {cpu}\n      memory: {memory}\n    lifecycle:\n      ttl: {ttl}\n"
         );
         std::fs::write(dir.path().join("pocketenv.yaml"), text).unwrap();
         let files = vec![Input::Path(dir.path().join("pocketenv.yaml"))];
@@ -383,6 +383,6 @@ fn what_is_beyond_the_limits_of_a_provider_is_refused_at_its_line() {
     };
     assert_eq!(check("2", "4GiB", "1h"), []);
     let told = check("4", "128MiB", "2h");
-    assert_eq!(told.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [7, 8, 10], "{told:?}");
+    assert_eq!(told.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [8, 9, 11], "{told:?}");
     assert!(told[0].1.contains("gives 0.5 to 2") && told[2].1.contains("after 1h"), "{told:?}");
 }

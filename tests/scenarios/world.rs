@@ -4,11 +4,18 @@ use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// How long one run of the program may take, and how long something may take to become true.
@@ -189,7 +196,6 @@ impl World {
     /// Waits for the end of what was started.
     #[track_caller]
     pub fn finish(&self, mut started: Started) -> Run {
-        use std::os::unix::process::ExitStatusExt as _;
         let deadline = Instant::now() + DEADLINE;
         let status = loop {
             if let Some(status) = started.child.try_wait().unwrap() {
@@ -460,6 +466,83 @@ fn copy_dir(from: &Path, to: &Path) {
         } else {
             fs::copy(entry.path(), &target).unwrap();
         }
+    }
+}
+
+/// The program on a terminal of ours, which is looked at from both ends.
+pub struct Terminal {
+    /// The program.
+    pub child: Child,
+    /// What is typed.
+    pub keys: File,
+    line: OwnedFd,
+    shown: Arc<Mutex<String>>,
+    before: Termios,
+}
+
+impl Terminal {
+    /// Starts it.
+    pub fn new(world: &World, arguments: &[&str]) -> Self {
+        Self::of(&mut world.command(arguments))
+    }
+
+    /// Starts any command.
+    pub fn of(command: &mut Command) -> Self {
+        let size = Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
+        let ends = openpty(Some(&size), None).unwrap();
+        let before = tcgetattr(ends.slave.as_fd()).unwrap();
+        let child = command
+            .stdin(ends.slave.try_clone().unwrap())
+            .stdout(ends.slave.try_clone().unwrap())
+            .stderr(ends.slave.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        let shown = Arc::new(Mutex::new(String::new()));
+        let keys = File::from(ends.master);
+        let (mut screen, sink) = (keys.try_clone().unwrap(), shown.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = screen.read(&mut buffer) {
+                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        });
+        Self { child, keys, line: ends.slave, shown, before }
+    }
+
+    /// Whether keys are taken as they are.
+    pub fn is_raw(&self) -> bool {
+        !tcgetattr(self.line.as_fd()).unwrap().local_flags.contains(LocalFlags::ECHO)
+    }
+
+    /// Everything that was written to it.
+    pub fn shown(&self) -> String {
+        self.shown.lock().unwrap().clone()
+    }
+
+    /// Waits for a text.
+    #[track_caller]
+    pub fn shows(&self, text: &str) {
+        eventually(&format!("the terminal shows {text}"), || self.shown.lock().unwrap().contains(text));
+    }
+
+    /// Gives it another size.
+    pub fn resize(&self, rows: u16, cols: u16) {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.keys, size).unwrap();
+        self.signal(Signal::SIGWINCH);
+    }
+
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// The code it ends with; our terminal is as it was.
+    pub fn end(&mut self) -> i32 {
+        let status = self.child.wait().unwrap();
+        assert_eq!(tcgetattr(self.line.as_fd()).unwrap().local_flags, self.before.local_flags);
+        assert_eq!(tcgetattr(self.line.as_fd()).unwrap().input_flags, self.before.input_flags);
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
     }
 }
 

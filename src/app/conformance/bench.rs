@@ -316,12 +316,14 @@ impl Bench {
         // What was made without an answer is found by its labels, once a listing cannot lag any more.
         sleep(Duration::from_millis(self.sheet().settle_ms)).await;
         let mut left = Vec::new();
-        // The owner is of this run alone, so that nobody else's is ever touched.
-        let ours = Owner { project: None, owner: Some(self.owner.clone()) };
-        match self.list(&ours).await {
+        let wanted = Owner { project: None, owner: Some(self.owner.clone()) };
+        match self.list(&wanted).await {
             Ok(listing) => {
-                listing.sandboxes.keys().for_each(|id| self.remember(id));
-                for (name, volume) in &listing.volumes {
+                // The owner is of this run alone. A listing that does not filter is one of the defects that are looked for, so each label is
+                // looked at again: nobody else's is ever touched.
+                let ours = |found: &BTreeMap<String, String>| found.get(labels::OWNER) == Some(&self.owner.0);
+                listing.sandboxes.values().filter(|s| ours(&s.labels)).for_each(|s| self.remember(&s.id));
+                for (name, volume) in listing.volumes.iter().filter(|(_, v)| ours(&v.labels)) {
                     let project = volume.labels.get(labels::PROJECT).map_or(&*self.project, String::as_str);
                     self.remember_volume(project, name);
                 }

@@ -365,8 +365,11 @@ async fn volumes(bench: &Bench) -> Verdict {
     };
     bench.remember_volume(bench.project(), NAME);
     let labels = volume_labels(bench, NAME);
-    power()?.create_volume(NAME, &labels).await.doing("creating a volume")?;
-    power()?.create_volume(NAME, &labels).await.doing("creating the same volume again")?;
+    let power = power()?;
+    let create = || power.create_volume(NAME, &labels);
+    let delete = || power.delete_volume(bench.project(), NAME);
+    bench.answer(create).await.doing("creating a volume")?;
+    bench.answer(create).await.doing("creating the same volume again")?;
     let listed = || async {
         let listing = bench.listed(bench.project()).await?;
         Ok::<_, Failure>(listing.volumes.get(NAME).cloned())
@@ -399,8 +402,8 @@ async fn volumes(bench: &Bench) -> Verdict {
         check(wrote.is_empty(), || "a read-only mount could be written to".to_owned())?;
     }
     bench.delete(&second).await?;
-    power()?.delete_volume(bench.project(), NAME).await.doing("deleting the volume")?;
-    power()?.delete_volume(bench.project(), NAME).await.doing("deleting a volume that is gone")?;
+    bench.answer(delete).await.doing("deleting the volume")?;
+    bench.answer(delete).await.doing("deleting a volume that is gone")?;
     bench
         .eventually(bench.settle(), || async {
             Ok(match listed().await? {

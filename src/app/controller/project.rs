@@ -283,7 +283,8 @@ impl Controller {
         good: Controlled,
         cancel: &Cancel,
     ) -> Result<Verdict, Error> {
-        let converged = Ended::Converged { resync: jittered(source.resync) };
+        let resync = jittered(source.resync);
+        let (converged, calm) = (Ended::Converged { resync }, Ended::Calm { resync });
         let selection = selection(source, Path::new(&good.manifest));
         let project = app.open(&selection).await?;
         let reason = self.held_back(source);
@@ -335,7 +336,13 @@ impl Controller {
             Outcome::Unchanged | Outcome::Done if status.health == Health::Progressing => {
                 Verdict::new(Phase::Applied, "", Ended::Waiting { recheck: SOON.into() })
             }
-            Outcome::Unchanged | Outcome::Done => Verdict::new(Phase::Applied, "", converged),
+            Outcome::Unchanged => Verdict::new(Phase::Applied, "", calm),
+            // What had to be changed or repaired may not stay so.
+            Outcome::Done => Verdict::new(
+                Phase::Applied,
+                "",
+                Ended::Converged { resync: (resync / 8).max(SOON.into()).min(resync) },
+            ),
             Outcome::Interrupted => Verdict::waiting("the controller stops", Duration::from_secs(0)),
             _ => {
                 let failures = report.steps.iter().filter_map(|step| step.failure.as_ref());

@@ -1,18 +1,18 @@
 //! What lives beside the loop: directories kept in step, services followed, logs shown. Each mends itself: a sandbox that is gone is waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
-use super::{WatchEvent, WatchSink, words};
+use super::{Trigger, WatchEvent, WatchSink, words};
 use crate::app::{Error, Project, Sandbox};
 use crate::guest::{self, Difference, Entries, GuestError, LogOptions, ServiceDefaults, ServiceNews, Synced};
-use crate::model::{DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncSpec};
+use crate::model::{DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
 use crate::plan::file_digest;
 use crate::provider::{Command, capture};
 use crate::reconcile::observe::with_causes;
@@ -21,8 +21,9 @@ use crate::watch::{Changes, Debounce, Feedback, Files, Tree, Verdict, git_is_bus
 /// A save is several events; a person does not notice the pause, and a storm is cut at the cap.
 const PAUSE: Duration = Duration::from_millis(8);
 const CAP: Duration = Duration::from_millis(100);
-/// The record inside is completed after such a silence.
+/// The record inside is completed after such a silence; of a large directory, which takes longer to write, so much later for each entry.
 const SETTLE: Duration = Duration::from_millis(300);
+const SETTLE_EACH: Duration = Duration::from_micros(30);
 /// How long git may keep its lock before its changes are passed on all the same.
 const GIT: Duration = Duration::from_secs(10);
 /// How often the clock is looked at, and how much later than that it is after a sleep of the machine.
@@ -31,6 +32,11 @@ const ASLEEP: Duration = Duration::from_secs(5);
 /// How long a command of `on_change` may take, and how much of what it says is kept.
 const EXEC_LIMIT: Duration = Duration::from_secs(600);
 const EXEC_OUTPUT: usize = 4096;
+/// How many times as long as a look at how things are took it is rested after it, while things happen and while nothing does; and the longest rest
+/// while things happen.
+const LOOKS_BUSY: u32 = 5;
+const LOOKS_IDLE: u32 = 200;
+const LOOK_LATEST: Duration = Duration::from_secs(20);
 /// Tries in a row with files that change while they are read.
 const MAX_TRIES: u32 = 50;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -50,17 +56,28 @@ enum What {
     Sync(usize),
     Services,
     Logs(String),
+    Status,
 }
 
 impl Task {
+    /// Tells how the project is; another one for each manifest.
+    pub fn status(generation: u64) -> Self {
+        Self { sandbox: String::new(), what: What::Status, of: generation.to_string() }
+    }
+
     /// Everything that lives for one sandbox.
     pub fn all(sandbox: &str, guest: &GuestSpec, logs: bool) -> Vec<Self> {
         let task = |what, of: String| Self { sandbox: sandbox.to_owned(), what, of };
         let mut tasks = Vec::new();
         for (index, spec) in guest.sync.iter().enumerate() {
+            // What is shared is in step by itself; only what follows a change is left to do.
+            if spec.mode == SyncMode::Bind && spec.on_change.is_none() {
+                continue;
+            }
             // What is restarted or run on a change is part of it.
             let reaction = match &spec.on_change {
                 Some(OnChange::Restart(service)) => format!("{:?}", guest.services.get(service)),
+                Some(OnChange::Rebuild) => String::new(),
                 _ => format!("{:?} {:?}", guest.user, guest.working_dir),
             };
             tasks.push(task(What::Sync(index), format!("{spec:?} {reaction}")));
@@ -80,8 +97,12 @@ pub(super) struct Live<'a> {
     pub project: Arc<Project<'a>>,
     pub guest: GuestSpec,
     pub sink: &'a dyn WatchSink,
-    pub triggers: mpsc::UnboundedSender<String>,
+    pub triggers: mpsc::UnboundedSender<Trigger>,
     pub applied: watch::Receiver<u64>,
+    /// Something changed that is worth a look at how things are.
+    pub look: Arc<Notify>,
+    /// How often that is looked at anyway.
+    pub often: Duration,
 }
 
 type Reaction<'a> = Pin<Box<dyn std::future::Future<Output = ()> + 'a>>;
@@ -105,6 +126,25 @@ impl Live<'_> {
             }
             What::Services => self.services(&task.sandbox).await,
             What::Logs(service) => self.logs(&task.sandbox, service).await,
+            What::Status => self.status().await,
+        }
+    }
+
+    async fn status(&self) {
+        loop {
+            let begun = Instant::now();
+            // Why it cannot be looked at is what the loop tells.
+            if let Ok((status, _)) = self.project.status().await {
+                self.sink.watch(&WatchEvent::Status { status: &status });
+            }
+            // Looking holds every managed file against its hash: the more it costs, the less often it is done. What happens together is
+            // looked at together.
+            let took = begun.elapsed();
+            tokio::time::sleep((took * LOOKS_BUSY).clamp(FIRST_PAUSE, LOOK_LATEST)).await;
+            tokio::select! {
+                () = self.look.notified() => {}
+                () = tokio::time::sleep(self.often.max(took * LOOKS_IDLE)) => {}
+            }
         }
     }
 
@@ -129,6 +169,7 @@ impl Live<'_> {
                         self.trigger(format!("service {name}/{} lost its supervisor", news.name));
                     }
                     known.insert(news.name.clone(), news);
+                    self.look.notify_one();
                 };
                 // Either way the sandbox is not there any more.
                 let _ = guest::follow_services(sandbox.guest.as_ref(), &mut hear).await;
@@ -145,7 +186,7 @@ impl Live<'_> {
 
     fn trigger(&self, why: String) {
         // Nobody listens once it is over.
-        let _ = self.triggers.send(why);
+        let _ = self.triggers.send(Trigger { why, rebuild: None });
     }
 
     async fn logs(&self, name: &str, service: &str) {
@@ -186,8 +227,10 @@ impl Live<'_> {
 
     async fn sync(&self, name: &str, spec: &SyncSpec) {
         let mut said = String::new();
+        // What of the host `on_change` has followed; at first it is what was brought.
+        let mut seen = None;
         loop {
-            let Err(broken) = self.keep_in_step(name, spec, &mut said).await;
+            let Err(broken) = self.keep_in_step(name, spec, &mut said, &mut seen).await;
             let message = match &broken {
                 Broken::Here(message) => message.clone(),
                 Broken::Inside(error) => with_causes(error),
@@ -201,11 +244,14 @@ impl Live<'_> {
         }
     }
 
-    /// The sandbox, once it has what a run of the loop put there.
+    /// The sandbox, once it has what a run of the loop put there, and what that is; nothing is put into a shared directory.
     async fn attach(&self, name: &str, spec: &SyncSpec) -> (Sandbox, Entries) {
         let mut pause = FIRST_PAUSE;
         loop {
             if let Ok(sandbox) = self.project.sandbox(name).await {
+                if spec.mode == SyncMode::Bind {
+                    return (sandbox, Entries::new());
+                }
                 match guest::synced(sandbox.guest.as_ref(), &spec.to).await {
                     Ok(Synced::Settled(entries)) => return (sandbox, entries),
                     // A run had its chance to settle it.
@@ -225,6 +271,7 @@ impl Live<'_> {
         name: &str,
         spec: &SyncSpec,
         said: &mut String,
+        seen: &mut Option<Entries>,
     ) -> Result<Infallible, Broken> {
         let here = |error: crate::watch::WatchError| Broken::Here(with_causes(&error));
         let mut host = Host {
@@ -237,12 +284,16 @@ impl Live<'_> {
         loop {
             applied.mark_unchanged();
             let (sandbox, mut inside) = self.attach(name, spec).await;
+            if spec.on_change == Some(OnChange::Rebuild) {
+                // Whatever a new sandbox writes as it begins is in consequence of the rebuild.
+                feedback.began(Instant::now());
+            }
             let (guest, to) = (sandbox.guest.as_ref(), spec.to.as_str());
             let mut reaction: Option<Reaction<'_>> = None;
-            let mut react_again = false;
+            let mut react_again: Option<String> = None;
             let mut settled = true;
             let mut tries = 0;
-            let mut why = "it differed".to_owned();
+            let mut cause = Cause::Said("it differed");
             let mut heard = Instant::now();
             loop {
                 let begun = Instant::now();
@@ -250,15 +301,23 @@ impl Live<'_> {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 host = host.look().await?;
-                let difference = Difference::between(&inside, host.tree.entries());
+                let entries = host.tree.entries();
+                let reacted_to = seen.get_or_insert_with(|| match spec.mode {
+                    SyncMode::Copy => inside.clone(),
+                    SyncMode::Bind => entries.clone(),
+                });
+                let difference = match spec.mode {
+                    SyncMode::Copy => Difference::between(&inside, entries),
+                    SyncMode::Bind => Difference::default(),
+                };
                 if !difference.is_empty() {
                     let paths = difference.paths();
-                    match guest::sync(guest, host.tree.root(), to, &inside, host.tree.entries(), None).await {
+                    match guest::sync(guest, host.tree.root(), to, &difference, entries, None).await {
                         Ok(()) => {
                             (settled, tries) = (false, 0);
                             said.clear();
-                            let elapsed_ms = u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX);
-                            let changes = paths.len();
+                            let elapsed_ms = millis(heard.elapsed());
+                            let (changes, why) = (paths.len(), cause.of(&paths));
                             self.sink.watch(&WatchEvent::Synced {
                                 sandbox: name,
                                 to,
@@ -266,24 +325,7 @@ impl Live<'_> {
                                 why: &why,
                                 elapsed_ms,
                             });
-                            if let Some(on_change) = &spec.on_change {
-                                match feedback.changed(&paths, Instant::now()) {
-                                    Verdict::React if reaction.is_some() => react_again = true,
-                                    Verdict::React => {
-                                        reaction = Some(Box::pin(self.react(&sandbox, on_change)))
-                                    }
-                                    Verdict::LoopFound(path) => {
-                                        let what = described(on_change);
-                                        self.sink.watch(&WatchEvent::Loop {
-                                            sandbox: name,
-                                            path: &path,
-                                            what: &what,
-                                        });
-                                    }
-                                    Verdict::Looping => {}
-                                }
-                            }
-                            inside = host.tree.entries().clone();
+                            difference.apply(&mut inside, entries);
                         }
                         // A file changed while it was read: its next state is on its way.
                         Err(GuestError::Unsupported(_) | GuestError::Io { .. }) if tries < MAX_TRIES => {
@@ -298,6 +340,25 @@ impl Live<'_> {
                         }
                         Err(error) => return Err(Broken::Inside(error)),
                     }
+                }
+                if let Some(on_change) = &spec.on_change {
+                    // What is brought again since the record inside was lost or unfinished is no change.
+                    let news = Difference::between(reacted_to, host.tree.entries());
+                    let paths = news.paths();
+                    let why = cause.of(&paths);
+                    let verdict = (!paths.is_empty()).then(|| feedback.changed(&paths, Instant::now()));
+                    match verdict {
+                        None | Some(Verdict::Looping) => {}
+                        Some(Verdict::React) if reaction.is_some() => react_again = Some(why),
+                        Some(Verdict::React) => {
+                            reaction = Some(Box::pin(self.react(&sandbox, on_change, why)));
+                        }
+                        Some(Verdict::LoopFound(path)) => {
+                            let what = described(on_change);
+                            self.sink.watch(&WatchEvent::Loop { sandbox: name, path: &path, what: &what });
+                        }
+                    }
+                    news.apply(reacted_to, host.tree.entries());
                 }
                 let since = std::time::SystemTime::now();
                 tokio::select! {
@@ -318,33 +379,32 @@ impl Live<'_> {
                                 }
                             }
                         }
-                        why = host.mark(&changes);
+                        cause = host.mark(&changes);
                     }
                     Some(()) = OptionFuture::from(reaction.as_mut()) => {
                         feedback.reacted(Instant::now());
-                        let again = std::mem::take(&mut react_again);
-                        reaction = spec.on_change.as_ref().filter(|_| again).map(|on| Box::pin(self.react(&sandbox, on)) as Reaction<'_>);
+                        reaction = react_again.take().zip(spec.on_change.as_ref()).map(|(why, on)| Box::pin(self.react(&sandbox, on, why)) as Reaction<'_>);
                     }
                     changed = applied.changed() => match changed {
                         // A run may have written there itself: what is inside is read again.
                         Ok(()) => break,
                         Err(_) => std::future::pending().await,
                     },
-                    () = tokio::time::sleep(SETTLE), if !settled => {
+                    () = tokio::time::sleep(settle(&inside)), if !settled => {
                         let content = FileContent::Tree {
                             path: spec.from.clone(),
                             sha256: host.tree.sha256(),
                             ignore: Some(spec.ignore.clone()),
                         };
                         let digest = file_digest(&DesiredFile { content, mode: None });
-                        guest::sync(guest, host.tree.root(), to, &inside, &inside, Some(&digest))
+                        guest::sync(guest, host.tree.root(), to, &Difference::default(), &inside, Some(&digest))
                             .await
                             .map_err(Broken::Inside)?;
                         settled = true;
                     }
                     () = tokio::time::sleep(TICK) => {
                         if since.elapsed().is_ok_and(|passed| passed > TICK + ASLEEP) {
-                            "time has jumped".clone_into(&mut why);
+                            cause = Cause::Said("time has jumped");
                             host.tree.mark_all();
                         }
                     }
@@ -358,9 +418,15 @@ impl Live<'_> {
         }
     }
 
-    async fn react(&self, sandbox: &Sandbox, on_change: &OnChange) {
+    async fn react(&self, sandbox: &Sandbox, on_change: &OnChange, why: String) {
         let begun = Instant::now();
         let what = described(on_change);
+        if *on_change == OnChange::Rebuild {
+            // The loop plans it, asks where data is at risk, and tells how it went.
+            let why = format!("{why}, rebuild {}", sandbox.name);
+            let _ = self.triggers.send(Trigger { rebuild: Some((sandbox.id.clone(), why.clone())), why });
+            return;
+        }
         let failure = match self.carry_out(sandbox, on_change).await {
             Ok(failure) => failure,
             Err(error) => Some(with_causes(&error)),
@@ -368,8 +434,9 @@ impl Live<'_> {
         self.sink.watch(&WatchEvent::Reacted {
             sandbox: &sandbox.name,
             what: &what,
+            why: &why,
             failure: failure.as_deref(),
-            elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elapsed_ms: millis(begun.elapsed()),
         });
     }
 
@@ -399,14 +466,24 @@ impl Live<'_> {
                 let said = sandbox.redactor().await?.redact(String::from_utf8_lossy(&said).trim_end());
                 Ok(Some(format!("{}\n{said}", output.status).trim_end().to_owned()))
             }
+            OnChange::Rebuild => Ok(None),
         }
     }
+}
+
+fn settle(inside: &Entries) -> Duration {
+    SETTLE + SETTLE_EACH * u32::try_from(inside.len()).unwrap_or(u32::MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn described(on_change: &OnChange) -> String {
     match on_change {
         OnChange::Restart(service) => format!("restart {service}"),
         OnChange::Exec(argv) => format!("exec {}", argv.join(" ")),
+        OnChange::Rebuild => "rebuild".to_owned(),
     }
 }
 
@@ -431,18 +508,39 @@ impl Host {
         }
     }
 
-    /// Marks what changed, and says it in short.
-    fn mark(&mut self, changes: &Changes) -> String {
+    /// Marks what changed.
+    fn mark(&mut self, changes: &Changes) -> Cause {
         if changes.lost {
             self.tree.mark_all();
-            return "file events were lost".to_owned();
+            return Cause::Said("file events were lost");
         }
-        let mut first = None;
+        let mut heard = BTreeMap::new();
         for (path, what) in &changes.paths {
             self.tree.mark(path);
-            let shown = path.strip_prefix(self.tree.root()).unwrap_or(path).display();
-            first.get_or_insert_with(|| format!("{shown} {what}"));
+            let below = path.strip_prefix(self.tree.root()).unwrap_or(path).to_string_lossy().into_owned();
+            heard.insert(below, *what);
         }
-        first.unwrap_or_default()
+        Cause::Heard(heard)
+    }
+}
+
+/// Why a directory was looked at.
+enum Cause {
+    /// This.
+    Said(&'static str),
+    /// What happened to these paths.
+    Heard(BTreeMap<String, &'static str>),
+}
+
+impl Cause {
+    /// Why these paths changed: of what was left out nothing is said.
+    fn of(&self, paths: &BTreeSet<&str>) -> String {
+        match self {
+            Self::Said(why) => (*why).to_owned(),
+            Self::Heard(heard) => {
+                let known = paths.iter().find_map(|path| Some(format!("{path} {}", heard.get(*path)?)));
+                known.unwrap_or_else(|| format!("{} changed", paths.first().copied().unwrap_or_default()))
+            }
+        }
     }
 }

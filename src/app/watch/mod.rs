@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use futures::future::{AbortHandle, Abortable, Aborted, OptionFuture};
 use futures::stream::FuturesUnordered;
 use serde::Serialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use self::inputs::Inputs;
@@ -22,9 +22,10 @@ use super::{
     Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Project, Selection,
 };
 use crate::guest::{LogLine, ServiceNews};
-use crate::model::{Desired, RunState, Timestamp};
+use crate::model::{Desired, GuestSpec, RunState, SandboxId, Timestamp};
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::queue::{Ended, Queue};
+use crate::reconcile::status::ProjectStatus;
 use crate::reconcile::{Backoff, EventSink};
 
 /// Between runs that fail.
@@ -48,6 +49,8 @@ pub struct WatchOptions {
     pub down_on_exit: bool,
     /// Follow the logs of services.
     pub logs: bool,
+    /// Tell how things are after each change, and this often.
+    pub status: Option<Duration>,
 }
 
 /// What happens while watching, next to what the loop of `apply` tells.
@@ -105,6 +108,8 @@ pub enum WatchEvent<'a> {
         sandbox: &'a str,
         /// What was done.
         what: &'a str,
+        /// Which file, and what happened to it.
+        why: &'a str,
         /// What it said, if it failed.
         failure: Option<&'a str>,
         /// How long it took.
@@ -119,6 +124,11 @@ pub enum WatchEvent<'a> {
         /// What `on_change` does.
         what: &'a str,
     },
+    /// How things are now, if that was asked for.
+    Status {
+        /// As measured.
+        status: &'a ProjectStatus,
+    },
     /// A service does something else than before.
     Service {
         /// The sandbox.
@@ -130,6 +140,14 @@ pub enum WatchEvent<'a> {
         /// Whether that is bad news.
         bad: bool,
     },
+}
+
+/// Something that makes the loop run.
+struct Trigger {
+    /// For people.
+    why: String,
+    /// A sandbox that is to be made anew, and why.
+    rebuild: Option<(SandboxId, String)>,
 }
 
 /// Who listens.
@@ -174,10 +192,12 @@ impl App {
             inputs,
             triggers,
             applied,
+            look: Arc::default(),
             tasks: BTreeMap::new(),
             living: FuturesUnordered::new(),
             queue: Queue::new(BACKOFF),
             generation: 0,
+            rebuild: BTreeMap::new(),
         };
         watching.run(heard).await
     }
@@ -196,9 +216,11 @@ struct Watching<'a> {
     /// What the last good manifest declares.
     desired: Desired,
     inputs: Inputs,
-    triggers: mpsc::UnboundedSender<String>,
+    triggers: mpsc::UnboundedSender<Trigger>,
     /// How many runs have ended.
     applied: watch::Sender<u64>,
+    /// Something changed that is worth a look at how things are.
+    look: Arc<Notify>,
     /// What lives beside the loop.
     tasks: BTreeMap<Task, AbortHandle>,
     living: FuturesUnordered<Future<'a, Result<(), Aborted>>>,
@@ -206,18 +228,22 @@ struct Watching<'a> {
     queue: Queue<(), ()>,
     /// How many good manifests there were.
     generation: u64,
+    /// Sandboxes that are to be made anew, and why.
+    rebuild: BTreeMap<SandboxId, String>,
 }
 
 /// A run of the loop that is under way.
 struct Running<'a> {
     future: Future<'a, Result<ApplyReport, Error>>,
     cancel: Cancel,
+    /// The sandboxes that it is to make anew.
+    rebuild: BTreeMap<SandboxId, String>,
     /// When it is given up, because what it works for has changed.
     give_up: Option<Instant>,
 }
 
 impl<'a> Watching<'a> {
-    async fn run(mut self, mut heard: mpsc::UnboundedReceiver<String>) -> Result<i32, Error> {
+    async fn run(mut self, mut heard: mpsc::UnboundedReceiver<Trigger>) -> Result<i32, Error> {
         let mut running: Option<Running<'a>> = None;
         let mut first = true;
         let mut ticks = tokio::time::interval(TICK);
@@ -240,8 +266,8 @@ impl<'a> Watching<'a> {
             let stops = self.cancel.graceful.is_cancelled();
             tokio::select! {
                 Some(ended) = run => {
-                    running = None;
-                    let end = self.ended(ended, first)?;
+                    let rebuild = running.take().map(|run| run.rebuild).unwrap_or_default();
+                    let end = self.ended(ended, &rebuild, first)?;
                     first = false;
                     if let Some(code) = end {
                         return Ok(code);
@@ -256,8 +282,9 @@ impl<'a> Watching<'a> {
                     }
                 }
                 Some(_) = self.living.next(), if !self.living.is_empty() => {}
-                Some(why) = heard.recv(), if !stops => {
+                Some(Trigger { why, rebuild }) = heard.recv(), if !stops => {
                     self.sink.watch(&WatchEvent::Triggered { why: &why });
+                    self.rebuild.extend(rebuild);
                     self.request();
                 }
                 why = self.inputs.changed(), if !stops => self.edited(&why, &mut running).await,
@@ -291,14 +318,36 @@ impl<'a> Watching<'a> {
         let cancel =
             Cancel { graceful: self.cancel.graceful.child_token(), now: self.cancel.now.child_token() };
         let (project, token) = (Arc::clone(&self.project), cancel.clone());
-        let (options, consent, sink) = (&self.options.apply, self.consent, self.sink);
-        let future = Box::pin(async move { project.apply(options, consent, sink, &token).await });
-        Running { future, cancel, give_up: None }
+        let (consent, sink, rebuild) = (self.consent, self.sink, self.rebuild.clone());
+        let mut options = self.options.apply.clone();
+        options.policy.rebuild.clone_from(&rebuild);
+        let future = Box::pin(async move { project.apply(&options, consent, sink, &token).await });
+        Running { future, cancel, rebuild, give_up: None }
     }
 
     /// A run has ended. Gives an exit code if there is nothing to live for.
-    fn ended(&mut self, ended: Result<ApplyReport, Error>, first: bool) -> Result<Option<i32>, Error> {
+    fn ended(
+        &mut self,
+        ended: Result<ApplyReport, Error>,
+        rebuild: &BTreeMap<SandboxId, String>,
+        first: bool,
+    ) -> Result<Option<i32>, Error> {
+        // One that failed or was called off is tried again; one that was refused waits for the next change.
+        let again = match &ended {
+            Ok(report) => match report.outcome {
+                Outcome::Interrupted | Outcome::TimedOut => true,
+                _ => report.steps.iter().any(|step| step.failure.is_some()),
+            },
+            Err(error) => !matches!(error, Error::Refused { .. }),
+        };
+        if !again {
+            self.rebuild.retain(|id, why| rebuild.get(id) != Some(why));
+        }
         let outcome = match ended {
+            Err(error @ Error::Refused { .. }) if !first && !rebuild.is_empty() => {
+                self.sink.watch(&WatchEvent::RunFailed { error: &error });
+                Outcome::Declined
+            }
             Err(error) if first && !matches!(error, Error::Guest(_) | Error::Provider { .. }) => {
                 return Err(error);
             }
@@ -321,6 +370,7 @@ impl<'a> Watching<'a> {
         };
         self.queue.finish(&(), self.now(), ended, 0);
         self.applied.send_modify(|runs| *runs += 1);
+        self.look.notify_one();
         Ok(None)
     }
 
@@ -361,6 +411,10 @@ impl<'a> Watching<'a> {
     /// Starts what is to live beside the loop and ends what is not any more.
     fn live(&mut self) {
         let mut wanted = BTreeMap::new();
+        let nothing = GuestSpec::default();
+        if self.options.status.is_some() {
+            wanted.insert(Task::status(self.generation), &nothing);
+        }
         for (name, sandbox) in &self.desired.sandboxes {
             if sandbox.state != RunState::Running {
                 continue;
@@ -386,6 +440,8 @@ impl<'a> Watching<'a> {
                 sink: self.sink,
                 triggers: self.triggers.clone(),
                 applied: self.applied.subscribe(),
+                look: Arc::clone(&self.look),
+                often: self.options.status.unwrap_or(self.options.resync),
             };
             let (handle, registration) = AbortHandle::new_pair();
             self.living.push(Box::pin(Abortable::new(live.run(task.clone()), registration)));

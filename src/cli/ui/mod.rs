@@ -7,6 +7,7 @@ pub mod prompt;
 pub mod style;
 pub mod table;
 pub mod time;
+pub mod view;
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -83,6 +84,17 @@ impl Ui {
             quiet: options.quiet,
             width: if out { terminal_size(&io::stdout()).map(|(_, columns)| columns) } else { None },
         }
+    }
+
+    /// The same, telling people only what they must look at.
+    pub fn hushed(&self) -> Self {
+        Self { quiet: true, ..self.clone() }
+    }
+
+    /// Whether a view may fill the terminal: it is one in every direction, and nothing else was asked for.
+    pub fn fills(&self) -> bool {
+        let people = matches!(self.form, OutputForm::Table | OutputForm::Wide);
+        people && self.progress == ProgressHow::Tty && self.interactive && io::stdout().is_terminal()
     }
 
     /// Writes data to stdout as it is.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::style::{Paint, Role};
 use super::table::{printable, printable_lines};
+use super::view::Told;
 use super::{FORMAT_VERSION, Ui, time};
 use crate::cli::args::{OutputForm, ProgressHow};
 use crate::plan::StepId;
@@ -80,42 +81,52 @@ impl Progress {
     }
 
     fn line(&self, event: &Event) -> Option<String> {
-        let what = what(event);
-        let took = event.elapsed_ms.map_or_else(String::new, |ms| format!(" ({})", time::took(ms)));
-        let paint = |role, sign, rest: String| format!("{} {rest}", self.paint.paint(role, sign));
-        Some(match &event.kind {
-            EventKind::Planned { round: 1, .. } => return None,
-            EventKind::Planned { round, steps } => {
-                paint(Role::Dim, "·", format!("looked again (round {round}): {steps} steps"))
-            }
-            EventKind::StepStarted { .. } => paint(Role::Active, "→", what),
-            EventKind::StepOutput { text, .. } => text
-                .lines()
-                .map(|line| self.paint.paint(Role::Dim, &format!("  {what} | {}", printable(line))))
-                .collect::<Vec<_>>()
-                .join("\n"),
-            EventKind::StepRetrying { message, in_ms, .. } => paint(
-                Role::Warning,
-                "↻",
-                format!("{what}: {}; again in {}", printable_lines(message), time::took(*in_ms)),
-            ),
-            EventKind::StepDone { .. } => paint(Role::Good, "✓", format!("{what}{took}")),
-            EventKind::StepFailed { failure, .. } => {
-                paint(Role::Error, "✗", format!("{what}{took}: {}", printable_lines(&failure.message)))
-            }
-            EventKind::StepSkipped { message, .. } => {
-                paint(Role::Dim, "-", format!("{what}: {}", printable_lines(message)))
-            }
-            EventKind::Waits { waiting } => paint(
-                Role::Active,
-                "…",
-                format!("{} waits: {}", waiting.address, printable_lines(&waiting_text(waiting))),
-            ),
-            EventKind::WaitingForLock { holder } => {
-                paint(Role::Active, "…", format!("waiting for {holder}, who writes to this project"))
-            }
-        })
+        let told = told(event)?;
+        if matches!(event.kind, EventKind::StepOutput { .. }) {
+            let lines = told.text.lines().map(|line| self.paint.paint(Role::Dim, &format!("  {line}")));
+            return Some(lines.collect::<Vec<_>>().join("\n"));
+        }
+        Some(format!("{} {}", self.paint.paint(told.role, told.sign), told.text))
     }
+}
+
+/// The event for people; `None` for what says nothing to them.
+pub fn told(event: &Event) -> Option<Told> {
+    let what = what(event);
+    let took = event.elapsed_ms.map_or_else(String::new, |ms| format!(" ({})", time::took(ms)));
+    let (role, sign, text) = match &event.kind {
+        EventKind::Planned { round: 1, .. } => return None,
+        EventKind::Planned { round, steps } => {
+            (Role::Dim, "·", format!("looked again (round {round}): {steps} steps"))
+        }
+        EventKind::StepStarted { .. } => (Role::Active, "→", what),
+        EventKind::StepOutput { text, .. } => {
+            let lines: Vec<String> =
+                text.lines().map(|line| format!("{what} | {}", printable(line))).collect();
+            (Role::Dim, " ", lines.join("\n"))
+        }
+        EventKind::StepRetrying { message, in_ms, .. } => (
+            Role::Warning,
+            "↻",
+            format!("{what}: {}; again in {}", printable_lines(message), time::took(*in_ms)),
+        ),
+        EventKind::StepDone { .. } => (Role::Good, "✓", format!("{what}{took}")),
+        EventKind::StepFailed { failure, .. } => {
+            (Role::Error, "✗", format!("{what}{took}: {}", printable_lines(&failure.message)))
+        }
+        EventKind::StepSkipped { message, .. } => {
+            (Role::Dim, "-", format!("{what}: {}", printable_lines(message)))
+        }
+        EventKind::Waits { waiting } => (
+            Role::Active,
+            "…",
+            format!("{} waits: {}", waiting.address, printable_lines(&waiting_text(waiting))),
+        ),
+        EventKind::WaitingForLock { holder } => {
+            (Role::Active, "…", format!("waiting for {holder}, who writes to this project"))
+        }
+    };
+    Some(Told { role, sign, text })
 }
 
 impl EventSink for Progress {
@@ -205,7 +216,8 @@ fn lock(live: &Mutex<Live>) -> MutexGuard<'_, Live> {
     live.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn what(event: &Event) -> String {
+/// What is done to what, in short.
+pub fn what(event: &Event) -> String {
     match (&event.op, &event.resource) {
         (Some(op), Some(resource)) => format!("{op} {resource}"),
         (Some(op), None) => (*op).to_owned(),

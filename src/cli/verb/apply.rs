@@ -19,7 +19,12 @@ pub async fn run(cx: &Context, args: &ApplyArgs) -> Result<Exit, CliError> {
     let saved = args.plan.as_deref().map(read).transpose()?;
     let defaults = ApplyOptions::default();
     let options = ApplyOptions {
-        policy: Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() },
+        policy: Policy {
+            prune: !args.no_prune,
+            prune_volumes: args.volumes,
+            targets: args.target.clone(),
+            ..Policy::default()
+        },
         parallelism: match args.parallelism {
             Some(n) => n.into(),
             None => parallelism(cx)?.unwrap_or(defaults.parallelism),

@@ -85,15 +85,6 @@ fn result_line(report: &ApplyReport) -> Value {
 }
 
 pub(super) fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
-    let count = |result: &str| report.steps.iter().filter(|step| step.result == result).count();
-    let took = time::took(ms);
-    let counts = || {
-        let parts =
-            [(count("done"), "done"), (count("failed"), "failed"), (count("skipped"), "not attempted")];
-        let parts: Vec<String> =
-            parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
-        if parts.is_empty() { "nothing was done".to_owned() } else { format!("steps: {}", parts.join(", ")) }
-    };
     // Where progress is shown, a failure was shown when it happened; among many it is lost.
     let again = ui.progress == ProgressHow::Quiet || report.steps.len() > 20;
     for step in report.steps.iter().filter(|step| again && step.result == "failed") {
@@ -103,21 +94,35 @@ pub(super) fn say(ui: &Ui, report: &ApplyReport, ms: u64) {
     for waiting in &report.waiting {
         ui.warn(&format!("{} waits: {}", waiting.address, waiting_text(waiting)));
     }
-    let (role, text) = match report.outcome {
-        Outcome::Unchanged => (Role::Good, "Nothing to do: what exists is what is desired.".to_owned()),
-        Outcome::Done => (Role::Good, format!("Done in {took}.")),
-        Outcome::DryRun => return,
-        Outcome::Partly => (Role::Warning, format!("Partly done in {took}; {}.", counts())),
-        Outcome::Failed => (Role::Error, format!("Failed after {took}; {}.", counts())),
-        Outcome::TimedOut => (Role::Error, format!("Out of time after {took}; {}.", counts())),
-        Outcome::Interrupted => (Role::Warning, format!("Interrupted after {took}; {}.", counts())),
-        Outcome::Declined => (Role::Warning, "Nothing was changed.".to_owned()),
-    };
+    let Some((role, text)) = outcome(report, ms) else { return };
     ui.say(&ui.err.paint(role, &text));
     if matches!(report.outcome, Outcome::Partly | Outcome::Failed | Outcome::TimedOut | Outcome::Interrupted)
     {
         ui.hint("`pocketenv status` shows how things are; running the same command again goes on from here");
     }
+}
+
+/// How a run ended, in a sentence; `None` for one that only planned.
+pub(super) fn outcome(report: &ApplyReport, ms: u64) -> Option<(Role, String)> {
+    let count = |result: &str| report.steps.iter().filter(|step| step.result == result).count();
+    let took = time::took(ms);
+    let counts = || {
+        let parts =
+            [(count("done"), "done"), (count("failed"), "failed"), (count("skipped"), "not attempted")];
+        let parts: Vec<String> =
+            parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        if parts.is_empty() { "nothing was done".to_owned() } else { format!("steps: {}", parts.join(", ")) }
+    };
+    Some(match report.outcome {
+        Outcome::Unchanged => (Role::Good, "Nothing to do: what exists is what is desired.".to_owned()),
+        Outcome::Done => (Role::Good, format!("Done in {took}.")),
+        Outcome::DryRun => return None,
+        Outcome::Partly => (Role::Warning, format!("Partly done in {took}; {}.", counts())),
+        Outcome::Failed => (Role::Error, format!("Failed after {took}; {}.", counts())),
+        Outcome::TimedOut => (Role::Error, format!("Out of time after {took}; {}.", counts())),
+        Outcome::Interrupted => (Role::Warning, format!("Interrupted after {took}; {}.", counts())),
+        Outcome::Declined => (Role::Warning, "Nothing was changed.".to_owned()),
+    })
 }
 
 /// Where to look at what was just made.

@@ -63,7 +63,12 @@ async fn one(
     }
     let options = ApplyOptions {
         verb: if start { "start" } else { "stop" },
-        policy: Policy { prune: false, prune_volumes: false, targets: addresses.to_vec() },
+        policy: Policy {
+            prune: false,
+            prune_volumes: false,
+            targets: addresses.to_vec(),
+            ..Policy::default()
+        },
         overrides,
         timeout: args.timeout.map(Into::into),
         lock_timeout: args.lock_timeout.into(),

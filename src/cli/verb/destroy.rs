@@ -14,7 +14,12 @@ pub async fn run(cx: &Context, args: &DestroyArgs) -> Result<Exit, CliError> {
     let options = ApplyOptions {
         verb: "destroy",
         goal: Goal::Destroy,
-        policy: Policy { prune: true, prune_volumes: args.volumes, targets: args.target.clone() },
+        policy: Policy {
+            prune: true,
+            prune_volumes: args.volumes,
+            targets: args.target.clone(),
+            ..Policy::default()
+        },
         timeout: args.timeout.map(Into::into),
         lock_timeout: args.lock_timeout.into(),
         ..ApplyOptions::default()

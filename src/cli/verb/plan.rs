@@ -16,7 +16,12 @@ use crate::plan::{Plan, Policy, report};
 
 /// Prints the plan.
 pub async fn run(cx: &Context, args: &PlanArgs) -> Result<Exit, CliError> {
-    let policy = Policy { prune: !args.no_prune, prune_volumes: args.volumes, targets: args.target.clone() };
+    let policy = Policy {
+        prune: !args.no_prune,
+        prune_volumes: args.volumes,
+        targets: args.target.clone(),
+        ..Policy::default()
+    };
     let project = cx.open().await?;
     let view = match args.refresh {
         true => project.look(false, false).await?,

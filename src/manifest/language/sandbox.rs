@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{
     DependencyCondition, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol, Quantity,
-    RunState,
+    RunState, SyncMode,
 };
 
 /// A sandbox.
@@ -251,10 +251,16 @@ pub(crate) struct Sync {
     pub from: HostPath,
     /// The directory inside.
     pub to: GuestPath,
-    /// Patterns left out, next to the ignore files. `.git` is left out unless a pattern `!.git` takes it back.
+    /// How it comes inside. Default: `copy`.
+    pub mode: Option<SyncMode>,
+    /// With `mode: bind`: refuse writes from inside. Default: `true`.
+    pub read_only: Option<bool>,
+    /// Patterns left out, next to the ignore files. `.git` is left out unless a pattern `!.git` takes it back. With `mode: bind` everything is
+    /// inside, and changes of what is left out are not reacted to.
     #[serde(default)]
     pub ignore: Vec<Text>,
-    /// What `pocketenv watch` does after files changed.
+    /// What `pocketenv watch` does after files changed: `rebuild`, or a mapping.
+    #[schemars(with = "Option<short::OnChange>")]
     pub on_change: Option<OnChange>,
 }
 
@@ -267,6 +273,8 @@ pub(crate) struct OnChange {
     /// A command to run inside, as argv; a text is run by `sh -c`.
     #[schemars(with = "Option<short::Command>")]
     pub exec: Option<Vec<EnvText>>,
+    /// Delete the sandbox and make it again. What is written in it outside its volumes is lost, so that `watch` asks, or needs `--allow-data-loss`.
+    pub rebuild: Option<bool>,
 }
 
 /// Lifetime of a sandbox.

@@ -145,6 +145,26 @@ pub(crate) enum Command {
     Argv(#[schemars(length(min = 1))] Vec<EnvText>),
 }
 
+/// A reaction to changed files: `rebuild`, or a mapping.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(crate) enum OnChange {
+    /// `rebuild`.
+    Word(Reaction),
+    /// The long form.
+    Long(super::OnChange),
+}
+
+/// The reaction that needs no more words.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum Reaction {
+    /// Delete the sandbox and make it again.
+    Rebuild,
+}
+
 /// An HTTP probe: a port or a mapping.
 #[derive(JsonSchema)]
 #[serde(untagged)]

@@ -181,7 +181,7 @@ fn drift_that_is_only_reported_does_not_hold_up_an_edit() {
 fn a_volume_that_something_mounts_is_waited_for() {
     let world = applied(&shop());
     let nothing = Desired { volumes: Default::default(), sandboxes: Default::default(), ..shop() };
-    let policy = Policy { prune: false, prune_volumes: true, targets: Vec::new() };
+    let policy = Policy { prune: false, prune_volumes: true, targets: Vec::new(), ..Policy::default() };
     let plan = world.plan(&nothing, &policy);
     assert!(plan.steps.is_empty(), "{plan:#?}");
     assert!(
@@ -236,4 +236,28 @@ fn an_interrupted_update_that_the_provider_cannot_read_back_is_done_again() {
     world.apply(&plan, &renamed, 1, Some((1, Crash::Effect))).unwrap();
     world.converge(&at_beta(), &Policy::default(), 1).unwrap();
     assert_eq!(world.ours().next().unwrap().1.spec, at_beta().sandboxes["api"].spec);
+}
+
+#[test]
+fn what_is_asked_for_is_made_anew_once_and_nothing_else() {
+    let mut desired = shop();
+    let mut world = applied(&desired);
+    let id = |world: &World, name: &str| world.record.sandboxes[name].id.clone();
+    let (db, api) = (id(&world, "db"), id(&world, "api"));
+    let why = "recipe modified, rebuild db".to_owned();
+    let policy = Policy { rebuild: [(db.clone(), why.clone())].into(), ..Policy::default() };
+    let plan = world.plan(&desired, &policy);
+    let asked = change(&plan, "sandbox/db");
+    assert_eq!((asked.verdict, asked.reasons.as_slice()), (Verdict::Recreate, &[Reason::Asked { why }][..]));
+    assert!(!asked.data_at_risk.is_empty(), "consent is needed");
+    world.converge(&desired, &policy, 1).unwrap();
+    assert_eq!((id(&world, "db") == db, id(&world, "api") == api), (false, true));
+    assert!(world.plan(&desired, &policy).is_empty(), "it was asked for once");
+
+    // What is protected stays.
+    let policy = Policy { rebuild: [(id(&world, "db"), String::new())].into(), ..Policy::default() };
+    named(&mut desired, "db").protect = true;
+    let plan = world.plan(&desired, &policy);
+    assert!(plan.waiting.iter().any(|w| w.on == WaitingOn::Protected), "{plan:#?}");
+    assert!(!plan.steps.iter().any(|step| matches!(step.action, Action::Delete { .. })), "{plan:#?}");
 }

@@ -226,3 +226,20 @@ fn an_interrupted_create_that_nobody_began() {
     }
     case.finds("which is not pending");
 }
+
+#[test]
+fn a_file_in_a_directory_of_the_host() {
+    for (path, shared) in [("/etc", true), ("/etc/motd", true), ("/et", false)] {
+        let mut case = Case::fresh();
+        let bind = Bind { path: path.into(), from: "/home/me/src".into(), read_only: false };
+        named(&mut case.desired, "api").spec.binds.push(bind);
+        if shared {
+            case.finds("changes /etc/motd, which is /home/me/src of the host");
+        } else {
+            let findings = case
+                .world
+                .with_input(&case.desired, &case.policy, &case.observed, |input| lint(&case.plan, input));
+            assert!(!findings.iter().any(|f| f.message.contains("of the host")), "{findings:?}");
+        }
+    }
+}

@@ -15,7 +15,8 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases: asked.unwrap_or(cases), failure_persistence: None, ..ProptestConfig::default() }
 }
 
-const ALL: fn() -> Policy = || Policy { prune: true, prune_volumes: true, targets: Vec::new() };
+const ALL: fn() -> Policy =
+    || Policy { prune: true, prune_volumes: true, targets: Vec::new(), ..Policy::default() };
 
 /// What the manifest asks for is what is, but for what the plan says that it waits for or leaves.
 fn check(world: &World, desired: &Desired) -> Result<(), String> {

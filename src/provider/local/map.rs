@@ -53,6 +53,16 @@ pub(super) fn labels(
 }
 
 pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, ProviderError> {
+    let volumes = spec.mounts.iter().map(|mount| EngineMount {
+        source: MountSource::Volume(engine_volume(project, &mount.volume)),
+        target: mount.path.clone().into(),
+        read_only: mount.read_only,
+    });
+    let binds = spec.binds.iter().map(|bind| EngineMount {
+        source: MountSource::Host(bind.from.clone()),
+        target: bind.path.clone().into(),
+        read_only: bind.read_only,
+    });
     Ok(BoxSpec {
         image: EngineImage::Host,
         hostname: Some(spec.hostname.clone()).filter(|h| !h.is_empty()),
@@ -62,15 +72,7 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
             NetworkMode::None => Network::None,
         },
         egress: egress(&spec.network)?,
-        mounts: spec
-            .mounts
-            .iter()
-            .map(|mount| EngineMount {
-                source: MountSource::Volume(engine_volume(project, &mount.volume)),
-                target: mount.path.clone().into(),
-                read_only: mount.read_only,
-            })
-            .collect(),
+        mounts: volumes.chain(binds).collect(),
         limits: limits(&spec.resources),
         run_dirs: RUN_DIRS.map(str::to_owned).to_vec(),
         env: Vec::new(),
@@ -231,6 +233,7 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
         }
         let kept = |path: &str| info.spec.mounts.iter().any(|m| m.target.as_os_str() == path);
         spec.mounts.retain(|mount| kept(&mount.path));
+        spec.binds.retain(|bind| kept(&bind.path));
     }
     if let Some(limits) = &info.limits {
         let held = &limits.in_force;
@@ -252,14 +255,15 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
     Some(spec)
 }
 
-/// Mounts of a running sandbox whose volume is gone, or was made anew after the sandbox started, so that something else is mounted.
+/// Mounts of a running sandbox whose volume is gone, or was made anew after the sandbox started, so that something else is mounted, and
+/// directories of the host that it does not have any more.
 pub(super) fn missing_mounts(info: &BoxInfo, volumes: &BTreeMap<String, u64>) -> Vec<String> {
     let BoxState::Running { since, .. } = info.state else {
         return Vec::new();
     };
     let missing = info.spec.mounts.iter().filter(|mount| match &mount.source {
         MountSource::Volume(name) => volumes.get(name).is_none_or(|created| *created > since),
-        MountSource::Host(_) => false,
+        MountSource::Host(_) => info.lost.contains(&mount.target),
     });
     missing.map(|mount| mount.target.display().to_string()).collect()
 }

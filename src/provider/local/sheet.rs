@@ -67,7 +67,9 @@ pub static SHEET: Capabilities = Capabilities {
         ),
         refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
         honoured("lifecycle", ChangeClass::Live),
-        honoured("sync", ChangeClass::Live),
+        // Only what is shared is part of the spec; what is copied is the guest's.
+        honoured("sync", ChangeClass::Restart),
+        honoured("sync.*.mode=bind", ChangeClass::Restart),
         refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
         refused("tailscale", "does not join a tailnet yet", "use `ports`"),
         refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),

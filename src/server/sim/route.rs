@@ -92,6 +92,7 @@ fn router(cloud: Shared, token: Option<SecretValue>) -> Router {
         .route("/v1/volumes", get(list_volumes).post(create_volume))
         .route("/v1/volumes/{name}", axum::routing::delete(delete_volume))
         .route("/inventory", get(inventory))
+        .route("/requests", get(requests))
         .route("/faults", get(faults).patch(set_faults))
         .fallback(|| async {
             refuse(&Refusal::new(404, "no_such_route", "there is no such route; see docs/sim.md"))
@@ -147,11 +148,13 @@ fn fate(cloud: &Shared, operation: Operation, subject: &str, headers: &HeaderMap
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let mut cloud = lock(cloud);
     let request = cloud.request(operation, subject, text("x-request-id"), text("idempotency-key"));
-    let (draw, settings) = (request.draw, &cloud.settings);
-    let of = settings.of(operation);
-    let latency = settings.scaled(of.latency.sample(draw, "latency"));
-    let before = if draw.happens("throttle", of.throttle.0) {
-        Some(throttled(&cloud))
+    let draw = request.draw;
+    let takes = cloud.takes(operation, now());
+    let of = cloud.settings.of(operation).clone();
+    let latency = cloud.settings.scaled(of.latency.sample(draw, "latency"));
+    let before = if !takes || draw.happens("throttle", of.throttle.0) {
+        cloud.throttled(operation);
+        Some(throttled(&cloud, of.retry_after))
     } else if draw.happens("error_before", of.error_before.0) {
         Some(refuse(&Refusal::new(503, "unavailable", "the service is not available")))
     } else if draw.happens("cut_before", of.cut_before.0) {
@@ -175,10 +178,10 @@ fn cut() -> Response {
     response
 }
 
-fn throttled(cloud: &Cloud) -> Response {
+fn throttled(cloud: &Cloud, retry_after: RetryAfter) -> Response {
     let mut response = refuse(&Refusal::new(429, "too_many_requests", "too many requests"));
     let settings = &cloud.settings;
-    let value = match settings.cloud.retry_after {
+    let value = match retry_after {
         RetryAfter::None => return response,
         // Seconds are rounded up, so that coming back then is never too early.
         RetryAfter::Seconds(after) => {
@@ -486,6 +489,11 @@ async fn inventory(State(cloud): State<Shared>) -> Response {
     }
     body.extend_from_slice(b"]}");
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What was asked, past every fault.
+async fn requests(State(cloud): State<Shared>) -> Response {
+    json(StatusCode::OK, &lock(&cloud).asked())
 }
 
 async fn faults(State(cloud): State<Shared>) -> Response {

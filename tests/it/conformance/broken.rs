@@ -119,6 +119,7 @@ struct Broken {
     made: Mutex<Vec<SandboxId>>,
     ghosts: Mutex<BTreeMap<SandboxId, ObservedSandbox>>,
     count: AtomicUsize,
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Broken {
@@ -127,8 +128,8 @@ impl Broken {
         if defect == StopKeepsTheDisk {
             sheet.stop = StopMeaning::Destroy;
         }
-        let (made, ghosts, count) = Default::default();
-        Arc::new(Self { inner, defect, sheet, made, ghosts, count })
+        let (made, ghosts, count, turn) = Default::default();
+        Arc::new(Self { inner, defect, sheet, made, ghosts, count, turn })
     }
 
     fn is(&self, defect: Defect) -> bool {
@@ -189,8 +190,13 @@ impl Provider for Broken {
             spec.hostname = "another".to_owned();
             spec.network.mode = NetworkMode::Host;
         }
+        // One after the other, so that every one but the first finds it.
+        let turn = self.turn.lock().await;
         if let (true, Some(first)) = (self.is(OneSandboxForAll), self.made.lock().unwrap().first()) {
             return Ok(first.clone());
+        }
+        if !self.is(OneSandboxForAll) {
+            drop(turn);
         }
         let id = self.inner.create(&spec, &identity).await?;
         self.made.lock().unwrap().push(id.clone());

@@ -67,6 +67,21 @@ async fn host_directories_and_files_appear_with_their_owners() {
     let owner = |path| std::os::unix::fs::MetadataExt::uid(&fs::metadata(path).unwrap());
     assert_eq!(owner(host.join("new")), nix::unistd::geteuid().as_raw());
     assert_ne!(fixture.sh("one", "echo no > /etc/ro/file").await.exit, Exit::Code(0));
+
+    // That they are there is looked at, not remembered; a file is known by what it is as well.
+    let lost = async || fixture.engine.get("one").await.unwrap().unwrap().lost;
+    assert_eq!(lost().await, [""; 0].map(std::path::PathBuf::from));
+    fs::rename(&host, fixture.dir.path().join("elsewhere")).unwrap();
+    assert_eq!(lost().await.len(), 3);
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("file"), "another").unwrap();
+    assert_eq!(lost().await.len(), 3, "another directory at the same path");
+    // The engine's own files are nobody's to share.
+    for own in [fixture.dir.path().to_owned(), fixture.dir.path().join("data/engine/boxes")] {
+        let spec = with(vec![mount(MountSource::Host(own.clone()), "/own", true)]);
+        let refused = fixture.engine.create("two", &spec, &BTreeMap::new()).await;
+        assert!(matches!(refused, Err(EngineError::Invalid(_))), "{own:?}: {refused:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,20 +1,15 @@
 //! People work inside sandboxes: commands with their streams and codes, terminals, files in and out, logs, stop and start.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
 
-use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::scenarios::world::{World, eventually};
+use crate::scenarios::world::{Terminal, World, eventually};
 
 #[test]
 fn inside() {
@@ -156,62 +151,6 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
-/// The program on a terminal of ours, which is looked at from both ends.
-struct Terminal {
-    child: Child,
-    keys: File,
-    line: OwnedFd,
-    shown: Arc<Mutex<String>>,
-    before: Termios,
-}
-
-impl Terminal {
-    fn new(world: &World, arguments: &[&str]) -> Self {
-        let size = Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
-        let ends = openpty(Some(&size), None).unwrap();
-        let before = tcgetattr(ends.slave.as_fd()).unwrap();
-        let child = world
-            .command(arguments)
-            .stdin(ends.slave.try_clone().unwrap())
-            .stdout(ends.slave.try_clone().unwrap())
-            .stderr(ends.slave.try_clone().unwrap())
-            .spawn()
-            .unwrap();
-        let shown = Arc::new(Mutex::new(String::new()));
-        let keys = File::from(ends.master);
-        let (mut screen, sink) = (keys.try_clone().unwrap(), shown.clone());
-        std::thread::spawn(move || {
-            let mut buffer = [0; 1024];
-            while let Ok(n @ 1..) = screen.read(&mut buffer) {
-                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
-            }
-        });
-        Self { child, keys, line: ends.slave, shown, before }
-    }
-
-    fn is_raw(&self) -> bool {
-        !tcgetattr(self.line.as_fd()).unwrap().local_flags.contains(LocalFlags::ECHO)
-    }
-
-    fn shows(&self, text: &str) {
-        eventually(&format!("the terminal shows {text}"), || self.shown.lock().unwrap().contains(text));
-    }
-
-    fn resize(&self, rows: u16, cols: u16) {
-        let size = rustix::termios::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(&self.keys, size).unwrap();
-        kill(pid(&self.child), Signal::SIGWINCH).unwrap();
-    }
-
-    /// The code it ends with; our terminal is as it was.
-    fn end(mut self) -> i32 {
-        let status = self.child.wait().unwrap();
-        assert_eq!(tcgetattr(self.line.as_fd()).unwrap().local_flags, self.before.local_flags);
-        assert_eq!(tcgetattr(self.line.as_fd()).unwrap().input_flags, self.before.input_flags);
-        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
-    }
-}
-
 fn terminal(world: &World) {
     let script = r#"
         test -t 0 && test -t 1 && echo terminal && stty size
@@ -238,11 +177,11 @@ fn terminal(world: &World) {
     assert_eq!(terminal.end(), 130);
 
     // a signal to us ends it, and the terminal is put back
-    let terminal =
+    let mut terminal =
         Terminal::new(world, &["exec", "-it", "box", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
     terminal.shows("ready");
     assert!(terminal.is_raw());
-    kill(pid(&terminal.child), Signal::SIGTERM).unwrap();
+    terminal.signal(Signal::SIGTERM);
     assert_eq!(terminal.end(), 143);
     eventually("nothing is left of it", || !world.processes().iter().any(|p| p.command == "sleep 1000"));
 }

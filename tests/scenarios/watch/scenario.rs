@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::scenarios::world::{Run, Started, World, eventually};
+use crate::scenarios::world::{Run, Started, Terminal, World, eventually};
 
 /// Everything below a directory of the host, as `LIST` prints it inside.
 const LIST: &str = "cd /work/src && find . -mindepth 1 ! -path '*/.pocketenv-*' | LC_ALL=C sort | while IFS= read -r p; do \
@@ -249,6 +249,61 @@ fn watch_survives_git_and_finds_loops() {
     assert_eq!(watched.interrupt().code, 0);
 }
 
+#[test]
+fn watch_catches_up_after_a_pause_and_with_lost_events() {
+    let mut watched = Watched::begin(&["--no-logs"]);
+    let src = watched.world.project().join("src");
+    let at = |path: &str| src.join(path);
+    fs::create_dir_all(at("dir/deep")).unwrap();
+    fs::write(at("dir/deep/x"), "x").unwrap();
+    fs::write(at("gone"), "x").unwrap();
+    watched.arrives("what is there at first");
+    let pid = watched.watch.as_ref().unwrap().child.id();
+    let pause = |signal, state: &str| {
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+        eventually("it is paused or goes on", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            (stat.rsplit_once(") ").unwrap().1.starts_with('T')) == (state == "T")
+        });
+    };
+
+    // a lid is closed: every kind of change happens meanwhile
+    pause(Signal::SIGSTOP, "T");
+    fs::rename(at("dir"), at("moved")).unwrap();
+    fs::write(at("moved/deep/new"), "new").unwrap();
+    fs::remove_file(at("gone")).unwrap();
+    fs::write(at("a.swp"), "saved").unwrap();
+    fs::rename(at("a.swp"), at("a")).unwrap();
+    symlink("a", at("link")).unwrap();
+    pause(Signal::SIGCONT, "");
+    watched.arrives("what happened in the pause");
+
+    // more happens than the kernel keeps
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let most: usize = most.trim().parse().unwrap();
+    if most > 200_000 {
+        eprintln!("SKIPPED: fs.inotify.max_queued_events is {most}, which is too many to exceed");
+        return;
+    }
+    pause(Signal::SIGSTOP, "T");
+    // Each is at least two events, and no two of one file follow each other, which would make them one.
+    for n in 0..most / 2 {
+        fs::write(at(&format!("flood-{}", n % 64)), "").unwrap();
+        fs::remove_file(at(&format!("flood-{}", n % 64))).unwrap();
+    }
+    // Of these nothing is heard.
+    fs::write(at("moved/deep/new"), "newer").unwrap();
+    fs::create_dir(at("unheard")).unwrap();
+    fs::write(at("unheard/of"), "x").unwrap();
+    pause(Signal::SIGCONT, "");
+    watched.says("file events were lost");
+    watched.arrives("what was not heard of");
+    fs::write(at("unheard/of"), "but now it is").unwrap();
+    watched.arrives("a change in what was not heard of");
+    eventually("converged", || watched.world.run(&["plan", "--detailed-exitcode"]).code == 0);
+    assert_eq!(watched.interrupt().code, 0);
+}
+
 fn git(dir: &Path, arguments: &[&str]) {
     let output = Command::new("git")
         .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "core.hooksPath=/dev/null"])
@@ -257,4 +312,98 @@ fn git(dir: &Path, arguments: &[&str]) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+/// What enters and leaves the other screen of a terminal, on which the view is drawn.
+const ENTERS: &str = "\x1b[?1049h";
+const LEAVES: &str = "\x1b[?1049l";
+
+#[test]
+fn watch_fills_a_terminal_and_gives_it_back() {
+    let mut world = World::scenario("watch");
+    world.set("TERM", "xterm");
+    let started = |terminal: &Terminal| {
+        eventually("the view has the service's log", || {
+            // A new size draws all of it anew; what is the same is not drawn again, so that words are looked for one by one.
+            terminal.resize(40, 120);
+            terminal.resize(41, 121);
+            let shown = terminal.shown();
+            ["sandbox/box", "Healthy", "serving", "box/web", "web"].iter().all(|word| shown.contains(word))
+        });
+        assert!(terminal.is_raw());
+    };
+
+    // a question is asked on the terminal as it was
+    let mut terminal = Terminal::new(&world, &["watch"]);
+    terminal.shows("Do this?");
+    assert!(!terminal.is_raw() && terminal.shown().contains(LEAVES));
+    std::io::Write::write_all(&mut terminal.keys, b"y\r").unwrap();
+    started(&terminal);
+    let web = world.process("box", "sleep 800003");
+    // what is typed filters, so that it ends nothing
+    std::io::Write::write_all(&mut terminal.keys, b"/q").unwrap();
+    terminal.shows("filter:");
+    std::io::Write::write_all(&mut terminal.keys, b"\rq").unwrap();
+    assert_eq!(terminal.end(), 0);
+    let shown = terminal.shown();
+    assert!(shown.rfind(LEAVES) > shown.rfind(ENTERS), "{shown:?}");
+    terminal.shows("what runs goes on running");
+    assert!(web.lives(), "what runs goes on running");
+
+    // signals: the terminal is given back as well; Ctrl-C is one, though it comes as a key
+    for ends in [Some(Signal::SIGTERM), Some(Signal::SIGHUP), Some(Signal::SIGINT), None] {
+        let mut terminal = Terminal::new(&world, &["watch", "--yes"]);
+        started(&terminal);
+        match ends {
+            Some(signal) => terminal.signal(signal),
+            None => std::io::Write::write_all(&mut terminal.keys, &[3]).unwrap(),
+        }
+        assert_eq!(terminal.end(), 0, "{ends:?}");
+        let shown = terminal.shown();
+        assert!(shown.rfind(LEAVES) > shown.rfind(ENTERS), "{ends:?}: {shown:?}");
+    }
+    assert!(web.lives(), "what runs goes on running");
+
+    // plain was asked for
+    let mut terminal = Terminal::new(&world, &["watch", "--yes", "--progress", "plain", "--down-on-exit"]);
+    terminal.shows("watching; Ctrl-C ends it");
+    terminal.signal(Signal::SIGINT);
+    assert_eq!(terminal.end(), 0);
+    assert!(!terminal.shown().contains(ENTERS));
+    assert_eq!(world.box_count(), 0, "--down-on-exit");
+}
+
+#[test]
+fn a_panic_gives_the_terminal_back() {
+    use pocketenv::cli::ui::style::Paint;
+    use pocketenv::cli::ui::view::{FullScreen, View};
+    const PART: &str = "POCKETENV_TEST_PANIC";
+    if std::env::var_os(PART).is_some() {
+        struct Clock;
+        impl pocketenv::model::Clock for Clock {
+            fn now(&self) -> pocketenv::model::Timestamp {
+                pocketenv::model::Timestamp(0)
+            }
+        }
+        let view = View::new("shop".to_owned(), jiff::tz::TimeZone::UTC);
+        let screen = FullScreen::begin(view, std::sync::Arc::new(Clock), Paint(false), |_| {}).unwrap();
+        // The key that was waited for is proof that it was drawn.
+        let _ = std::io::Read::read(&mut fs::File::open(std::env::var_os(PART).unwrap()).unwrap(), &mut [0]);
+        // Not even the view's own end is reached.
+        std::mem::forget(screen);
+        panic!("on purpose");
+    }
+    let world = World::scenario("watch");
+    let pipe = world.project().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "scenarios::watch::a_panic_gives_the_terminal_back", "--nocapture"]);
+    let mut terminal = Terminal::of(command.env(PART, &pipe).env("TERM", "xterm"));
+    terminal.shows("resources");
+    assert!(terminal.is_raw());
+    fs::write(&pipe, "x").unwrap();
+    assert_ne!(terminal.end(), 0);
+    let shown = terminal.shown();
+    let (left, said) = (shown.rfind(LEAVES), shown.find("on purpose"));
+    assert!(left.is_some() && left < said, "what it says is read on the terminal as it was: {shown:?}");
 }

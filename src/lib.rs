@@ -16,4 +16,5 @@ pub mod reconcile;
 pub mod secret;
 pub mod server;
 pub mod store;
+pub mod tree;
 pub mod watch;

@@ -10,6 +10,10 @@ mod conformance;
 #[path = "it/controller/mod.rs"]
 mod controller;
 #[cfg(target_os = "linux")]
+#[allow(clippy::unwrap_used)]
+#[path = "it/docker/mod.rs"]
+mod docker;
+#[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
 #[allow(clippy::unwrap_used)]

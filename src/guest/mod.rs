@@ -22,9 +22,9 @@ mod repository;
 mod script;
 mod service;
 mod sync;
-pub mod tree;
 
 pub use crate::provider::GuestError;
+pub use crate::tree;
 pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
 pub use copy::{copy_between, copy_in, copy_out};
 pub use follow::{ServiceNews, follow_services};

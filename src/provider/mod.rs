@@ -5,6 +5,7 @@
 
 mod budget;
 mod capabilities;
+mod docker;
 mod error;
 mod guest;
 pub mod http;

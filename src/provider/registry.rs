@@ -70,9 +70,9 @@ impl ProviderContext {
 /// The sheet of every provider in this build, by name.
 pub fn builtin_capabilities() -> &'static [&'static Capabilities] {
     #[cfg(target_os = "linux")]
-    static SHEETS: &[&Capabilities] = &[&super::local::SHEET, &super::sim::SHEET];
+    static SHEETS: &[&Capabilities] = &[&super::local::SHEET, &super::docker::SHEET, &super::sim::SHEET];
     #[cfg(not(target_os = "linux"))]
-    static SHEETS: &[&Capabilities] = &[&super::sim::SHEET];
+    static SHEETS: &[&Capabilities] = &[&super::docker::SHEET, &super::sim::SHEET];
     SHEETS
 }
 
@@ -103,6 +103,9 @@ impl Registry {
                     let message =
                         "provider `local` is the Linux engine; on this system choose another provider";
                     return Err(named(ProviderError::Unsupported { message: message.to_owned() }));
+                }
+                "docker" => {
+                    registry.insert(name, Arc::new(super::docker::Docker::open(context).map_err(named)?))
                 }
                 "sim" => {
                     registry.insert(name, Arc::new(super::sim::Sim::open(context).await.map_err(named)?))

@@ -48,11 +48,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("manifest", &["plan::order", "guest::tree", "provider", "secret", "model"]),
     ("reconcile", &["plan", "guest", "provider", "store", "secret", "model"]),
     ("plan", &["provider", "model"]),
-    ("guest", &["provider", "secret", "model"]),
-    ("provider", &["engine", "secret", "model"]),
+    ("guest", &["provider", "secret", "tree", "model"]),
+    ("provider", &["engine", "secret", "tree", "model"]),
     ("engine", &[]),
     ("store", &["secret", "model"]),
     ("secret", &["model"]),
+    ("tree", &[]),
     ("model", &[]),
 ];
 

@@ -3,6 +3,8 @@
 
 mod broken;
 #[cfg(target_os = "linux")]
+mod docker;
+#[cfg(target_os = "linux")]
 mod local;
 mod sim;
 
@@ -37,7 +39,12 @@ async fn open(name: &str, dir: &Path, settings: &[(&str, &str)]) -> Arc<dyn Prov
 
 /// Tries the cases whose name contains the pattern.
 async fn kit(provider: Arc<dyn Provider>, pattern: Option<&str>) -> Conformance {
-    let options = ConformanceOptions { pattern: pattern.map(str::to_owned), image: Image::Host };
+    kit_with(provider, Image::Host, pattern).await
+}
+
+/// The same in sandboxes from an image.
+async fn kit_with(provider: Arc<dyn Provider>, image: Image, pattern: Option<&str>) -> Conformance {
+    let options = ConformanceOptions { pattern: pattern.map(str::to_owned), image };
     let mut told = |report: &pocketenv::app::conformance::CaseReport| {
         let evidence = report.evidence.as_deref().unwrap_or_default();
         eprintln!("{:>6} ms {:?} {} {evidence}", report.elapsed_ms, report.result, report.name);
@@ -48,7 +55,12 @@ async fn kit(provider: Arc<dyn Provider>, pattern: Option<&str>) -> Conformance 
 
 /// Every promise has to be kept, and as many as the sheet offers have to be tried.
 async fn passes(provider: Arc<dyn Provider>, tried_at_least: usize) {
-    let report = kit(provider, None).await;
+    passes_with(provider, Image::Host, tried_at_least).await;
+}
+
+/// The same in sandboxes from an image.
+async fn passes_with(provider: Arc<dyn Provider>, image: Image, tried_at_least: usize) {
+    let report = kit_with(provider, image, None).await;
     let tried = report.cases.iter().filter(|case| case.result == CaseResult::Passed).count();
     let wrong: Vec<_> = report.cases.iter().filter(|case| case.result == CaseResult::Failed).collect();
     assert!(report.passed, "{wrong:#?}\nleft: {:?}", report.left);

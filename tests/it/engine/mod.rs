@@ -9,5 +9,5 @@ mod limits;
 mod network;
 pub mod ordinary_user;
 mod recovery;
-mod support;
+pub mod support;
 mod volumes;

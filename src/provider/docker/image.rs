@@ -1,0 +1,273 @@
+//! Images: found, pulled, or built from a directory.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::models::ErrorDetail;
+use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder};
+use futures::StreamExt as _;
+use sha2::Digest as _;
+use tokio_util::io::{ReaderStream, SyncIoBridge};
+
+use super::api::{Api, shown};
+use crate::model::{Image, labels, sha256_hex};
+use crate::provider::ProviderError;
+use crate::tree::{TreeEntry, TreeKind, scan, tree_sha256};
+
+/// How long a pull or a build may say nothing.
+const SILENCE: Duration = Duration::from_secs(600);
+/// What of a failed build's output is shown, in bytes.
+const OUTPUT_LIMIT: usize = 2000;
+/// Repository of the images that are built here; the tag is the hash of what they were built from.
+const BUILT: &str = "pocketenv-build";
+
+/// The reference of an image that is there now.
+///
+/// # Errors
+/// [`ProviderError::Invalid`] if there is no such image or it cannot be built.
+pub(super) async fn ensure(api: &Api, image: &Image) -> Result<String, ProviderError> {
+    let unsupported = |what: &str| {
+        Err(ProviderError::Unsupported {
+            message: format!("provider `docker` cannot make a sandbox from {what}; use `image`"),
+        })
+    };
+    match image {
+        Image::Oci(reference) => {
+            if !exists(api, reference).await? {
+                pull(api, reference).await?;
+            }
+            Ok(reference.clone())
+        }
+        Image::Build { context, dockerfile } => build(api, context, dockerfile.as_deref()).await,
+        Image::Host => unsupported("the system of this machine"),
+        Image::Base(_) => unsupported("a base image"),
+        Image::Snapshot(_) => unsupported("a snapshot"),
+    }
+}
+
+async fn exists(api: &Api, reference: &str) -> Result<bool, ProviderError> {
+    let doing = format!("look for image {reference}");
+    match api.client().await?.inspect_image(&path(reference)?).await.map_err(|error| api.error(&doing, error))
+    {
+        Ok(_) => Ok(true),
+        Err(ProviderError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A reference that may stand in a path: what else stands there would change the path.
+fn path(reference: &str) -> Result<String, ProviderError> {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
+    let walks = reference.split('/').any(|part| part.is_empty() || part.starts_with('.'));
+    match !reference.is_empty() && reference.bytes().all(fine) && !walks {
+        true => Ok(reference.to_owned()),
+        false => {
+            Err(ProviderError::Invalid { message: format!("`{}` is not an image", reference.escape_debug()) })
+        }
+    }
+}
+
+/// The repository and the tag or digest. Without either, Docker would pull every tag there is.
+fn parts(reference: &str) -> (&str, &str) {
+    if let Some((name, digest)) = reference.split_once('@') {
+        return (name, digest);
+    }
+    match reference.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (reference, "latest"),
+    }
+}
+
+async fn pull(api: &Api, reference: &str) -> Result<(), ProviderError> {
+    let doing = format!("pull image {reference}");
+    let (name, tag) = parts(reference);
+    tracing::info!(image = reference, "pulling");
+    let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
+    let mut progress = api.client().await?.create_image(Some(options), None, None);
+    while let Some(news) = next(api, &doing, &mut progress).await? {
+        if let Some(why) = news.error_detail {
+            return Err(not_pulled(reference, &said(why)));
+        }
+    }
+    if exists(api, reference).await? { Ok(()) } else { Err(not_pulled(reference, "it is still not there")) }
+}
+
+fn not_pulled(reference: &str, why: &str) -> ProviderError {
+    ProviderError::Invalid {
+        message: format!(
+            "cannot pull image {reference}: {why}; images are pulled anonymously: for one that needs an account, `docker login` and `docker pull` it first"
+        ),
+    }
+}
+
+fn said(detail: ErrorDetail) -> String {
+    shown(&detail.message.unwrap_or_default())
+}
+
+/// The next news of a pull or a build.
+async fn next<T>(
+    api: &Api,
+    doing: &str,
+    progress: &mut (impl futures::Stream<Item = Result<T, bollard::errors::Error>> + Unpin),
+) -> Result<Option<T>, ProviderError> {
+    match tokio::time::timeout(SILENCE, progress.next()).await {
+        Ok(news) => match news.transpose().map_err(|error| api.error(doing, error)) {
+            Err(ProviderError::NotFound { what }) => Err(ProviderError::Invalid { message: what }),
+            news => news,
+        },
+        Err(_) => Err(ProviderError::Transient {
+            message: format!("cannot {doing}: nothing was heard for {} s", SILENCE.as_secs()),
+            source: None,
+        }),
+    }
+}
+
+/// Builds an image unless one was built from just this before.
+async fn build(api: &Api, context: &Path, dockerfile: Option<&str>) -> Result<String, ProviderError> {
+    let dockerfile = dockerfile.unwrap_or("Dockerfile").to_owned();
+    let root = context.to_owned();
+    let entries = tokio::task::spawn_blocking(move || scan(&root)).await;
+    let unreadable = |why: String| ProviderError::Invalid {
+        message: format!("cannot build {}: {why}", context.display()),
+    };
+    let entries = entries
+        .map_err(|error| unreadable(error.to_string()))?
+        .map_err(|error| unreadable(error.to_string()))?;
+    let wanted = dockerfile.trim_start_matches("./");
+    if !entries.iter().any(|entry| entry.path == wanted) {
+        return Err(unreadable(format!("`{wanted}` does not exist there, or an ignore file leaves it out")));
+    }
+    let hash = sha256_hex(format!("1\n{wanted}\n{}", tree_sha256(&entries)).as_bytes());
+    let reference = format!("{BUILT}:{}", &hash[..32]);
+    if exists(api, &reference).await? {
+        return Ok(reference);
+    }
+
+    tracing::info!(context = %context.display(), "building");
+    let doing = format!("build {}", context.display());
+    let (reader, writer) = tokio::io::duplex(256 * 1024);
+    let root = context.to_owned();
+    let packing = tokio::task::spawn_blocking(move || pack(&root, &entries, SyncIoBridge::new(writer)));
+    let owned = std::collections::HashMap::from([(labels::MANAGED_BY, "pocketenv")]);
+    let options = BuildImageOptionsBuilder::new()
+        .dockerfile(wanted)
+        .t(&reference)
+        .rm(true)
+        .forcerm(true)
+        .labels(&owned)
+        .build();
+    let body = bollard::body_try_stream(ReaderStream::new(reader));
+    let mut progress = Box::pin(api.client().await?.build_image(options, None, Some(body)));
+    let (mut output, mut failure) = (String::new(), None);
+    let built = loop {
+        match next(api, &doing, &mut progress).await {
+            Ok(Some(news)) => {
+                output.push_str(&news.stream.unwrap_or_default());
+                let cut = output.len().saturating_sub(OUTPUT_LIMIT);
+                let cut = (cut..output.len()).find(|at| output.is_char_boundary(*at)).unwrap_or(0);
+                output.drain(..cut);
+                failure = news.error_detail.map(said).or(failure);
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    drop(progress);
+    // What went wrong on this side explains what went wrong there.
+    if let Ok(Err(error)) = packing.await
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(unreadable(error.to_string()));
+    }
+    let failure = match built {
+        Err(ProviderError::Permanent { message, .. }) => Some(message),
+        other => {
+            other?;
+            failure
+        }
+    };
+    match failure {
+        Some(why) => Err(unreadable(format!("{why}\n{}", output.trim_end()))),
+        None => Ok(reference),
+    }
+}
+
+/// Writes the context as an archive that is the same whenever the context is: no times, no owners.
+fn pack(root: &Path, entries: &[TreeEntry], out: impl Write) -> io::Result<()> {
+    let mut builder = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
+    for entry in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mtime(0);
+        match &entry.kind {
+            TreeKind::Dir { mode } => {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_mode(*mode);
+                builder.append_data(&mut header, format!("{}/", entry.path), io::empty())?;
+            }
+            TreeKind::Symlink { target } => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                builder.append_link(&mut header, &entry.path, target)?;
+            }
+            TreeKind::File { sha256, size, mode } => {
+                let path = root.join(&entry.path);
+                header.set_mode(*mode);
+                header.set_size(*size);
+                let mut file = Hashing {
+                    inner: std::fs::File::open(&path)?.take(*size),
+                    hasher: sha2::Sha256::new(),
+                    read: 0,
+                };
+                builder.append_data(&mut header, &entry.path, &mut file)?;
+                if file.read != *size || hex::encode(file.hasher.finalize()) != *sha256 {
+                    return Err(changed(path));
+                }
+            }
+        }
+    }
+    builder.into_inner()?.flush()
+}
+
+fn changed(path: PathBuf) -> io::Error {
+    io::Error::other(format!("{} has changed since it was looked at; try again", path.display()))
+}
+
+/// A reader that hashes what passes.
+struct Hashing<R> {
+    inner: R,
+    hasher: sha2::Sha256,
+    read: u64,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        self.read += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_tag_is_pulled_and_not_all() {
+        assert_eq!(parts("debian"), ("debian", "latest"));
+        assert_eq!(parts("localhost:5000/a/b"), ("localhost:5000/a/b", "latest"));
+        assert_eq!(parts("localhost:5000/a/b:1.2"), ("localhost:5000/a/b", "1.2"));
+        assert_eq!(parts("a/b@sha256:00"), ("a/b", "sha256:00"));
+    }
+
+    #[test]
+    fn a_reference_cannot_change_the_path() {
+        for text in ["", "a?b", "../x", "a/../b", "a b", "a#b", "/a", "a//b", "é"] {
+            assert!(path(text).is_err(), "{text}");
+        }
+        assert!(path("docker.io/library/postgres:17").is_ok() && path("a@sha256:0a").is_ok());
+    }
+}

@@ -1,0 +1,471 @@
+//! Desired specs ↔ what Docker keeps. Pure.
+//!
+//! Docker cannot change the labels of a container. What its labels said at its creation stands there for ever; what they would say now, if that differs,
+//! stands in the labels of a small volume beside it, its *record*, which is made anew with each change.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{
+    ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum as State, ContainerUpdateBody,
+    EndpointSettings, HealthConfig, HostConfig, Mount as DockerMount, MountType, NetworkingConfig,
+    PortBinding, Volume,
+};
+
+use super::guest::{PERL, PYTHON};
+use super::sheet::{MIN_CPU_MILLIS, MIN_MEMORY};
+use crate::model::{
+    Endpoint, Identity, NetworkMode, ObservedSandbox, Resources, SandboxId, SandboxSpec, SandboxState,
+    Timestamp, labels as names, sha256_hex,
+};
+use crate::provider::ProviderError;
+
+/// The label that keeps the whole spec, so that a lost store reads it back.
+const SPEC: &str = "pocketenv.io/spec";
+/// The label of a record: the container that it belongs to.
+pub(super) const RECORD_OF: &str = "pocketenv.io/record-of";
+/// Begins the name of everything of ours.
+const PREFIX: &str = "pocketenv.";
+/// The first process.
+const INIT: &str = include_str!("sh/init.sh");
+/// The file with the links, for the first process.
+pub(super) const LINKS_FILE: &str = "var/lib/pocketenv-links";
+/// The period of the processor limit, in microseconds.
+const CPU_PERIOD: i64 = 100_000;
+/// What removes a memory limit: more than any machine has, and no number that Docker takes for "unchanged".
+const ALL_MEMORY: i64 = 1 << 50;
+
+/// The name of a container follows from the token of its create, so that repeating the create finds it. A dot can stand in neither part.
+pub(super) fn container_name(identity: &Identity) -> String {
+    let token = sha256_hex(identity.intent.0.as_bytes());
+    let name = identity.address.sandbox().unwrap_or("sandbox");
+    format!("{PREFIX}{}.{}.{}", identity.project, name.get(..40).unwrap_or(name), &token[..10])
+}
+
+/// Whether an id can be one of ours at all; anything else does not exist.
+pub(super) fn is_container_name(id: &str) -> bool {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    id.starts_with(PREFIX) && id.bytes().all(fine)
+}
+
+pub(super) fn volume_name(project: &str, name: &str) -> String {
+    format!("{PREFIX}{project}.{name}")
+}
+
+pub(super) fn network_name(project: &str) -> String {
+    format!("{PREFIX}{project}")
+}
+
+/// The volume's name in its project; `None` for a record and for what is not ours.
+pub(super) fn volume_of(labels: &HashMap<String, String>) -> Option<&str> {
+    labels.get(names::ADDRESS)?.strip_prefix("volume/")
+}
+
+pub(super) fn labels(
+    spec: &SandboxSpec,
+    identity: &Identity,
+) -> Result<BTreeMap<String, String>, ProviderError> {
+    let json = serde_json::to_string(spec)
+        .map_err(|error| ProviderError::permanent("the spec cannot be kept as a label", error))?;
+    let mut labels = identity.to_labels();
+    labels.insert(SPEC.to_owned(), json);
+    Ok(labels)
+}
+
+/// The spec that labels carry.
+pub(super) fn labelled_spec(labels: &BTreeMap<String, String>) -> Option<SandboxSpec> {
+    serde_json::from_str(labels.get(SPEC)?).ok()
+}
+
+/// The name of the record of this revision.
+pub(super) fn record_name(container: &str, revision: u64) -> String {
+    format!("{container}.record-{revision}")
+}
+
+/// A record's container and revision.
+pub(super) fn record_of(volume: &Volume) -> Option<(&str, u64)> {
+    let container = volume.labels.get(RECORD_OF)?;
+    let revision = volume.name.strip_prefix(container)?.strip_prefix(".record-")?;
+    Some((container, revision.parse().ok()?))
+}
+
+/// The newest record of each container, with its revision.
+pub(super) fn records(volumes: &[Volume]) -> HashMap<&str, (u64, &Volume)> {
+    let mut newest: HashMap<&str, (u64, &Volume)> = HashMap::new();
+    for (container, revision, volume) in volumes.iter().filter_map(|v| record_of(v).map(|(c, r)| (c, r, v))) {
+        let known = newest.entry(container).or_insert((revision, volume));
+        if known.0 < revision {
+            *known = (revision, volume);
+        }
+    }
+    newest
+}
+
+/// What Docker cannot do for this combination of fields, each of which it honours alone.
+pub(super) fn check(spec: &SandboxSpec) -> Result<(), ProviderError> {
+    let invalid = |message: &str| Err(ProviderError::Invalid { message: message.to_owned() });
+    if !spec.binds.is_empty() {
+        return invalid("Docker shares no directory of this machine yet; leave out `mode: bind`");
+    }
+    match spec.network.mode {
+        NetworkMode::Isolated => {}
+        NetworkMode::None if spec.ports.is_empty() && spec.links.is_empty() => {}
+        NetworkMode::None => {
+            return invalid(
+                "Docker publishes no ports of a sandbox with `network: none`; leave out `ports` and the addresses of other sandboxes, or the `network`",
+            );
+        }
+        NetworkMode::Host => {
+            if spec.ports.iter().any(|(port, p)| p.host_port.is_some_and(|host| host != *port)) {
+                return invalid(
+                    "with `network: host` a port is that of the host itself; write `host_port` equal to `port`, or leave out the `network`",
+                );
+            }
+        }
+    }
+    if spec.resources.cpu_millis.is_some_and(|millis| u64::from(millis) < MIN_CPU_MILLIS) {
+        return invalid("Docker grants no less than 0.01 `cpu`");
+    }
+    if spec.resources.memory.is_some_and(|memory| memory.as_bytes() < MIN_MEMORY) {
+        return invalid("Docker grants no less than 6MiB of `memory`");
+    }
+    Ok(())
+}
+
+/// Quota of the processor and memory; `None` for no limit.
+fn limits(resources: &Resources) -> (Option<i64>, Option<i64>) {
+    let quota = resources.cpu_millis.map(|millis| i64::from(millis) * CPU_PERIOD / 1000);
+    (quota, resources.memory.map(|memory| i64::try_from(memory.as_bytes()).unwrap_or(i64::MAX)))
+}
+
+/// The container for a spec. `image` is an image that is there.
+pub(super) fn container(
+    spec: &SandboxSpec,
+    identity: &Identity,
+    image: String,
+    labels: BTreeMap<String, String>,
+) -> ContainerCreateBody {
+    let (quota, memory) = limits(&spec.resources);
+    let network = match spec.network.mode {
+        NetworkMode::Isolated => network_name(&identity.project),
+        NetworkMode::Host => "host".to_owned(),
+        NetworkMode::None => "none".to_owned(),
+    };
+    let is_own = spec.network.mode == NetworkMode::Isolated;
+    let tcp = |port: &u16| format!("{port}/tcp");
+    let published = spec.ports.iter().filter_map(|(port, p)| Some((port, p.host_port?))).filter(|_| is_own);
+    let bindings = published.map(|(port, host)| {
+        let binding =
+            PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some(host.to_string()) };
+        (tcp(port), Some(vec![binding]))
+    });
+    let mounts = spec.mounts.iter().map(|mount| DockerMount {
+        target: Some(mount.path.clone()),
+        source: Some(volume_name(&identity.project, &mount.volume)),
+        typ: Some(MountType::VOLUME),
+        read_only: Some(mount.read_only),
+        ..DockerMount::default()
+    });
+    let endpoint = EndpointSettings {
+        aliases: Some(vec![identity.address.sandbox().unwrap_or("sandbox").to_owned()]),
+        ..EndpointSettings::default()
+    };
+    ContainerCreateBody {
+        image: Some(image),
+        // The host's own network comes with the host's name.
+        hostname: Some(spec.hostname.clone())
+            .filter(|h| !h.is_empty() && spec.network.mode != NetworkMode::Host),
+        entrypoint: Some(["sh", "-c", INIT, "pocketenv-init", PERL, PYTHON].map(str::to_owned).to_vec()),
+        cmd: Some(Vec::new()),
+        labels: Some(labels.into_iter().collect()),
+        exposed_ports: is_own.then(|| spec.ports.keys().map(tcp).collect()),
+        // An image's own health check would only start processes that nobody asks for.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
+        stop_signal: Some("SIGTERM".to_owned()),
+        host_config: Some(HostConfig {
+            network_mode: Some(network.clone()),
+            port_bindings: Some(bindings.collect()),
+            mounts: Some(mounts.collect()),
+            // Where the guest keeps environments, secrets and the state of services: in memory, gone with a stop.
+            tmpfs: Some(HashMap::from([(
+                "/run/pocketenv".to_owned(),
+                "rw,nosuid,nodev,noexec,mode=0711".to_owned(),
+            )])),
+            cpu_period: quota.map(|_| CPU_PERIOD),
+            cpu_quota: quota,
+            memory,
+            memory_swap: memory,
+            pids_limit: spec.resources.pids.map(i64::from),
+            // The first process is ours, and collects what is left behind.
+            init: Some(false),
+            ..HostConfig::default()
+        }),
+        networking_config: is_own
+            .then(|| NetworkingConfig { endpoints_config: Some(HashMap::from([(network, endpoint)])) }),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// The limits of a spec as a change of a container.
+pub(super) fn update(resources: &Resources) -> ContainerUpdateBody {
+    let (quota, memory) = limits(resources);
+    let memory = memory.unwrap_or(ALL_MEMORY);
+    ContainerUpdateBody {
+        cpu_period: Some(CPU_PERIOD),
+        cpu_quota: Some(quota.unwrap_or(-1)),
+        memory: Some(memory),
+        memory_swap: Some(memory),
+        pids_limit: Some(resources.pids.map_or(-1, i64::from)),
+        ..ContainerUpdateBody::default()
+    }
+}
+
+/// Of two specs, whether a container of the first can become one of the second.
+pub(super) fn can_become(old: &SandboxSpec, new: &SandboxSpec) -> bool {
+    fn fixed(spec: &SandboxSpec) -> impl PartialEq + '_ {
+        let ports: Vec<_> = spec.ports.iter().map(|(port, p)| (*port, p.host_port)).collect();
+        (&spec.image, &spec.hostname, &spec.mounts, ports, spec.network.mode)
+    }
+    fixed(old) == fixed(new)
+}
+
+/// The lines of the file of links. The host is the name that the other sandbox has in the project's network.
+pub(super) fn links_file(spec: &SandboxSpec) -> String {
+    // With the host's own network the address is reachable as it is.
+    if spec.network.mode == NetworkMode::Host {
+        return String::new();
+    }
+    let lines = spec
+        .links
+        .iter()
+        .map(|link| (link.host_port, format!("{} {} {}\n", link.host_port, link.to.sandbox, link.to.port)));
+    lines.collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// Ports of the loopback inside that links listen on.
+pub(super) fn link_ports(spec: &SandboxSpec) -> Vec<String> {
+    let ports =
+        spec.links.iter().filter(|_| spec.network.mode != NetworkMode::Host).map(|link| link.host_port);
+    ports.collect::<std::collections::BTreeSet<_>>().iter().map(ToString::to_string).collect()
+}
+
+/// The container's name, without the slash that Docker puts before it.
+pub(super) fn name(container: &ContainerSummary) -> Option<&str> {
+    container
+        .names
+        .iter()
+        .flatten()
+        .filter_map(|name| name.strip_prefix('/'))
+        .find(|name| name.starts_with(PREFIX))
+}
+
+/// What Docker lists, in our words. `record` is the container's newest one. `None` for a container whose name is not one of ours.
+pub(super) fn observed(
+    container: &ContainerSummary,
+    record: Option<&Volume>,
+    notes: Vec<String>,
+) -> Option<ObservedSandbox> {
+    let id = name(container)?.to_owned();
+    let mut labels: BTreeMap<String, String> =
+        container.labels.clone().unwrap_or_default().into_iter().collect();
+    // The token of the create stays.
+    let newer = record
+        .into_iter()
+        .flat_map(|r| &r.labels)
+        .filter(|(label, _)| ![RECORD_OF, names::INTENT].contains(&label.as_str()));
+    labels.extend(newer.map(|(label, value)| (label.clone(), value.clone())));
+    let state = state(container);
+    let runs = state == SandboxState::Running;
+    let mut spec = labelled_spec(&labels);
+    let endpoints = spec.iter_mut().flat_map(|spec| endpoints(container, spec, runs)).collect();
+    let mounted =
+        |path: &str| container.mounts.iter().flatten().any(|m| m.destination.as_deref() == Some(path));
+    let missing = spec.iter().flat_map(|spec| &spec.mounts).filter(|mount| runs && !mounted(&mount.path));
+    Some(ObservedSandbox {
+        missing_mounts: missing.map(|mount| mount.path.clone()).collect(),
+        id: SandboxId(id),
+        state,
+        created_at: container.created.map(|seconds| Timestamp(seconds.saturating_mul(1000))),
+        started_at: None,
+        spec,
+        endpoints,
+        notes,
+        labels,
+    })
+}
+
+/// Where ports are reached; `spec` learns what is really in force.
+fn endpoints(container: &ContainerSummary, spec: &mut SandboxSpec, runs: bool) -> BTreeMap<u16, Endpoint> {
+    let host = || "127.0.0.1".to_owned();
+    let mode = container.host_config.as_ref().and_then(|h| h.network_mode.as_deref());
+    spec.network.mode = match mode {
+        Some("host") => NetworkMode::Host,
+        Some("none") => NetworkMode::None,
+        Some(_) => NetworkMode::Isolated,
+        None => spec.network.mode,
+    };
+    let mut found = BTreeMap::new();
+    for (port, declared) in &mut spec.ports {
+        let published =
+            container.ports.iter().flatten().filter(|p| p.private_port == *port).find_map(|p| p.public_port);
+        let published = match spec.network.mode {
+            NetworkMode::Host => Some(*port),
+            _ => published,
+        };
+        // A stopped container has no ports; it will have those that it was made with.
+        let Some(reached) = published.or(declared.host_port) else { continue };
+        if runs {
+            declared.host_port = published;
+        }
+        found.insert(*port, Endpoint { host: host(), port: reached, listening: runs && published.is_some() });
+    }
+    found
+}
+
+fn state(container: &ContainerSummary) -> SandboxState {
+    let status = container.status.as_deref().unwrap_or_default();
+    match container.state {
+        Some(State::CREATED) => SandboxState::Creating,
+        Some(State::RUNNING) => SandboxState::Running,
+        Some(State::RESTARTING) => SandboxState::Creating,
+        Some(State::PAUSED) => SandboxState::Stopped { unclean: Some("it was paused".to_owned()) },
+        Some(State::EXITED) => SandboxState::Stopped { unclean: unclean(status) },
+        Some(State::REMOVING) => SandboxState::Deleting,
+        Some(State::STOPPING) => SandboxState::Stopping,
+        Some(State::DEAD) => SandboxState::Failed("Docker could not remove it".to_owned()),
+        Some(State::EMPTY) | None => SandboxState::Failed(format!("Docker calls its state `{status}`")),
+    }
+}
+
+/// `Exited (137) 2 minutes ago`: the first process ends with 0 when it was asked to.
+fn unclean(status: &str) -> Option<String> {
+    let code = status.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(code, _)| code);
+    match code {
+        Some("0") => None,
+        Some("137") => Some("its first process was killed".to_owned()),
+        Some(code) => Some(format!("its first process ended with {code}")),
+        None => Some("its first process ended".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::model::{Address, IntentId, LinkSpec, OwnerId, PortRef, PortSpec, SpecHash};
+
+    fn identity() -> Identity {
+        Identity {
+            project: "shop".to_owned(),
+            address: Address::Sandbox("api".to_owned()),
+            owner: OwnerId("o".to_owned()),
+            spec_hash: SpecHash("h".to_owned()),
+            generation: 1,
+            intent: IntentId("t".to_owned()),
+            expires_at: None,
+        }
+    }
+
+    fn spec() -> SandboxSpec {
+        let port = PortSpec { host_port: Some(18_080), ..PortSpec::default() };
+        let to = PortRef { sandbox: "db".to_owned(), port: 5432 };
+        SandboxSpec {
+            ports: BTreeMap::from([(80, port)]),
+            links: [LinkSpec { to, host_port: 20_001 }].into(),
+            resources: Resources { cpu_millis: Some(500), ..Resources::default() },
+            ..SandboxSpec::default()
+        }
+    }
+
+    fn listed(state: State, status: &str) -> ContainerSummary {
+        let labels = labels(&spec(), &identity()).unwrap();
+        ContainerSummary {
+            names: Some(vec![format!("/{}", container_name(&identity()))]),
+            state: Some(state),
+            status: Some(status.to_owned()),
+            labels: Some(labels.into_iter().collect()),
+            created: Some(7),
+            ..ContainerSummary::default()
+        }
+    }
+
+    #[test]
+    fn one_token_is_one_name() {
+        let name = container_name(&identity());
+        assert_eq!(name, container_name(&identity()));
+        assert!(name.starts_with("pocketenv.shop.api.") && is_container_name(&name), "{name}");
+        for id in ["", "x", "pocketenv./../x", "pocketenv.a b"] {
+            assert!(!is_container_name(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_published_to_the_world() {
+        let made = container(&spec(), &identity(), "i".to_owned(), BTreeMap::new());
+        let host = made.host_config.unwrap();
+        let bindings = host.port_bindings.unwrap();
+        let binding = &bindings["80/tcp"].as_ref().unwrap()[0];
+        assert_eq!(binding.host_ip.as_deref(), Some("127.0.0.1"));
+        assert_eq!(binding.host_port.as_deref(), Some("18080"));
+        assert_eq!((host.cpu_period, host.cpu_quota, host.memory), (Some(100_000), Some(50_000), None));
+        assert_eq!(made.env, None);
+        assert_eq!(links_file(&spec()), "20001 db 5432\n");
+    }
+
+    #[test]
+    fn states_are_told_apart() {
+        let of = |state, status| observed(&listed(state, status), None, Vec::new()).unwrap().state;
+        assert_eq!(of(State::CREATED, "Created"), SandboxState::Creating);
+        assert_eq!(of(State::EXITED, "Exited (0) 3 seconds ago"), SandboxState::Stopped { unclean: None });
+        let SandboxState::Stopped { unclean: Some(why) } =
+            of(State::EXITED, "Exited (137) About an hour ago")
+        else {
+            panic!("it was killed");
+        };
+        assert!(why.contains("killed"), "{why}");
+    }
+
+    #[test]
+    fn the_newest_record_counts_and_the_token_stays() {
+        let id = container_name(&identity());
+        let volume = |revision, generation: &str| Volume {
+            name: record_name(&id, revision),
+            labels: HashMap::from([
+                (RECORD_OF.to_owned(), id.clone()),
+                (names::GENERATION.to_owned(), generation.to_owned()),
+                (names::INTENT.to_owned(), "another".to_owned()),
+            ]),
+            ..Volume::default()
+        };
+        let volumes = [volume(2, "3"), volume(10, "4"), volume(9, "5")];
+        let newest = records(&volumes)[id.as_str()];
+        assert_eq!(newest.0, 10);
+        let seen = observed(&listed(State::RUNNING, "Up"), Some(newest.1), Vec::new()).unwrap();
+        assert_eq!(seen.labels[names::GENERATION], "4");
+        assert_eq!(seen.labels[names::INTENT], "t");
+        assert!(!seen.labels.contains_key(RECORD_OF));
+        // What is swept up as a record is one by its name as well.
+        let other = Volume { name: volume_name("shop", "data"), ..volumes[0].clone() };
+        assert!(record_of(&volumes[0]).is_some() && record_of(&other).is_none());
+    }
+
+    #[test]
+    fn a_port_that_is_not_published_is_not_listening() {
+        let seen = observed(&listed(State::RUNNING, "Up"), None, Vec::new()).unwrap();
+        assert!(!seen.endpoints[&80].listening);
+        assert_eq!(seen.spec.unwrap().ports[&80].host_port, None);
+        let stopped = observed(&listed(State::EXITED, "Exited (0)"), None, Vec::new()).unwrap();
+        assert_eq!(stopped.spec.unwrap(), spec());
+    }
+
+    #[test]
+    fn combinations_that_cannot_be_are_refused() {
+        let with = |mode| {
+            check(&SandboxSpec {
+                network: crate::model::NetworkSpec { mode, ..Default::default() },
+                ..spec()
+            })
+        };
+        assert!(with(NetworkMode::Isolated).is_ok());
+        assert!(with(NetworkMode::None).is_err() && with(NetworkMode::Host).is_err());
+    }
+}

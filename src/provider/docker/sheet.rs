@@ -1,0 +1,104 @@
+//! What Docker can do.
+
+use crate::provider::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
+};
+
+const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
+    FieldSupport { path, support: Support::Honoured(class) }
+}
+
+const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
+    FieldSupport { path, support: Support::Refused { because, instead } }
+}
+
+/// The smallest quota of a processor that Linux has, in thousandths, and the least memory that Docker grants, in bytes.
+pub(super) const MIN_CPU_MILLIS: u64 = 10;
+pub(super) const MIN_MEMORY: u64 = 6 << 20;
+
+/// The sheet of provider `docker`.
+pub static SHEET: Capabilities = Capabilities {
+    provider: "docker",
+    summary: "containers of a Docker or Podman daemon; sandboxes of one project share a network and have free egress",
+    stop: StopMeaning::Suspend,
+    labels: true,
+    idempotent_create: true,
+    settle_ms: 0,
+    forwards_from_host: true,
+    max_concurrency: 8,
+    processes: true,
+    interactive: true,
+    pty: true,
+    dial: true,
+    longest_life_ms: None,
+    resources: ResourceRanges {
+        cpu_millis: Some(Range { min: MIN_CPU_MILLIS, max: u32::MAX as u64 }),
+        memory: Some(Range { min: MIN_MEMORY, max: i64::MAX as u64 }),
+        disk: None,
+    },
+    settings: &[ProviderSetting {
+        name: "host",
+        variable: Some("DOCKER_HOST"),
+        secret: false,
+        required: false,
+        summary: "the address of the daemon, `unix:///PATH` or `tcp://HOST:PORT`; without it that of the `docker` command",
+    }],
+    fields: &[
+        refused(
+            "image=host",
+            "runs sandboxes from images only",
+            "name an image, such as `image: debian:13`, or use provider `local`",
+        ),
+        honoured("image", ChangeClass::Recreate),
+        refused("base", "has no base images yet", "use `image` or `build`"),
+        refused("snapshot", "does not make snapshots yet", "use `image` or `build`"),
+        honoured("build", ChangeClass::Recreate),
+        honoured("resources", ChangeClass::Live),
+        refused("resources.disk", "cannot limit the disk of a sandbox", "remove `disk`"),
+        honoured("hostname", ChangeClass::Recreate),
+        honoured("volumes", ChangeClass::Recreate),
+        refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),
+        honoured("ports", ChangeClass::Recreate),
+        honoured("ports.*.protocol", ChangeClass::Live),
+        honoured("ports.*.description", ChangeClass::Live),
+        honoured("ports.*.public", ChangeClass::Live),
+        refused(
+            "ports.*.public=true",
+            "publishes ports on the loopback of its machine only",
+            "remove `public`, and publish the host port yourself",
+        ),
+        honoured("links", ChangeClass::Live),
+        honoured("network", ChangeClass::Recreate),
+        refused(
+            "network.egress=deny",
+            "cannot enforce an egress policy",
+            "use `network: none`, or remove `egress`",
+        ),
+        refused("network.allow", "cannot enforce an egress policy", "use `network: none`, or remove `allow`"),
+        refused("isolation.require=gvisor", "isolates by namespaces", "use `require: namespace`"),
+        refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
+        honoured("isolation", ChangeClass::Live),
+        honoured("lifecycle.keep_alive", ChangeClass::Live),
+        refused("lifecycle.keep_alive=false", "never stops a sandbox for inactivity", "remove `keep_alive`"),
+        refused(
+            "lifecycle.idle_timeout",
+            "never stops a sandbox for inactivity",
+            "remove `idle_timeout`, and stop it with `state: stopped`",
+        ),
+        refused(
+            "lifecycle.ttl",
+            "does not end sandboxes by time",
+            "remove `ttl`, and use `pocketenv destroy`",
+        ),
+        refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
+        honoured("lifecycle", ChangeClass::Live),
+        honoured("sync", ChangeClass::Live),
+        refused(
+            "sync.*.mode=bind",
+            "shares no directory of this machine yet",
+            "leave `mode` out: the directory is copied and kept in step",
+        ),
+        refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
+        refused("tailscale", "does not join a tailnet yet", "use `ports`"),
+    ],
+};

@@ -1,0 +1,7 @@
+//! The provider `docker` against a real daemon, with images made from nothing.
+
+mod build;
+mod project;
+mod provider;
+mod relay;
+pub mod support;

@@ -10,6 +10,10 @@ mod conformance;
 #[path = "it/controller/mod.rs"]
 mod controller;
 #[cfg(target_os = "linux")]
+#[path = "it/emulate/mod.rs"]
+#[allow(clippy::unwrap_used)]
+mod emulate;
+#[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
 #[allow(clippy::unwrap_used)]

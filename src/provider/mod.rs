@@ -5,6 +5,7 @@
 
 mod budget;
 mod capabilities;
+pub mod e2b;
 mod error;
 mod guest;
 pub mod http;

@@ -70,9 +70,9 @@ impl ProviderContext {
 /// The sheet of every provider in this build, by name.
 pub fn builtin_capabilities() -> &'static [&'static Capabilities] {
     #[cfg(target_os = "linux")]
-    static SHEETS: &[&Capabilities] = &[&super::local::SHEET, &super::sim::SHEET];
+    static SHEETS: &[&Capabilities] = &[&super::e2b::SHEET, &super::local::SHEET, &super::sim::SHEET];
     #[cfg(not(target_os = "linux"))]
-    static SHEETS: &[&Capabilities] = &[&super::sim::SHEET];
+    static SHEETS: &[&Capabilities] = &[&super::e2b::SHEET, &super::sim::SHEET];
     SHEETS
 }
 
@@ -104,6 +104,7 @@ impl Registry {
                         "provider `local` is the Linux engine; on this system choose another provider";
                     return Err(named(ProviderError::Unsupported { message: message.to_owned() }));
                 }
+                "e2b" => registry.insert(name, Arc::new(super::e2b::E2b::open(context).map_err(named)?)),
                 "sim" => {
                     registry.insert(name, Arc::new(super::sim::Sim::open(context).await.map_err(named)?))
                 }

@@ -14,6 +14,10 @@ mod controller;
 #[path = "it/docker/mod.rs"]
 mod docker;
 #[cfg(target_os = "linux")]
+#[path = "it/emulate/mod.rs"]
+#[allow(clippy::unwrap_used)]
+mod emulate;
+#[cfg(target_os = "linux")]
 #[path = "it/engine/mod.rs"]
 mod engine;
 #[allow(clippy::unwrap_used)]

@@ -177,6 +177,7 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Shell(args) => cx.block_on_one(verb::exec::shell(cx, args)),
         Verb::Rehearse(args) => cx.block_on(verb::rehearse::run(cx, args)),
         Verb::Sim(args) => cx.block_on(verb::sim::run(cx, args)),
+        Verb::Emulate(command) => cx.block_on(verb::emulate::run(cx, command)),
         Verb::Logs(args) => cx.block_on(verb::logs::run(cx, args)),
         Verb::Controller(command) => cx.block_on(verb::controller::run(cx, command)),
         Verb::Cp(args) => cx.block_on(verb::cp::run(cx, args)),

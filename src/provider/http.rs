@@ -158,11 +158,24 @@ impl Call<'_> {
     /// # Errors
     /// What the status or the failed connection means.
     pub async fn read<T: DeserializeOwned>(self, doing: &str) -> Result<T, ProviderError> {
+        self.read_with_headers(doing).await.map(|(_, read)| read)
+    }
+
+    /// The same, with the headers of the answer.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_with_headers<T: DeserializeOwned>(
+        self,
+        doing: &str,
+    ) -> Result<(HeaderMap, T), ProviderError> {
         let response = self.send(doing).await?;
+        let headers = response.headers().clone();
         let body = bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error))?;
-        serde_json::from_slice(&body).map_err(|error| {
+        let read = serde_json::from_slice(&body).map_err(|error| {
             ProviderError::permanent(format!("cannot {doing}: the answer is not what was expected"), error)
-        })
+        })?;
+        Ok((headers, read))
     }
 
     /// Sends it; of the answer only the status counts.

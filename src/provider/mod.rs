@@ -6,6 +6,7 @@
 mod budget;
 mod capabilities;
 mod docker;
+pub mod e2b;
 mod error;
 mod guest;
 pub mod http;

@@ -1,4 +1,5 @@
 //! The other front doors: servers that speak HTTP.
 
 pub mod controller;
+pub mod emulate;
 pub mod sim;

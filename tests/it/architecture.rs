@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "model",
         ],
     ),
-    ("server", &["app", "provider", "secret", "model"]),
+    ("server", &["app", "guest", "provider", "secret", "model"]),
     (
         "app",
         &[

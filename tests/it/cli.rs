@@ -85,6 +85,8 @@ const VERBS: &[&[&str]] = &[
     &["state", "rm"],
     &["state", "mv"],
     &["sim"],
+    &["emulate"],
+    &["emulate", "e2b"],
     &["rehearse"],
     &["apply"],
     &["destroy"],

@@ -26,7 +26,7 @@ group! {
     "list/appears": "the listing shows a sandbox after its creation and no longer after its deletion", [], appears;
     "list/filtered": "a listing is of one project and one owner, or of all", [], filtered;
     "labels/round-trip": "the identity is read back as it was written, from the listing and by id", [], round_trip;
-    "labels/updated": "an update writes the new identity and keeps the token of the create", [], updated;
+    "labels/updated": "an update writes the new identity and keeps the token of the create", [Need::Updates], updated;
     "spec/read-back": "what is read back of the spec is what was asked for", [], read_back;
     "spec/hostname": "the host name inside is the one that was asked for", [Need::Processes, Need::Field("hostname", None)], hostname;
     "spec/no-network": "without a network there is nothing but loopback inside",

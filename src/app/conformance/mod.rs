@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{Clock, IdSource, Image};
-use crate::provider::{Capabilities, ChangeClass, Provider, StopMeaning, Support};
+use crate::provider::{Capabilities, ChangeClass, FieldSupport, Provider, StopMeaning, Support};
 
 use bench::{Bench, Failure};
 
@@ -64,6 +64,8 @@ pub enum Need {
     Field(&'static str, Option<&'static str>),
     /// The field is changed while the sandbox runs.
     Live(&'static str),
+    /// Some change of a sandbox is no new sandbox.
+    Updates,
 }
 
 impl Need {
@@ -86,6 +88,14 @@ impl Need {
             Self::Live(field) => {
                 let live = sheet.field(&path(field), None) == Some(&Support::Honoured(ChangeClass::Live));
                 (live, format!("changing `{field}` while the sandbox runs"))
+            }
+            Self::Updates => {
+                // `sync` is brought inside, whatever the provider does.
+                let kept = |row: &FieldSupport| {
+                    row.path != "sync"
+                        && matches!(row.support, Support::Honoured(ChangeClass::Live | ChangeClass::Restart))
+                };
+                (sheet.fields.iter().any(kept), "changing a sandbox that exists".to_owned())
             }
         };
         (!offered).then_some(what)

@@ -5,6 +5,7 @@
 mod apply;
 mod control;
 mod controller;
+mod emulate;
 mod info;
 mod inside;
 mod look;
@@ -21,6 +22,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
 pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
+pub use emulate::{EmulateArgs, EmulateCommand};
 pub use info::{
     CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, SecretCommand, VersionArgs,
 };
@@ -247,6 +249,9 @@ pub enum Verb {
     Rehearse(RehearseArgs),
     /// Serve a simulated cloud with faults on demand
     Sim(SimArgs),
+    /// Serve a vendor's API in front of sandboxes of this machine
+    #[command(subcommand)]
+    Emulate(EmulateCommand),
     /// Check what this machine offers and say how to get the rest
     Doctor(DoctorArgs),
     /// Print the completion script of a shell

@@ -10,6 +10,7 @@ pub mod describe;
 pub mod destroy;
 pub mod doctor;
 pub mod egress;
+pub mod emulate;
 pub mod events;
 pub mod exec;
 pub mod fmt;

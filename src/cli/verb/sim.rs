@@ -39,7 +39,8 @@ pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
     }
 }
 
-async fn stdin_ends() {
+/// Waits until standard input ends.
+pub async fn stdin_ends() {
     let mut stdin = tokio::io::stdin();
     let mut nothing = [0; 64];
     while matches!(tokio::io::AsyncReadExt::read(&mut stdin, &mut nothing).await, Ok(1..)) {}

@@ -5,6 +5,8 @@ mod broken;
 #[cfg(target_os = "linux")]
 mod docker;
 #[cfg(target_os = "linux")]
+mod e2b;
+#[cfg(target_os = "linux")]
 mod local;
 mod sim;
 

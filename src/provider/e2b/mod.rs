@@ -1,0 +1,288 @@
+//! The provider `e2b`: sandboxes of E2B, or of whatever speaks its API, such as `pocketenv emulate e2b`.
+//!
+//! Addresses follow from the setting `domain`; the settings `api_url` and `sandbox_url` replace them.
+//!
+//! What a sandbox is made from stands in its metadata, which E2B never changes, so every change of it makes a new one. A sandbox of E2B has an end: it is
+//! paused then, disk and all, and time is given to it anew whenever it is started.
+
+pub mod api;
+mod guest;
+mod map;
+mod sheet;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use tokio::time::{Instant, sleep};
+
+pub use sheet::SHEET;
+
+use super::http::{Call, Http};
+use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError};
+use crate::model::{
+    Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp, labels,
+};
+
+/// The environment variables with the key and the addresses: those of the vendor's own SDK.
+const KEY_VARIABLE: &str = "E2B_API_KEY";
+const DOMAIN_VARIABLE: &str = "E2B_DOMAIN";
+const API_VARIABLE: &str = "E2B_API_URL";
+const SANDBOX_VARIABLE: &str = "E2B_SANDBOX_URL";
+/// Where E2B is.
+const DOMAIN: &str = "e2b.app";
+/// Domains whose sandboxes are all reached at one address.
+const SHARED_DOMAINS: [&str; 4] = ["e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"];
+/// The template of sandboxes that name none.
+const TEMPLATE: &str = "base";
+/// How long a sandbox runs before it is paused: what every account may ask for.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+/// The longest page that is asked for.
+const PAGE: &str = "100";
+/// More pages than this are no listing.
+const MAX_PAGES: usize = 10_000;
+/// How long a sandbox may be on its way to where it is wanted.
+const TRANSITION: Duration = Duration::from_secs(90);
+/// How long starting or pausing one may take: its memory is read or written.
+const SLOW: Duration = Duration::from_secs(180);
+/// Pauses between looks at it.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const LAST_LOOK: Duration = Duration::from_secs(2);
+
+/// The provider `e2b`.
+pub struct E2b {
+    api: Http,
+    domain: String,
+    /// Where every sandbox is reached, if there is such an address.
+    shared: Option<Http>,
+    template: String,
+    timeout: Duration,
+}
+
+impl E2b {
+    /// Reads the settings; nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`ProviderError::Unauthorised`] if there is no key, [`ProviderError::Invalid`] for an address or a time that cannot be.
+    pub fn open(context: &ProviderContext) -> Result<Self, ProviderError> {
+        let key = context.credential("e2b", "api_key").ok_or_else(|| ProviderError::Unauthorised {
+            message: format!("there is no API key: set {KEY_VARIABLE}"),
+        })?;
+        let given = |setting: &str| context.setting("e2b", setting);
+        let domain = given("domain").unwrap_or(DOMAIN).to_owned();
+        let api = match given("api_url") {
+            Some(url) => url.to_owned(),
+            None => format!("https://api.{domain}"),
+        };
+        let shared = match given("sandbox_url") {
+            Some(url) => Some(url.to_owned()),
+            None if SHARED_DOMAINS.contains(&domain.as_str()) => Some(format!("https://sandbox.{domain}")),
+            None => None,
+        };
+        let timeout = match given("timeout") {
+            None => TIMEOUT,
+            Some(text) => text.parse::<crate::model::Duration>().map(Into::into).map_err(|error| {
+                ProviderError::Invalid { message: format!("providers.e2b.timeout: {error}") }
+            })?,
+        };
+        Ok(Self {
+            api: Http::new(&api, message)?.secret_header("x-api-key", key.expose())?,
+            shared: shared.map(|url| Http::new(&url, message)).transpose()?,
+            template: given("template").unwrap_or(TEMPLATE).to_owned(),
+            domain,
+            timeout,
+        })
+    }
+
+    fn sandbox(&self, method: Method, id: &SandboxId, rest: &[&str]) -> Call<'_> {
+        self.api.call(method, &[&["sandboxes", &id.0], rest].concat())
+    }
+
+    async fn look(&self, id: &SandboxId) -> Result<Option<api::SandboxDetail>, ProviderError> {
+        match self.sandbox(Method::GET, id, &[]).read(&format!("look at sandbox {id}")).await {
+            Ok(found) => Ok(Some(found)),
+            Err(ProviderError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn existing(&self, id: &SandboxId) -> Result<api::SandboxDetail, ProviderError> {
+        self.look(id).await?.ok_or_else(|| ProviderError::NotFound { what: format!("sandbox {id}") })
+    }
+
+    /// Every sandbox whose metadata has these values, running or paused.
+    async fn pages(&self, wanted: &[(&str, &str)]) -> Result<Vec<api::SandboxDetail>, ProviderError> {
+        let doing = "list sandboxes";
+        let filter = map::filter(wanted);
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let mut call = self.api.call(Method::GET, &["v2", "sandboxes"]);
+            call = call.query(&[("metadata", &filter), ("state", "running,paused"), ("limit", PAGE)]);
+            if let Some(cursor) = &cursor {
+                call = call.query(&[("nextToken", cursor)]);
+            }
+            let (headers, page): (HeaderMap, Vec<api::SandboxDetail>) = call.read_with_headers(doing).await?;
+            items.extend(page);
+            let next = headers.get("x-next-token").and_then(|token| token.to_str().ok());
+            match next.filter(|token| !token.is_empty()) {
+                Some(next) if cursor.as_deref() != Some(next) => cursor = Some(next.to_owned()),
+                Some(_) => break,
+                None => return Ok(items),
+            }
+        }
+        Err(ProviderError::Permanent {
+            message: format!("cannot {doing}: the listing does not end"),
+            source: None,
+        })
+    }
+
+    /// Waits until the sandbox is where it is wanted. A look that fails is repeated: what was asked for has been granted already.
+    async fn settled(&self, id: &SandboxId, wanted: Option<&str>) -> Result<(), ProviderError> {
+        let deadline = Instant::now() + TRANSITION;
+        let mut pause = FIRST_LOOK;
+        loop {
+            let mut asked = Duration::ZERO;
+            let last = match self.look(id).await {
+                Ok(found) => {
+                    let state = found.map(|sandbox| sandbox.state);
+                    if state.as_deref() == wanted {
+                        return Ok(());
+                    }
+                    match state {
+                        Some(state) => state,
+                        None => return Err(ProviderError::NotFound { what: format!("sandbox {id}") }),
+                    }
+                }
+                Err(error) if error.is_retryable() => {
+                    if let ProviderError::Throttled { retry_after: Some(after) } = error {
+                        asked = after;
+                    }
+                    "not to be seen".to_owned()
+                }
+                Err(error) => return Err(error),
+            };
+            if Instant::now() >= deadline {
+                let (wanted, limit) = (wanted.unwrap_or("gone"), TRANSITION.as_secs());
+                let message = format!("sandbox {id} is {last} and not {wanted} after {limit} s");
+                return Err(ProviderError::Permanent { message, source: None });
+            }
+            sleep(pause.max(asked)).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+}
+
+/// The sentence in an error answer of either API.
+fn message(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Said {
+        message: String,
+    }
+    serde_json::from_slice::<Said>(body).ok().map(|said| said.message)
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Whether labels match what a listing is about.
+fn matches(owner: &Owner, found: &ObservedSandbox) -> bool {
+    let label = |name: &str| found.labels.get(name);
+    label(labels::MANAGED_BY).is_some_and(|by| by == "pocketenv")
+        && owner.project.as_ref().is_none_or(|project| label(labels::PROJECT) == Some(project))
+        && owner.owner.as_ref().is_none_or(|owner| label(labels::OWNER) == Some(&owner.0))
+}
+
+#[async_trait]
+impl Provider for E2b {
+    fn capabilities(&self) -> &Capabilities {
+        &SHEET
+    }
+
+    async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
+        let mut wanted = vec![(labels::MANAGED_BY, "pocketenv")];
+        wanted.extend(owner.project.as_deref().map(|project| (labels::PROJECT, project)));
+        wanted.extend(owner.owner.as_ref().map(|owner| (labels::OWNER, owner.0.as_str())));
+        let found = self.pages(&wanted).await?;
+        let observed = found.into_iter().map(|sandbox| map::observed(sandbox, &self.domain));
+        let ours = observed.filter(|sandbox| matches(owner, sandbox));
+        Ok(ObservedProvider {
+            sandboxes: ours.map(|sandbox| (sandbox.id.clone(), sandbox)).collect(),
+            ..ObservedProvider::default()
+        })
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
+        Ok(self.look(id).await?.map(|sandbox| map::observed(sandbox, &self.domain)))
+    }
+
+    async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
+        let wanted = map::new_sandbox(spec, identity, &self.template, self.timeout, now())?;
+        // E2B makes one sandbox of creates with one key that follow each other; how long it remembers a key it does not say.
+        let key: String =
+            identity.intent.0.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let call = self.api.call(Method::POST, &["v2", "sandboxes"]).timeout(SLOW);
+        let call = call.header("idempotency-key", &key.to_ascii_lowercase()).json(&wanted);
+        let made: api::Sandbox =
+            call.read(&format!("create {}", identity.address)).await.map_err(|error| match error {
+                ProviderError::NotFound { what } => ProviderError::Invalid { message: what },
+                error => error,
+            })?;
+        Ok(SandboxId(made.sandbox_id))
+    }
+
+    /// There is nothing that could be changed: metadata stays as it was made, and so does what it says of the spec.
+    async fn update(&self, id: &SandboxId, _: &SandboxSpec, _: &Identity) -> Result<(), ProviderError> {
+        self.existing(id).await.map(drop)
+    }
+
+    async fn start(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        let found = self.existing(id).await?;
+        // The time that it gets, and what happens at the end of it, is asked for anew each time.
+        let asked = api::Timeout {
+            timeout: Some(map::seconds(map::time_left(&found.metadata, self.timeout, now()))),
+            ..api::Timeout::default()
+        };
+        let call = self.sandbox(Method::POST, id, &["connect"]).timeout(SLOW).json(&asked);
+        call.done(&format!("start sandbox {id}")).await?;
+        self.settled(id, Some("running")).await
+    }
+
+    async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        let call = self.sandbox(Method::POST, id, &["pause"]).timeout(SLOW).json(&api::Empty {});
+        match call.done(&format!("pause sandbox {id}")).await {
+            // It is paused already.
+            Ok(()) | Err(ProviderError::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.settled(id, Some("paused")).await
+    }
+
+    async fn delete(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        match self.sandbox(Method::DELETE, id, &[]).done(&format!("delete sandbox {id}")).await {
+            Err(ProviderError::NotFound { .. }) => return Ok(()),
+            other => other?,
+        }
+        self.settled(id, None).await
+    }
+
+    async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError> {
+        let found = self.existing(id).await?;
+        let http = match &self.shared {
+            Some(http) => http.clone(),
+            None => {
+                let domain = found.domain.as_deref().unwrap_or(&self.domain);
+                Http::new(&format!("https://{}-{id}.{domain}", api::ENVD_PORT), message)?
+            }
+        };
+        let http = match &found.envd_access_token {
+            Some(token) => http.secret_header("x-access-token", token)?,
+            None => http,
+        };
+        let running = map::observed(found, &self.domain).state == SandboxState::Running;
+        Ok(Box::new(guest::E2bGuest::new(http, id.clone(), running)))
+    }
+}

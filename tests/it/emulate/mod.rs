@@ -1,0 +1,4 @@
+//! Emulators, held to the vendors' own SDKs.
+
+mod e2b;
+pub mod sdk;

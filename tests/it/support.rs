@@ -245,7 +245,7 @@ fn look(
     let moved = sandbox.contains("OTHER");
     let image = match () {
         () if own_image => "",
-        () if moved && !default_image(other).is_empty() => default_image(other),
+        () if moved => default_image(other),
         () => default_image(sheet),
     };
     let manifest = format!(

@@ -204,6 +204,8 @@ fn a_directory_of_this_machine_is_shared_only_by_who_may() {
     std::fs::write(&path, text).unwrap();
     let confined = |host_paths| LoadRequest {
         confinement: Some(Confinement {
+            secret_env: Default::default(),
+            secret_files: Vec::new(),
             root: root.path().to_owned(),
             host_paths,
             command_secrets: false,

@@ -9,9 +9,9 @@ use crate::app::{
 };
 use crate::gitops::{Found, GitError, Mirror};
 use crate::manifest::{Confinement, Diagnostic};
-use crate::model::{Duration, Health, Sync};
+use crate::model::{Address, Duration, Health, Sync};
 use crate::plan::report::waiting_text;
-use crate::plan::{Policy, Verdict as Verb};
+use crate::plan::{Note, Plan, Policy, Verdict as Verb};
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::observe::with_causes;
 use crate::reconcile::queue::Ended;
@@ -303,7 +303,7 @@ impl Controller {
         let reason = self.held_back(at);
         if reason.is_some() || (good.applied && !settings.self_heal) {
             let (status, plan) = project.status().await?;
-            self.measured(key, &status, good.applied);
+            self.measured(key, &status, &plan, good.applied);
             return Ok(match reason {
                 Some((phase, message)) if !plan.is_empty() || !good.applied => {
                     Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() })
@@ -331,29 +331,30 @@ impl Controller {
         let report = match project.apply(&options, &consent, &NullSink, cancel).await {
             Ok(report) => report,
             Err(error) => {
-                if let Ok((status, _)) = project.status().await {
-                    self.measured(key, &status, good.applied);
+                if let Ok((status, plan)) = project.status().await {
+                    self.measured(key, &status, &plan, good.applied);
                 }
                 return Err(error);
             }
         };
-        let (status, _) = project.status().await?;
+        let (status, plan) = project.status().await?;
         let done = matches!(report.outcome, Outcome::Unchanged | Outcome::Done);
         if done && !good.applied {
             let applied = Controlled { applied: true, ..good };
             self.app.store().await?.set_controlled(applied.clone()).await?;
             self.note_on(key, |project| project.good = Some(applied));
         }
-        self.measured(key, &status, done);
+        self.measured(key, &status, &plan, done);
         Ok(match report.outcome {
             Outcome::Unchanged | Outcome::Done if status.health == Health::Progressing => {
-                Verdict::new(Phase::Applied, "", Ended::Waiting { recheck: SOON.into() })
+                let ended = Ended::Waiting { recheck: SOON.into() };
+                Verdict::new(Phase::Applied, not_well(&status, &plan), ended)
             }
-            Outcome::Unchanged => Verdict::new(Phase::Applied, "", calm),
+            Outcome::Unchanged => Verdict::new(Phase::Applied, not_well(&status, &plan), calm),
             // What had to be changed or repaired may not stay so.
             Outcome::Done => Verdict::new(
                 Phase::Applied,
-                "",
+                not_well(&status, &plan),
                 Ended::Converged { resync: (resync / 8).max(SOON.into()).min(resync) },
             ),
             Outcome::Interrupted => Verdict::waiting("the controller stops", Duration::from_secs(0)),
@@ -400,16 +401,14 @@ impl Controller {
     }
 
     /// Writes down what was measured.
-    fn measured(&self, key: &Key, measured: &ProjectStatus, applied: bool) {
+    fn measured(&self, key: &Key, measured: &ProjectStatus, plan: &Plan, applied: bool) {
         self.note_on(key, |project| {
             let status = &mut project.status;
-            let behind = !applied || project.bad.is_some();
+            let behind = !applied || project.bad.is_some() || drifted(plan).next().is_some();
             status.sync = if behind { measured.sync.max(Sync::OutOfSync) } else { measured.sync };
             status.health = measured.health;
             status.sandboxes.clear();
-            for resource in
-                measured.resources.iter().filter(|r| matches!(r.address, crate::model::Address::Sandbox(_)))
-            {
+            for resource in measured.resources.iter().filter(|r| matches!(r.address, Address::Sandbox(_))) {
                 *status.sandboxes.entry(resource.health.to_string()).or_default() += 1;
             }
         });
@@ -515,6 +514,30 @@ fn told(diagnostics: &[Diagnostic]) -> String {
         n => format!(" (and {} more)", n - 1),
     };
     format!("{}{}{more}", place.unwrap_or_default(), first.message)
+}
+
+/// What drifted and is left as it is.
+fn drifted(plan: &Plan) -> impl Iterator<Item = (&Address, &str)> {
+    plan.notes.iter().filter_map(|note| match note {
+        Note::Drift { address, what } => Some((address, what.as_str())),
+        _ => None,
+    })
+}
+
+/// Why what was applied is not in sync and healthy; empty if it is.
+fn not_well(status: &ProjectStatus, plan: &Plan) -> String {
+    if let Some((address, what)) = drifted(plan).next() {
+        let more = match drifted(plan).count() {
+            1 => String::new(),
+            n => format!(" (and {} more)", n - 1),
+        };
+        return format!("{address} drifted and is left as it is: {what}{more}");
+    }
+    if matches!(status.health, Health::Healthy | Health::Suspended) {
+        return String::new();
+    }
+    let worst = status.resources.iter().find(|resource| resource.health == status.health);
+    worst.map(|resource| format!("{}: {}", resource.address, resource.message)).unwrap_or_default()
 }
 
 /// Why a run did not get to its end.

@@ -10,8 +10,8 @@ use tokio::sync::OnceCell;
 use super::{Environment, Error, credentials, ports};
 use crate::manifest::{self, Confinement, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
-    Address, Desired, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId,
-    Timestamp,
+    Address, Desired, DriftPolicy, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded,
+    SandboxId, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, Registry, builtin_capabilities};
@@ -37,6 +37,8 @@ pub struct Selection {
     pub provider: Option<String>,
     /// The limits of a manifest that is not trusted.
     pub confinement: Option<Confinement>,
+    /// What is done about drift, over what the manifest says.
+    pub drift: Option<DriftPolicy>,
 }
 
 /// The program as a library.
@@ -140,6 +142,7 @@ impl App {
             name: name.to_owned(),
             manifest: None,
             pinned: None,
+            drift: None,
             store,
             registry,
             providers,
@@ -176,14 +179,32 @@ impl App {
             Some(registry) => registry,
             None => self.registry(&providers, manifest.as_ref()).await?,
         };
-        Ok(Project { app: self, name, manifest, pinned: None, store, registry, providers })
+        Ok(Project {
+            app: self,
+            name,
+            manifest,
+            pinned: None,
+            drift: selection.drift,
+            store,
+            registry,
+            providers,
+        })
     }
 
     /// A project whose goal, store and providers are given instead of read and opened, for simulations: what runs on them is the real loop.
     pub fn assemble(&self, goal: KeptGoal, store: Store, registry: Registry) -> Project<'_> {
         let providers = registry.iter().map(|(name, _)| name.to_owned()).collect();
         let name = goal.desired.project.clone();
-        Project { app: self, name, manifest: None, pinned: Some(goal), store, registry, providers }
+        Project {
+            app: self,
+            name,
+            manifest: None,
+            pinned: Some(goal),
+            drift: None,
+            store,
+            registry,
+            providers,
+        }
     }
 
     /// Opens providers. One that cannot be opened is left out, unless the manifest could not do without it: then its listing is unavailable,
@@ -254,6 +275,8 @@ pub struct Project<'a> {
     pub(super) manifest: Option<Manifest>,
     /// What an earlier run was to achieve, instead of what the manifest says now.
     pub(super) pinned: Option<KeptGoal>,
+    /// What is done about drift, over what the manifest says.
+    drift: Option<DriftPolicy>,
     pub(super) store: Store,
     pub(super) registry: Registry,
     providers: BTreeSet<String>,
@@ -324,7 +347,7 @@ impl Project<'_> {
         let at = self.app.environment.clock.now();
         let recorded = self.store.recorded(&self.name).await?;
         let listings = self.listings(&recorded).await;
-        let (desired, origins) = match (&self.pinned, &self.manifest) {
+        let (mut desired, origins) = match (&self.pinned, &self.manifest) {
             (Some(goal), _) => (goal.desired.clone(), None),
             (None, None) => {
                 let empty = Desired {
@@ -342,6 +365,9 @@ impl Project<'_> {
                 (resolved.desired, Some(resolved.origins))
             }
         };
+        if let Some(drift) = self.drift {
+            desired.sandboxes.values_mut().for_each(|sandbox| sandbox.drift = drift);
+        }
         let (secrets, warnings) = self.secrets(&desired, values).await?;
         let mut guests = observe::guests(&self.registry, &desired, &listings).await;
         redact(&mut guests, &desired, &secrets);

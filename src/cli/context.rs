@@ -57,6 +57,7 @@ impl Context {
             env_files: global.env_file,
             provider: global.provider,
             confinement: None,
+            drift: None,
         };
         Ok(Self { app: App::new(environment(process)), ui: Ui::new(options), selection })
     }

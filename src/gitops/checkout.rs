@@ -16,6 +16,8 @@ use super::{Found, GitError, Mirror};
 pub const MAX_CHECKOUT_BYTES: u64 = 128 << 20;
 /// The most files of one project's directory.
 pub const MAX_FILES: usize = 20_000;
+/// The most that stands before the contents of all files of one project.
+const HEADS: u64 = 4 << 20;
 /// The first line of what stands for a file of Git LFS.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// A directory that nobody uses any more is kept this long: another process may just have made it.
@@ -48,12 +50,13 @@ impl Checkouts {
         if dir.is_dir() {
             return Ok(dir);
         }
-        let entries = mirror.tree(&found.tree, true).await?;
+        let entries = mirror.tree(&found.tree, true, true, |_, _| true).await?;
         let files = check(entries, &found.path)?;
         let ids: String = files.iter().map(|entry| format!("{}\n", entry.id)).collect();
         let operation = "cat-file";
         let out = Git::new(operation, &mirror.dir, ["--batch=%(objectsize)"], LOCAL)
             .input(ids.into_bytes())
+            .answer(MAX_CHECKOUT_BYTES + HEADS)
             .run()
             .await?
             .good()?;

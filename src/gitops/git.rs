@@ -10,8 +10,8 @@ use tokio::process::Command;
 use super::GitError;
 use super::remote::PROTOCOLS;
 
-/// The most that is read of an answer.
-const MAX_ANSWER: u64 = 512 << 20;
+/// The most that is read of an answer, unless more is expected.
+const MAX_ANSWER: u64 = 64 << 20;
 /// What is shown of an error.
 const MAX_MESSAGE: usize = 500;
 /// How often the size on disk is looked at.
@@ -24,6 +24,7 @@ pub(super) struct Git<'a> {
     arguments: Vec<String>,
     input: Vec<u8>,
     limit: Duration,
+    answer: u64,
     disk: Option<u64>,
 }
 
@@ -56,12 +57,18 @@ impl<'a> Git<'a> {
         limit: Duration,
     ) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
-        Self { operation, dir, arguments, input: Vec::new(), limit, disk: None }
+        Self { operation, dir, arguments, input: Vec::new(), limit, answer: MAX_ANSWER, disk: None }
     }
 
     /// Gives it standard input.
     pub fn input(mut self, input: Vec<u8>) -> Self {
         self.input = input;
+        self
+    }
+
+    /// Another limit than the usual one for what it answers.
+    pub fn answer(mut self, bytes: u64) -> Self {
+        self.answer = bytes;
         self
     }
 
@@ -73,7 +80,7 @@ impl<'a> Git<'a> {
 
     /// Runs it to its end.
     pub async fn run(self) -> Result<Answer, GitError> {
-        let Self { operation, dir, arguments, input, limit, disk } = self;
+        let Self { operation, dir, arguments, input, limit, answer: most, disk } = self;
         let mut command = Command::new("git");
         command
             .args([
@@ -134,15 +141,20 @@ impl<'a> Git<'a> {
                 // A git that ends early says why on its own.
                 let _ = stdin.write_all(&input).await;
             }
+            Ok(())
         };
         let work = async {
-            let ((), out, err) = tokio::join!(write, read(stdout, MAX_ANSWER), read(stderr, 64 << 10));
+            let out = async {
+                let out = read(stdout, most).await;
+                // It may have no end: nobody reads on, and git is ended.
+                out.ok_or_else(|| GitError::TooLarge {
+                    what: format!("the answer of git {operation}"),
+                    limit: format!("{} MiB", most >> 20),
+                })
+            };
+            let ((), out, err) = tokio::try_join!(write, out, async { Ok(read_start(stderr).await) })?;
             let status = child.wait().await.map_err(GitError::NotRun)?;
-            let out = out.ok_or_else(|| GitError::TooLarge {
-                what: format!("the answer of git {operation}"),
-                limit: format!("{} MiB", MAX_ANSWER >> 20),
-            })?;
-            Ok(Answer { code: status.code(), out, message: message(&err.unwrap_or_default()), operation })
+            Ok(Answer { code: status.code(), out, message: message(&err), operation })
         };
         let ended = tokio::select! {
             answer = work => answer,
@@ -172,14 +184,24 @@ impl Drop for Group {
     }
 }
 
-/// Everything, or `None` if there is more than `limit`. What is too much is still read, so that the writer is not blocked.
+/// Everything, or `None` if there is more than `limit`.
 async fn read(from: Option<impl AsyncRead + Unpin>, limit: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    let Some(mut from) = from else { return Some(bytes) };
+    let Some(from) = from else { return Some(bytes) };
     // An error of a pipe is its end.
-    let _ = (&mut from).take(limit).read_to_end(&mut bytes).await;
-    let rest = tokio::io::copy(&mut from, &mut tokio::io::sink()).await.unwrap_or(0);
-    (rest == 0).then_some(bytes)
+    let _ = from.take(limit + 1).read_to_end(&mut bytes).await;
+    (bytes.len() as u64 <= limit).then_some(bytes)
+}
+
+/// The start of what is said. The rest is read as well, so that whoever says it is not blocked.
+async fn read_start(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        // An error of a pipe is its end.
+        let _ = (&mut from).take(64 << 10).read_to_end(&mut bytes).await;
+        let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+    }
+    bytes
 }
 
 /// Returns when the repository is larger than the limit, never without one.

@@ -15,6 +15,10 @@ use crate::model::sha256_hex;
 pub const MAX_MIRROR_BYTES: u64 = 2 << 30;
 /// The most projects of one source.
 pub const MAX_PROJECTS: usize = 10_000;
+/// More packs than this are made one.
+const MAX_PACKS: usize = 30;
+/// More loose objects than this, of those whose id begins with one byte in particular, are packed.
+const MAX_LOOSE: usize = 8;
 /// How long git may take for what needs no network.
 pub(super) const LOCAL: Duration = Duration::from_secs(60);
 /// The pause between two looks at a lock that another process holds.
@@ -86,7 +90,20 @@ impl Mirror {
             ["--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--"];
         let arguments = quiet.into_iter().chain([remote.url(), &spec]);
         Git::new("fetch", &self.dir, arguments, limit).disk(MAX_MIRROR_BYTES).run().await?.good()?;
+        self.tidy(limit).await?;
         Ok((self.commit(&wanted).await?, true))
+    }
+
+    /// Throws away what no followed ref has any more, once there is much of it: every fetch leaves a pack, and nobody else tidies.
+    async fn tidy(&self, limit: Duration) -> Result<(), GitError> {
+        let packs = std::fs::read_dir(self.dir.join("objects/pack")).map_or(0, |packs| {
+            packs.flatten().filter(|file| file.path().extension().is_some_and(|e| e == "pack")).count()
+        });
+        let loose = std::fs::read_dir(self.dir.join("objects/17")).map_or(0, Iterator::count);
+        if packs > MAX_PACKS || loose > MAX_LOOSE {
+            Git::new("gc", &self.dir, ["--quiet", "--prune=now"], limit).run().await?.good()?;
+        }
+        Ok(())
     }
 
     /// What the remote says that a ref is at.
@@ -185,7 +202,10 @@ impl Mirror {
         if let Some(manifest) = only {
             return Ok(vec![found(base, &tree, manifest)]);
         }
-        let entries = self.tree(&tree, many).await?;
+        let wanted = |mode: &str, path: &str| {
+            mode == "040000" || MANIFESTS.contains(&path.rsplit('/').next().unwrap_or_default())
+        };
+        let entries = self.tree(&tree, many, false, wanted).await?;
         let trees: BTreeMap<&str, &str> =
             entries.iter().filter(|e| e.kind == "tree").map(|e| (e.path.as_str(), e.id.as_str())).collect();
         let mut all: BTreeMap<String, Found> = BTreeMap::new();
@@ -228,31 +248,47 @@ impl Mirror {
         }
     }
 
-    /// The entries of a tree, of all below it if `deep`.
-    pub(super) async fn tree(&self, id: &str, deep: bool) -> Result<Vec<Entry>, GitError> {
+    /// The entries of a tree that are wanted, by mode and path; of all below it if `deep`, with their sizes if `sizes`.
+    pub(super) async fn tree(
+        &self,
+        id: &str,
+        deep: bool,
+        sizes: bool,
+        wanted: impl Fn(&str, &str) -> bool,
+    ) -> Result<Vec<Entry>, GitError> {
         let operation = "ls-tree";
-        let arguments = ["-z", "-l", "--full-tree"]
+        let arguments = ["-z", "--full-tree"]
             .into_iter()
+            .chain(sizes.then_some("-l"))
             .chain(deep.then_some(["-r", "-t"]).into_iter().flatten())
             .chain([id]);
         let out = Git::new(operation, &self.dir, arguments, LOCAL).run().await?.good()?;
         let garbled = || GitError::Garbled { operation };
         let mut entries = Vec::new();
         for record in out.split(|b| *b == 0).filter(|record| !record.is_empty()) {
-            let record = String::from_utf8(record.to_vec()).map_err(|error| GitError::Unsupported {
-                path: String::from_utf8_lossy(error.as_bytes())
-                    .rsplit('\t')
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned(),
-                why: "has a name that is not UTF-8",
-            })?;
-            let (head, path) = record.split_once('\t').ok_or_else(garbled)?;
+            let tab = record.iter().position(|b| *b == b'\t').ok_or_else(garbled)?;
+            let (head, path) = (String::from_utf8_lossy(&record[..tab]), &record[tab + 1..]);
             let mut words = head.split_whitespace();
-            let mut word = || words.next().map(str::to_owned).ok_or_else(garbled);
-            let (mode, kind, id, size) = (word()?, word()?, word()?, word()?);
-            let size = if size == "-" { 0 } else { size.parse().map_err(|_| garbled())? };
-            entries.push(Entry { mode, kind, id, size, path: path.to_owned() });
+            let (Some(mode), Some(kind), Some(id)) = (words.next(), words.next(), words.next()) else {
+                return Err(garbled());
+            };
+            let Ok(path) = std::str::from_utf8(path) else {
+                // Whose directory it is in cannot be used; others can.
+                if !sizes {
+                    continue;
+                }
+                let path = String::from_utf8_lossy(path).into_owned();
+                return Err(GitError::Unsupported { path, why: "has a name that is not UTF-8" });
+            };
+            if !wanted(mode, path) {
+                continue;
+            }
+            let size = match words.next() {
+                None | Some("-") => 0,
+                Some(size) => size.parse().map_err(|_| garbled())?,
+            };
+            let [mode, kind, id, path] = [mode, kind, id, path].map(str::to_owned);
+            entries.push(Entry { mode, kind, id, size, path });
         }
         Ok(entries)
     }
@@ -261,4 +297,49 @@ impl Mirror {
 /// Enough of an id for people.
 fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_followed_long_ago_takes_no_place_for_ever() {
+        let root = tempfile::tempdir().unwrap();
+        let git = |arguments: &[&str]| {
+            let output = Command::new("git")
+                .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"])
+                .args(arguments)
+                .current_dir(root.path())
+                .env("GIT_CONFIG_GLOBAL", "/dev/null")
+                .env("GIT_CONFIG_NOSYSTEM", "1")
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+        };
+        git(&["init", "--quiet", "--initial-branch=main"]);
+        let url = root.path().display().to_string();
+        let remote = Remote::new(&url, Reference::Branch("main".to_owned())).unwrap();
+        let mirror = Mirror::open(&root.path().join("mirrors"), &url).await.unwrap();
+        let mut most = 0;
+        for n in 0..8 {
+            std::fs::write(root.path().join("pocketenv.yaml"), format!("version: 1\nname: n{n}\n")).unwrap();
+            git(&["add", "pocketenv.yaml"]);
+            git(&["commit", "--quiet", "-m", "change"]);
+            let (commit, fetched) = mirror.follow(&remote, LOCAL).await.unwrap();
+            assert!(fetched);
+            // Many looks in a short time, as packs or loose objects.
+            for copy in 0..MAX_LOOSE {
+                let dir = mirror.dir.join("objects/17");
+                std::fs::create_dir_all(&dir).unwrap();
+                std::fs::write(dir.join(format!("tmp_obj_{n}_{copy}")), "").unwrap();
+            }
+            most = most.max(std::fs::read_dir(mirror.dir.join("objects/17")).map_or(0, Iterator::count));
+            assert_eq!(mirror.projects(&remote, &commit, ".", true).await.unwrap().len(), 1);
+        }
+        assert!(most <= 2 * MAX_LOOSE + 1, "{most} are left");
+    }
 }

@@ -414,12 +414,22 @@ impl<'a> Pass<'a> {
         for entry in node.and_then(Node::as_map).unwrap_or_default() {
             let Some(raw) = self.typed::<language::SecretSource>(Some(&entry.value)) else { continue };
             let mut sources: Vec<SecretSource> = Vec::new();
+            if let (Some(name), Some(confinement)) = (&raw.env, &self.given.confinement)
+                && !confinement.secret_env.contains(&name.0)
+            {
+                let span = entry.value.span_at(&["env"]);
+                let message =
+                    format!("the account of this project may not read the variable {}", quote(&name.0));
+                let help = "the operator allows it under `env` of an account";
+                self.problems.push(Problem::error("not-allowed", span, message).help(help));
+            }
             sources.extend(raw.env.map(|name| SecretSource::Env(name.0)));
             if let Some(path) = raw.file {
                 let span = entry.value.span_at(&["file"]);
                 let path = self.given.sources.resolve_path(span, &path.0, self.given.home.as_deref());
-                if self.given.confinement.as_ref().is_some_and(|c| !c.holds(&path)) {
-                    self.problems.push(leads_out(span));
+                if self.given.confinement.as_ref().is_some_and(|c| !c.holds_secret(&path)) {
+                    let help = "the operator allows it under `files` of the account of the project";
+                    self.problems.push(leads_out(span).help(help));
                     continue;
                 }
                 sources.push(SecretSource::File(absolute(&path)));

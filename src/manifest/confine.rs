@@ -1,6 +1,7 @@
 //! What a manifest that is not trusted may reach of this machine: a repository that anybody can push to must not read the operator's files or
 //! run programs beside the sandboxes.
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 /// The limits of a manifest that is not trusted. Each `true` lifts one.
@@ -10,6 +11,10 @@ pub struct Confinement {
     pub root: PathBuf,
     /// Paths of this machine may lead out of it.
     pub host_paths: bool,
+    /// Variables of the environment that secrets may come from.
+    pub secret_env: BTreeSet<String>,
+    /// Files, and directories with all that is in them, that secrets may come from as well.
+    pub secret_files: Vec<PathBuf>,
     /// Secrets may come from a command that is run on this machine.
     pub command_secrets: bool,
     /// Secrets may come from the sealed vault.
@@ -23,19 +28,26 @@ pub struct Confinement {
 impl Confinement {
     /// Whether a path stays within, as it is written and with links resolved.
     pub(crate) fn holds(&self, path: &Path) -> bool {
-        if self.host_paths {
-            return true;
-        }
-        let (Some(path), Some(root)) = (written(path), written(&self.root)) else { return false };
-        if !path.starts_with(&root) {
-            return false;
-        }
-        match (std::fs::canonicalize(&path), std::fs::canonicalize(&root)) {
-            (Ok(path), Ok(root)) => path.starts_with(root),
-            // What is not there cannot lead anywhere.
-            (Err(error), Ok(_)) => error.kind() == std::io::ErrorKind::NotFound,
-            _ => false,
-        }
+        self.host_paths || within(path, &self.root)
+    }
+
+    /// Whether a secret may come from this file.
+    pub(crate) fn holds_secret(&self, path: &Path) -> bool {
+        self.holds(path) || self.secret_files.iter().any(|allowed| within(path, allowed))
+    }
+}
+
+/// Whether a path is `root` or below it, as it is written and with links resolved.
+fn within(path: &Path, root: &Path) -> bool {
+    let (Some(path), Some(root)) = (written(path), written(root)) else { return false };
+    if !path.starts_with(&root) {
+        return false;
+    }
+    match (std::fs::canonicalize(&path), std::fs::canonicalize(&root)) {
+        (Ok(path), Ok(root)) => path.starts_with(root),
+        // What is not there cannot lead anywhere.
+        (Err(error), Ok(_)) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
 }
 
@@ -71,6 +83,8 @@ mod tests {
         let mut confinement = Confinement {
             root: inside.clone(),
             host_paths: false,
+            secret_env: BTreeSet::new(),
+            secret_files: vec![root.path().join("secret")],
             command_secrets: false,
             vault_secrets: false,
             host_network: false,
@@ -88,6 +102,9 @@ mod tests {
         ] {
             assert_eq!(confinement.holds(&inside.join(path)), holds, "{path}");
         }
+        assert!(confinement.holds_secret(&root.path().join("secret")));
+        assert!(!confinement.holds_secret(&root.path().join("secret2")));
+        assert!(!confinement.holds_secret(&inside.join("link")), "a link of the repository stays within it");
         confinement.host_paths = true;
         assert!(confinement.holds(Path::new("/etc/passwd")));
     }

@@ -175,8 +175,11 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
         for input in &inputs {
             let Input::Path(path) = input else { continue };
             if !confinement.holds(path) {
-                let message = format!("{}: it leads out of the directory of the project", path.display());
-                return Err(Diagnostics::bare("not-allowed", message, None));
+                let name = path.display().to_string();
+                let message = format!("{name} leads out of the directory of the project");
+                let file = sources.add(name, PathBuf::new(), String::new());
+                problems.push(Problem::error("not-allowed", Span { file, start: 0, end: 0 }, message));
+                return Err(problems.finish(&Arc::new(sources)));
             }
         }
     }

@@ -30,6 +30,9 @@ const BY_POCKETENV: &[&str] = &["provider", "count", "state", "depends_on", "dri
 /// The same of a volume.
 const VOLUME_BY_POCKETENV: &[&str] = &["provider", "protect", "read_only"];
 
+/// Fields of a `sync` that are about sharing a directory instead of copying it.
+const SHARED: &[&str] = &["mode", "read_only"];
+
 /// A field of a sandbox or volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -73,6 +76,10 @@ impl Field {
         [prefix, &self.path].concat()
     }
 
+    fn last(&self) -> &'static str {
+        self.path.last().copied().unwrap_or_default()
+    }
+
     /// Who sees to it at a provider.
     pub fn handling(&self, sheet: &Capabilities) -> Handling {
         let first = self.path.first().copied().unwrap_or_default();
@@ -82,8 +89,11 @@ impl Field {
         }
         match sheet.field(&self.in_sheet(), None) {
             Some(Support::Refused { because, instead }) => Handling::Refused { because, instead },
-            // What `sync` names is brought inside like every managed file; a sheet only says whether there are files.
-            Some(Support::Honoured(_)) if first == "sync" => Handling::Inside,
+            // What `sync` copies is brought inside like every managed file, and a sheet only says whether there are files; what it shares is the
+            // provider's.
+            Some(Support::Honoured(_)) if first == "sync" && !SHARED.contains(&self.last()) => {
+                Handling::Inside
+            }
             Some(Support::Honoured(class)) => Handling::Enforced(*class),
             None if self.of_volume || first == "sync" || AT_THE_PROVIDER.contains(&first) => Handling::Unsaid,
             None => Handling::Inside,

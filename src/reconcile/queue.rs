@@ -140,7 +140,11 @@ impl<K: Ord + Clone, G: Ord + Clone> Queue<K, G> {
 
     /// Notes how the work on a key ended. `chance` is uniform in 0..=u32::MAX.
     pub fn finish(&mut self, key: &K, now: Timestamp, ended: Ended, chance: u32) {
-        let backoff = self.backoff;
+        self.finish_with(key, now, ended, chance, self.backoff);
+    }
+
+    /// The same, of a key with a backoff of its own.
+    pub fn finish_with(&mut self, key: &K, now: Timestamp, ended: Ended, chance: u32, backoff: Backoff) {
         let Some(entry) = self.entries.get_mut(key).filter(|e| e.running) else { return };
         entry.running = false;
         let calm = std::mem::take(&mut entry.calm);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,6 +16,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::controller::Controller;
@@ -23,6 +24,10 @@ use crate::secret::SecretValue;
 
 /// The largest body of a webhook: what GitHub sends at most.
 const MAX_BODY: usize = 25 << 20;
+/// How many bodies are held in memory at once.
+static BODIES: Semaphore = Semaphore::const_new(4);
+/// How long sending a body may take.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long open connections may take to end.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -41,7 +46,6 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .route("/hooks/{source}", post(hook))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(controller);
     let stopped = stop.clone();
     let served =
@@ -81,31 +85,66 @@ async fn hook(
     State(controller): State<Arc<Controller>>,
     Path(source): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Response {
     // A source that there is not, one that takes no webhooks and a wrong signature look the same from outside.
-    let signed = controller.webhook_secret(&source).is_some_and(|secret| is_signed(secret, &headers, &body));
+    let refused =
+        || (StatusCode::UNAUTHORIZED, "no such source, or not signed with its secret\n").into_response();
+    let Some((secret, claim)) = controller.webhook_secret(&source).zip(Claim::of(&headers)) else {
+        return refused();
+    };
+    let signed = match claim {
+        Claim::Token(token) => is_token(secret, token),
+        // Nobody else's body is read.
+        Claim::Signature(signature) => {
+            let Ok(_turn) = BODIES.try_acquire() else {
+                let busy = (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], "busy\n");
+                return busy.into_response();
+            };
+            match tokio::time::timeout(PATIENCE, to_bytes(body, MAX_BODY)).await {
+                Ok(Ok(body)) => is_signature(secret, &signature, &body),
+                Ok(Err(_)) => return (StatusCode::PAYLOAD_TOO_LARGE, "too large\n").into_response(),
+                Err(_) => return (StatusCode::REQUEST_TIMEOUT, "too slow\n").into_response(),
+            }
+        }
+    };
     if !signed || !controller.trigger(&source) {
-        return (StatusCode::UNAUTHORIZED, "no such source, or not signed with its secret\n").into_response();
+        return refused();
     }
     (StatusCode::ACCEPTED, "looking\n").into_response()
 }
 
-/// Whether the body is signed, or the token given, by one who knows the secret.
-fn is_signed(secret: &SecretValue, headers: &HeaderMap, body: &[u8]) -> bool {
-    // An empty secret is known to everybody.
-    if secret.expose().is_empty() {
-        return false;
+/// How somebody claims to know the secret.
+enum Claim<'a> {
+    /// By sending it, as GitLab does.
+    Token(&'a [u8]),
+    /// By a signature of the body, as GitHub, Gitea and Forgejo do.
+    Signature(Vec<u8>),
+}
+
+impl<'a> Claim<'a> {
+    fn of(headers: &'a HeaderMap) -> Option<Self> {
+        let value = |name: &str| headers.get(name).map(|value| value.as_bytes());
+        if let Some(token) = value("x-gitlab-token") {
+            return Some(Self::Token(token));
+        }
+        let github = value("x-hub-signature-256").and_then(|value| value.strip_prefix(b"sha256="));
+        let signature =
+            github.or_else(|| value("x-gitea-signature")).or_else(|| value("x-forgejo-signature"))?;
+        Some(Self::Signature(hex::decode(signature).ok()?))
     }
-    let value = |name: &str| headers.get(name).map(|value| value.as_bytes());
-    if let Some(token) = value("x-gitlab-token") {
-        // Lengths differ in time; digests have one length.
-        return bool::from(digest(secret, token).ct_eq(&digest(secret, secret.expose().as_bytes())));
-    }
-    let github = value("x-hub-signature-256").and_then(|value| value.strip_prefix(b"sha256="));
-    let signature = github.or_else(|| value("x-gitea-signature")).or_else(|| value("x-forgejo-signature"));
-    let Some(signature) = signature.and_then(|hexed| hex::decode(hexed).ok()) else { return false };
-    bool::from(digest(secret, body).as_slice().ct_eq(&signature))
+}
+
+/// Whether the token is the secret.
+fn is_token(secret: &SecretValue, token: &[u8]) -> bool {
+    // Lengths differ in time; digests have one length. An empty secret is known to everybody.
+    let same = digest(secret, token).ct_eq(&digest(secret, secret.expose().as_bytes()));
+    !secret.expose().is_empty() && bool::from(same)
+}
+
+/// Whether the body is signed by one who knows the secret.
+fn is_signature(secret: &SecretValue, signature: &[u8], body: &[u8]) -> bool {
+    !secret.expose().is_empty() && bool::from(digest(secret, body).as_slice().ct_eq(signature))
 }
 
 fn digest(secret: &SecretValue, body: &[u8]) -> [u8; 32] {
@@ -125,7 +164,12 @@ mod tests {
     fn signed(secret: &str, name: &'static str, value: &str, body: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().unwrap());
-        is_signed(&SecretValue::new(secret), &headers, body.as_bytes())
+        let secret = SecretValue::new(secret);
+        match Claim::of(&headers) {
+            None => false,
+            Some(Claim::Token(token)) => is_token(&secret, token),
+            Some(Claim::Signature(signature)) => is_signature(&secret, &signature, body.as_bytes()),
+        }
     }
 
     #[test]

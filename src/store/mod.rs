@@ -20,6 +20,7 @@ mod holder;
 mod inventory;
 mod journal;
 mod lease;
+mod notified;
 mod port;
 mod revision;
 mod row;
@@ -40,6 +41,7 @@ pub use holder::Holder;
 pub use inventory::{Change, Project};
 pub use journal::{JournalEntry, Outcome};
 pub use lease::{Lease, LeaseGuard};
+pub use notified::Notified;
 pub use revision::{Revision, Run, RunEnd};
 pub use vault::SealedValue;
 

@@ -214,6 +214,8 @@ fn a_directory_of_this_machine_is_shared_only_by_who_may() {
         confinement: Some(Confinement {
             root: root.path().to_owned(),
             host_paths,
+            secret_env: Default::default(),
+            secret_files: Vec::new(),
             command_secrets: false,
             vault_secrets: false,
             host_network: false,

@@ -26,10 +26,11 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("resources.cpu", "", "resources: { cpu: 2 }"),
     ("resources.memory", "", "resources: { memory: 1GiB }"),
     ("resources.disk", "", "resources: { disk: 4GiB }"),
+    ("resources.pids", "", "resources: { pids: 100 }"),
     ("env_file", "", "env_file: some.env"),
     ("env", "", "env: { A: b }"),
     ("secrets", "", "secrets: [KEY]"),
-    ("secrets.*.as_env", "secrets: [KEY]", "secrets: { KEY: { as_env: OTHER } }"),
+    ("secrets.*.as_env", "secrets: [KEY]", "secrets: { KEY: { as_env: RENAMED } }"),
     ("secrets.*.as_file", "secrets: [KEY]", "secrets: { KEY: { as_file: /run/key } }"),
     ("volumes", "", "volumes: ['data:/data']"),
     ("volumes.*.name", "", "volumes: [{ name: data, path: /data }]"),
@@ -165,6 +166,9 @@ const SANDBOX: &[(&str, &str, &str)] = &[
         "services: { web: { command: [a] } }, sync: [{ from: ./context, to: /s }]",
         "services: { web: { command: [a] } }, sync: [{ from: ./context, to: /s, on_change: { restart: web } }]",
     ),
+    ("sync.*.mode", SYNC, "sync: [{ from: ./context, to: /s, mode: bind }]"),
+    ("sync.*.read_only", BIND, "sync: [{ from: ./context, to: /s, mode: bind, read_only: false }]"),
+    ("sync.*.on_change.rebuild", SYNC, "sync: [{ from: ./context, to: /s, on_change: { rebuild: true } }]"),
     ("sync.*.on_change.exec", SYNC, "sync: [{ from: ./context, to: /s, on_change: { exec: [x] } }]"),
     ("lifecycle", "", "lifecycle: { keep_alive: true }"),
     ("lifecycle.keep_alive", "", "lifecycle: { keep_alive: true }"),
@@ -184,6 +188,7 @@ const SANDBOX: &[(&str, &str, &str)] = &[
 const WEB: &str = "services: { web: { command: [a] } }";
 const TWO: &str = "services: { db: { command: [a] }, web: { command: [a] } }";
 const TCP: &str = "services: { web: { command: [a], healthcheck: { tcp: 1 } } }";
+const BIND: &str = "sync: [{ from: ./context, to: /s, mode: bind }]";
 const SYNC: &str = "sync: [{ from: ./context, to: /s }]";
 
 const VOLUME: &[(&str, &str, &str)] = &[

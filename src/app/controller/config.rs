@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::notify::Notify;
 use super::window::{Window, WindowError};
 use crate::gitops::{GitError, Reference, Remote};
-use crate::model::Duration;
+use crate::model::{DriftPolicy, Duration};
 use crate::secret::SecretSource;
 
 /// The largest file.
@@ -30,6 +31,9 @@ pub struct Config {
     /// The first and the longest pause after failures.
     #[serde(default)]
     pub retry: Retry,
+    /// What projects may read of the operator's secrets, by name.
+    #[serde(default)]
+    pub accounts: BTreeMap<String, Account>,
     /// What is followed.
     pub sources: Vec<Source>,
 }
@@ -44,6 +48,8 @@ pub struct Source {
     pub git: Option<Git>,
     /// A directory of this machine, used in place.
     pub directory: Option<PathBuf>,
+    /// How many projects the directory has; a repository says so under `git`.
+    pub projects: Option<Projects>,
     /// How often the source is looked at for changes.
     #[serde(default = "interval")]
     pub interval: Duration,
@@ -54,6 +60,8 @@ pub struct Source {
     /// How long one reconcile of a project, or one fetch, may take.
     #[serde(default = "timeout")]
     pub timeout: Duration,
+    /// The pauses after failures; those of the whole controller if left out.
+    pub retry: Option<Retry>,
     /// Delete sandboxes that a manifest declares no more.
     #[serde(default)]
     pub prune: bool,
@@ -66,20 +74,106 @@ pub struct Source {
     /// Undo what was changed by hand. Without it only a new revision is applied; drift is still shown.
     #[serde(default = "yes")]
     pub self_heal: bool,
+    /// What is done about drift, over what manifests say of their sandboxes.
+    pub drift: Option<DriftPolicy>,
     /// Change nothing; go on looking.
     #[serde(default)]
     pub suspend: bool,
     /// When changes may be made; always if empty.
     #[serde(default)]
     pub windows: Vec<Window>,
-    /// Sources whose projects must all be in sync and healthy first.
+    /// What must be in sync and healthy first: sources with all their projects, or one project as `SOURCE/DIRECTORY`.
     #[serde(default)]
     pub depends_on: Vec<String>,
+    /// The account that its manifests read secrets by; without one they read none of the operator's.
+    pub account: Option<String>,
     /// What manifests of this source may do beyond sandboxes.
     #[serde(default)]
     pub allow: Allow,
+    /// What holds for single projects instead. Of those that match the later one wins, setting by setting.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
     /// Who may say that the source has changed.
     pub webhook: Option<Webhook>,
+    /// Who is told how its projects fare.
+    #[serde(default)]
+    pub notify: Vec<Notify>,
+}
+
+/// Settings of some projects of a source, over those of the source.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// Directories in the source. `*` stands for any characters of one name, `**` for any number of directories. A project's own name does not
+    /// count: whoever writes the manifest chooses it.
+    pub paths: Vec<String>,
+    /// As of the source.
+    pub resync: Option<Duration>,
+    /// As of the source.
+    pub timeout: Option<Duration>,
+    /// As of the source.
+    pub retry: Option<Retry>,
+    /// As of the source.
+    pub prune: Option<bool>,
+    /// As of the source.
+    pub prune_projects: Option<bool>,
+    /// As of the source.
+    pub allow_data_loss: Option<bool>,
+    /// As of the source.
+    pub self_heal: Option<bool>,
+    /// As of the source.
+    pub drift: Option<DriftPolicy>,
+    /// As of the source.
+    pub suspend: Option<bool>,
+    /// As of the source.
+    pub windows: Option<Vec<Window>>,
+    /// As of the source.
+    pub depends_on: Option<Vec<String>>,
+    /// As of the source.
+    pub account: Option<String>,
+    /// As of the source, all of it.
+    pub allow: Option<Allow>,
+}
+
+/// How one project is kept: what its source says, with what the overrides say of its directory.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How often it is compared with what exists when nothing has changed.
+    pub resync: Duration,
+    /// How long one reconcile may take.
+    pub timeout: Duration,
+    /// The pauses after failures.
+    pub retry: Retry,
+    /// Delete sandboxes that its manifest declares no more.
+    pub prune: bool,
+    /// Destroy it when the source has it no more.
+    pub prune_projects: bool,
+    /// Go on where data may be lost.
+    pub allow_data_loss: bool,
+    /// Undo what was changed by hand.
+    pub self_heal: bool,
+    /// What is done about drift, over what its manifest says.
+    pub drift: Option<DriftPolicy>,
+    /// Change nothing.
+    pub suspend: bool,
+    /// When changes may be made.
+    pub windows: Vec<Window>,
+    /// What must be in sync and healthy first.
+    pub depends_on: Vec<String>,
+    /// What it may read of the operator's secrets.
+    pub account: Account,
+    /// What its manifest may do beyond sandboxes.
+    pub allow: Allow,
+}
+
+/// What a project may read of the operator's secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Account {
+    /// Variables of the controller's environment that manifests see, in templates and as secrets.
+    pub env: Vec<String>,
+    /// Files that secrets may come from, and directories with all that is in them.
+    pub files: Vec<PathBuf>,
 }
 
 /// A git repository.
@@ -114,7 +208,7 @@ pub enum Projects {
 }
 
 /// The pauses after failures.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Retry {
     /// The first.
@@ -135,8 +229,6 @@ impl Default for Retry {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Allow {
-    /// Variables of the controller's environment that manifests see, in templates and as secrets.
-    pub env: Vec<String>,
     /// Paths of this machine outside the project's directory.
     pub host_paths: bool,
     /// Secrets from commands that run on this machine.
@@ -206,14 +298,21 @@ impl Config {
             return Err(malformed(format!("version {} is not known; this is version 1", config.version)));
         }
         config.parallelism = config.parallelism.max(1);
+        let base = path.parent().unwrap_or(Path::new("."));
+        for account in config.accounts.values_mut() {
+            for file in &mut account.files {
+                *file = std::path::absolute(base.join(&*file)).map_err(unreadable)?;
+            }
+        }
         let names: BTreeSet<String> = config.sources.iter().map(|source| source.name.clone()).collect();
+        let accounts: BTreeSet<String> = config.accounts.keys().cloned().collect();
         let mut seen = BTreeSet::new();
         for source in &mut config.sources {
             let twice = !seen.insert(source.name.clone());
             let checked = if twice {
                 Err("there is another of this name".to_owned())
             } else {
-                source.check(path, &names)
+                source.check(path, &names, &accounts)
             };
             checked.map_err(|why| ConfigError::Source {
                 path: path.to_owned(),
@@ -230,15 +329,20 @@ impl Config {
 }
 
 impl Source {
-    fn check(&mut self, file: &Path, names: &BTreeSet<String>) -> Result<(), String> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(plain) {
-            return Err("a name is 1 to 63 letters, digits, `-`, `_` and `.`".to_owned());
-        }
+    fn check(
+        &mut self,
+        file: &Path,
+        names: &BTreeSet<String>,
+        accounts: &BTreeSet<String>,
+    ) -> Result<(), String> {
+        check_name(&self.name)?;
         let base = file.parent().unwrap_or(Path::new("."));
         match (&self.git, &mut self.directory) {
             (Some(git), None) => {
                 git.remote().map_err(|error| error.to_string())?;
+                if self.projects.is_some() {
+                    return Err("`projects` of a repository is written under `git`".to_owned());
+                }
                 let path = Path::new(&git.path);
                 let inside = path.components().all(|part| {
                     matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir)
@@ -247,33 +351,155 @@ impl Source {
                     return Err(format!("`path: {}` is not a path in the repository", git.path));
                 }
             }
-            (None, Some(directory)) => {
-                let path = std::path::absolute(base.join(&*directory)).map_err(|error| error.to_string())?;
-                *directory = path;
-            }
+            (None, Some(directory)) => make_absolute(base, directory)?,
             _ => return Err("expected exactly one of `git` and `directory`".to_owned()),
         }
         if self.interval < MIN_INTERVAL || self.resync < MIN_INTERVAL || self.timeout < MIN_INTERVAL {
             return Err(format!("`interval`, `resync` and `timeout` are at least {MIN_INTERVAL}"));
         }
-        if let Some(unknown) = self.depends_on.iter().find(|name| !names.contains(*name)) {
+        for over in &self.overrides {
+            if over.paths.is_empty() {
+                return Err("an override has no `paths`".to_owned());
+            }
+            if over.resync.is_some_and(|d| d < MIN_INTERVAL) || over.timeout.is_some_and(|d| d < MIN_INTERVAL)
+            {
+                return Err(format!("`resync` and `timeout` are at least {MIN_INTERVAL}"));
+            }
+        }
+        let used = self.overrides.iter().filter_map(|over| over.account.as_ref()).chain(&self.account);
+        if let Some(unknown) = used.into_iter().find(|name| !accounts.contains(*name)) {
+            return Err(format!("`account` names `{unknown}`, which is not among `accounts`"));
+        }
+        if let Some(unknown) = self.awaited().find(|on| !names.contains(source_of(on))) {
             return Err(format!("`depends_on` names `{unknown}`, which is no source"));
         }
         if let Some(webhook) = &mut self.webhook {
-            match &mut webhook.secret {
-                SecretSource::Env(_) => {}
-                SecretSource::File(path) => {
-                    *path = std::path::absolute(base.join(&*path)).map_err(|error| error.to_string())?
-                }
-                other => {
-                    return Err(format!(
-                        "the secret of a webhook comes from `env` or `file`, not `{}`",
-                        other.kind()
-                    ));
+            check_secret(base, &mut webhook.secret, "the secret of a webhook")?;
+        }
+        let mut targets = BTreeSet::new();
+        for notify in &mut self.notify {
+            if !targets.insert(notify.name.clone()) {
+                return Err(format!("`notify` has `{}` twice", notify.name));
+            }
+            notify.check(base, self.git.is_some())?;
+        }
+        let windows =
+            self.windows.iter().chain(self.overrides.iter().flat_map(|o| o.windows.iter().flatten()));
+        windows.into_iter().try_for_each(Window::check).map_err(|error: WindowError| error.to_string())
+    }
+
+    /// Everything that it or one of its projects waits for.
+    fn awaited(&self) -> impl Iterator<Item = &String> {
+        self.depends_on.iter().chain(self.overrides.iter().flat_map(|over| over.depends_on.iter().flatten()))
+    }
+}
+
+impl Config {
+    /// How the project in a directory of a source is kept.
+    pub fn settings(&self, source: &Source, path: &str) -> Settings {
+        let account = |name: &String| self.accounts.get(name).cloned().unwrap_or_default();
+        let mut settings = Settings {
+            resync: source.resync,
+            timeout: source.timeout,
+            retry: source.retry.unwrap_or(self.retry),
+            prune: source.prune,
+            prune_projects: source.prune_projects,
+            allow_data_loss: source.allow_data_loss,
+            self_heal: source.self_heal,
+            drift: source.drift,
+            suspend: source.suspend,
+            windows: source.windows.clone(),
+            depends_on: source.depends_on.clone(),
+            account: source.account.as_ref().map(account).unwrap_or_default(),
+            allow: source.allow.clone(),
+        };
+        for over in source.overrides.iter().filter(|over| over.paths.iter().any(|p| matches_path(p, path))) {
+            fn set<T: Clone>(setting: &mut T, over: &Option<T>) {
+                if let Some(value) = over {
+                    setting.clone_from(value);
                 }
             }
+            set(&mut settings.resync, &over.resync);
+            set(&mut settings.timeout, &over.timeout);
+            set(&mut settings.retry, &over.retry);
+            set(&mut settings.prune, &over.prune);
+            set(&mut settings.prune_projects, &over.prune_projects);
+            set(&mut settings.allow_data_loss, &over.allow_data_loss);
+            set(&mut settings.self_heal, &over.self_heal);
+            settings.drift = over.drift.or(settings.drift);
+            set(&mut settings.suspend, &over.suspend);
+            set(&mut settings.windows, &over.windows);
+            set(&mut settings.depends_on, &over.depends_on);
+            set(&mut settings.account, &over.account.as_ref().map(account));
+            set(&mut settings.allow, &over.allow);
         }
-        self.windows.iter().try_for_each(Window::check).map_err(|error: WindowError| error.to_string())
+        settings
+    }
+}
+
+/// The source of what is waited for: all of a source, or one project of it.
+pub(super) fn source_of(on: &str) -> &str {
+    on.split_once('/').map_or(on, |(source, _)| source)
+}
+
+/// Whether a directory is one that a pattern means. Names are compared from the top; `.` is the top itself.
+fn matches_path(pattern: &str, path: &str) -> bool {
+    fn names(text: &str) -> Vec<&str> {
+        text.split('/').filter(|name| !matches!(*name, "" | ".")).collect()
+    }
+    fn all(pattern: &[&str], path: &[&str]) -> bool {
+        match (pattern.split_first(), path.split_first()) {
+            (None, None) => true,
+            (Some((&"**", rest)), _) => {
+                all(rest, path) || path.split_first().is_some_and(|(_, path)| all(pattern, path))
+            }
+            (Some((name, rest)), Some((at, path))) => one(name.as_bytes(), at.as_bytes()) && all(rest, path),
+            _ => false,
+        }
+    }
+    // Greedy, with one place to come back to: the last `*` takes one more character.
+    fn one(pattern: &[u8], name: &[u8]) -> bool {
+        let (mut p, mut n, mut back) = (0, 0, None);
+        while n < name.len() {
+            match pattern.get(p) {
+                Some(b'*') => {
+                    back = Some((p, n));
+                    p += 1;
+                }
+                Some(byte) if *byte == name[n] => (p, n) = (p + 1, n + 1),
+                _ => match back {
+                    Some((star, from)) => {
+                        back = Some((star, from + 1));
+                        (p, n) = (star + 1, from + 1);
+                    }
+                    None => return false,
+                },
+            }
+        }
+        pattern.iter().skip(p).all(|byte| *byte == b'*')
+    }
+    all(&names(pattern), &names(path))
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(plain) {
+        return Err(format!("`{name}`: a name is 1 to 63 letters, digits, `-`, `_` and `.`"));
+    }
+    Ok(())
+}
+
+fn make_absolute(base: &Path, path: &mut PathBuf) -> Result<(), String> {
+    *path = std::path::absolute(base.join(&*path)).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// A secret of the controller's own comes from its environment or from a file.
+pub(super) fn check_secret(base: &Path, secret: &mut SecretSource, what: &str) -> Result<(), String> {
+    match secret {
+        SecretSource::Env(_) => Ok(()),
+        SecretSource::File(path) => make_absolute(base, path),
+        other => Err(format!("{what} comes from `env` or `file`, not `{}`", other.kind())),
     }
 }
 
@@ -301,8 +527,12 @@ impl Git {
 
 /// Names of sources that wait for one another, the first again at the end.
 fn cycle(sources: &[Source]) -> Option<Vec<String>> {
-    let edges: BTreeMap<&str, &[String]> =
-        sources.iter().map(|s| (s.name.as_str(), s.depends_on.as_slice())).collect();
+    // Projects of one source may wait for one another; which ones there are is not known here.
+    let awaited = |s: &Source| -> Vec<String> {
+        let inside = |on: &&String| on.contains('/') && source_of(on) == s.name;
+        s.awaited().filter(|on| !inside(on)).map(|on| source_of(on).to_owned()).collect()
+    };
+    let edges: BTreeMap<&str, Vec<String>> = sources.iter().map(|s| (s.name.as_str(), awaited(s))).collect();
     let mut done: BTreeSet<&str> = BTreeSet::new();
     // Whoever waits only for sources that are done is done; what is left at the end waits in a circle.
     loop {
@@ -391,6 +621,15 @@ mod tests {
             read(&format!("version: 1\nsources:\n  - name: a\n    directory: x\n{rest}")).unwrap_err()
         };
         for (rest, expected) in [
+            ("    account: b\n", "not among `accounts`"),
+            ("    overrides: [{ paths: [], prune: true }]\n", "no `paths`"),
+            ("    overrides: [{ paths: [x], depends_on: [c/x] }]\n", "no source"),
+            ("    notify: [{ name: x }]\n", "exactly one"),
+            ("    notify: [{ name: x, webhook: { url: 'ftp://h' } }]\n", "http"),
+            (
+                "    notify: [{ name: x, commit_status: { forge: gitea, api: 'https://h', repository: o/r, token: { env: T } } }]\n",
+                "git source",
+            ),
             ("    git: { url: https://h/x }\n", "exactly one"),
             ("    interval: 10ms\n", "at least 1s"),
             ("    depends_on: [b]\n", "no source"),
@@ -401,6 +640,50 @@ mod tests {
         ] {
             let error = source(rest);
             assert!(error.contains(expected), "{rest}: {error}");
+        }
+    }
+
+    #[test]
+    fn overrides_are_laid_over_the_source_by_directory() {
+        let config = read(
+            "version: 1
+accounts: { web: { env: [TOKEN], files: [secrets] } }
+sources:
+  - name: shop
+    git: { url: https://h/shop.git, projects: many }
+    prune: true
+    overrides:
+      - { paths: ['teams/**'], resync: 1h, drift: warn, depends_on: [shop/db] }
+      - { paths: [teams/web, 'lab-*'], account: web, prune: false }
+",
+        )
+        .unwrap();
+        let of = |path| config.settings(&config.sources[0], path);
+        assert!(of("db").prune && of("db").drift.is_none() && of("db").account == Account::default());
+        let (web, lab) = (of("teams/web"), of("lab-1"));
+        assert_eq!((web.resync, web.drift), (Duration::from_secs(3600), Some(DriftPolicy::Warn)));
+        assert!(!web.prune && web.account.env == ["TOKEN"] && web.account.files[0].is_absolute());
+        assert!(!lab.prune && lab.drift.is_none() && lab.depends_on.is_empty());
+    }
+
+    #[test]
+    fn a_pattern_means_whole_directories() {
+        for (pattern, path, matches) in [
+            ("web", "web", true),
+            ("./web/", "web", true),
+            ("web", "web2", false),
+            ("web", "teams/web", false),
+            ("teams/*", "teams/web", true),
+            ("teams/*", "teams/a/web", false),
+            ("**/web", "teams/a/web", true),
+            ("**", ".", true),
+            (".", ".", true),
+            ("*", ".", false),
+            ("a*b*c", "aXbXbc", true),
+            ("a*b", "abc", false),
+            ("*a", "bab", false),
+        ] {
+            assert_eq!(matches_path(pattern, path), matches, "{pattern} {path}");
         }
     }
 }

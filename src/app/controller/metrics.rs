@@ -20,6 +20,13 @@ pub(super) struct Kind {
     pub kind: String,
 }
 
+/// How a sandbox fares.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Health {
+    /// Its health, in one word.
+    pub state: String,
+}
+
 /// Numbers about the controller.
 pub(super) struct Metrics {
     registry: Registry,
@@ -36,7 +43,9 @@ pub(super) struct Metrics {
     /// Failures.
     pub errors: Family<Kind, Counter>,
     /// Sandboxes by health.
-    pub sandboxes: Family<Kind, Gauge>,
+    pub sandboxes: Family<Health, Gauge>,
+    /// Tries to tell others how projects fare.
+    pub notifications: Family<Kind, Counter>,
     /// Projects by phase.
     pub projects: Family<Kind, Gauge>,
 }
@@ -52,6 +61,7 @@ impl Metrics {
             fetches: Counter::default(),
             errors: Family::default(),
             sandboxes: Family::default(),
+            notifications: Family::default(),
             projects: Family::default(),
             registry: Registry::default(),
         };
@@ -70,6 +80,11 @@ impl Metrics {
         registry.register("source_fetches", "How often something was fetched", metrics.fetches.clone());
         registry.register("errors", "Failures by kind", metrics.errors.clone());
         registry.register("sandboxes", "Sandboxes by health, as last measured", metrics.sandboxes.clone());
+        registry.register(
+            "notifications",
+            "Tries to tell others how projects fare, by how they ended",
+            metrics.notifications.clone(),
+        );
         registry.register("projects", "Projects by phase", metrics.projects.clone());
         Self { registry, ..metrics }
     }
@@ -77,6 +92,11 @@ impl Metrics {
     /// Counts a failure.
     pub fn error(&self, kind: &str) {
         self.errors.get_or_create(&Kind { kind: kind.to_owned() }).inc();
+    }
+
+    /// Counts a try to tell somebody.
+    pub fn notified(&self, kind: &str) {
+        self.notifications.get_or_create(&Kind { kind: kind.to_owned() }).inc();
     }
 
     /// All of them as text.

@@ -1,12 +1,13 @@
 //! The long-running mode for repositories: follows sources and keeps every project of them as its last good revision says.
 //!
-//! One task has two queues, of looks at sources and of projects, and all the work on their keys, which is mostly waiting for others. A source that several
-//! entries share is looked at once. What must survive the process (the last good revision of each project) is in the store, files are in
+//! One task has the queues, of looks at sources, of projects and of news for each receiver, and all the work on their keys, which is mostly waiting
+//! for others. A source that several entries share is looked at once. What must survive the process (the last good revision of each project) is in the store, files are in
 //! checkouts named by their content, and the journal of `apply` does the rest: a controller that was killed goes on where it was. Two
 //! controllers on one store take turns by the lease of each project.
 
 mod config;
 mod metrics;
+mod notify;
 mod project;
 mod source;
 mod status;
@@ -23,8 +24,11 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 
-pub use config::{Allow, Config, ConfigError, Git, Projects, Retry, Source, Webhook};
-pub use status::{ControlledStatus, ControllerStatus, Phase, SourceStatus};
+pub use config::{
+    Account, Allow, Config, ConfigError, Git, Override, Projects, Retry, Settings, Source, Webhook,
+};
+pub use notify::{CommitStatus, Forge, NewsState, Notify, NotifyUrl, NotifyWebhook};
+pub use status::{ControlledStatus, ControllerStatus, NotifyStatus, Phase, SourceStatus};
 pub use window::{Window, WindowError};
 
 use super::{App, Error};
@@ -35,11 +39,14 @@ use crate::reconcile::execute::Cancel;
 use crate::reconcile::queue::{Ended, Queue};
 use crate::secret::{self, SecretErrors, SecretValue};
 use crate::store::Controlled;
-use metrics::{Kind, Metrics};
+use metrics::{Health as HealthLabel, Kind, Metrics};
+use notify::{Delivery, NO_MORE, News, NoteKey, Notes, TRIES};
 use source::Feed;
 
 /// How many sources are looked at at once.
 const LOOKS: usize = 4;
+/// How many things one receiver is told at once.
+const TELLS: usize = 2;
 /// The loop turns at least this often, so that one that hangs can be told.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A loop that did not turn for this long hangs.
@@ -68,6 +75,7 @@ pub struct Controller {
 struct State {
     sources: BTreeMap<String, SourceState>,
     projects: BTreeMap<Key, ProjectState>,
+    notes: Notes,
     /// When the loop last turned.
     turned: Timestamp,
 }
@@ -92,6 +100,10 @@ struct ProjectState {
     good: Option<Controlled>,
     /// Counts what was asked of it.
     generation: u64,
+    /// What there is to tell others of it.
+    news: Option<News>,
+    /// Counts its changes.
+    news_number: u64,
     status: ControlledStatus,
 }
 
@@ -103,8 +115,51 @@ impl ProjectState {
             bad: None,
             good: None,
             generation: 0,
+            news: None,
+            news_number: 0,
             status: ControlledStatus::new(path),
         }
+    }
+}
+
+/// News for one receiver. One that does not answer holds up no other.
+struct Receiver {
+    queue: Queue<NoteKey, ()>,
+    telling: usize,
+}
+
+impl Receiver {
+    /// What it is told next, with the number of tries so far.
+    fn next(&mut self, now: Timestamp) -> Option<(NoteKey, u32)> {
+        if self.telling >= TELLS {
+            return None;
+        }
+        let note = self.queue.start_next(now)?.key;
+        self.telling += 1;
+        let tries = self.queue.failures(&note);
+        Some((note, tries))
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        self.queue.next_due().filter(|_| self.telling < TELLS)
+    }
+
+    fn done(&mut self, note: &NoteKey, ended: Ended, now: Timestamp) {
+        self.telling -= 1;
+        self.queue.finish(note, now, ended, chance());
+        if matches!(ended, Ended::Converged { .. }) {
+            self.queue.forget(note);
+        }
+    }
+}
+
+/// Asks for receivers to be told.
+fn ask(receivers: &mut BTreeMap<(String, usize), Receiver>, news: Vec<(NoteKey, u64)>, now: Timestamp) {
+    for (note, number) in news {
+        let receiver = receivers
+            .entry((note.0.0.clone(), note.1))
+            .or_insert_with(|| Receiver { queue: Queue::new(TRIES), telling: 0 });
+        receiver.queue.request(note, (), number, now);
     }
 }
 
@@ -112,6 +167,7 @@ impl ProjectState {
 enum Done {
     Look(usize, Ended, Vec<Key>),
     Project(Key, Ended),
+    Tell(NoteKey, Ended),
 }
 
 impl Controller {
@@ -143,9 +199,10 @@ impl Controller {
                 project.good = Some(record);
             }
         }
+        let told = app.store().await?.notified().await?;
         let root = app.environment().directories.data.join("gitops");
         let (triggers, triggered) = mpsc::unbounded_channel();
-        Ok(Arc::new(Self {
+        let controller = Arc::new(Self {
             feeds: source::feeds(&config)?,
             secrets,
             mirrors: root.join("mirrors"),
@@ -156,7 +213,9 @@ impl Controller {
             triggered: Mutex::new(Some(triggered)),
             app,
             config,
-        }))
+        });
+        controller.remember_told(told);
+        Ok(controller)
     }
 
     /// Its configuration.
@@ -185,13 +244,10 @@ impl Controller {
         let Some(mut triggered) = taken else {
             return Err(Error::Refused { message: "this controller runs already".to_owned() });
         };
-        let backoff = Backoff {
-            initial: self.config.retry.initial.into(),
-            max: self.config.retry.max.into(),
-            retries: u32::MAX,
-        };
+        let backoff = backoff(self.config.retry);
         let mut looks: Queue<usize, usize> = Queue::new(backoff);
         let mut projects: Queue<Key, String> = Queue::new(backoff);
+        let mut receivers: BTreeMap<(String, usize), Receiver> = BTreeMap::new();
         let mut workers: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
         let (mut looking, mut working) = (0, 0);
         let mut generation = 0;
@@ -230,6 +286,24 @@ impl Controller {
                     Done::Project(key, ended)
                 }));
             }
+            for receiver in receivers.values_mut() {
+                while let Some((note, tries)) = receiver.next(now) {
+                    workers.push(Box::pin(async move {
+                        let work = AssertUnwindSafe(self.tell(&note, tries)).catch_unwind();
+                        // What is not told now is told after the next start.
+                        let done = tokio::select! {
+                            done = work => done,
+                            () = cancel.graceful.cancelled() => Ok(Delivery::Again(None)),
+                        };
+                        let ended = match done {
+                            Ok(Delivery::Told | Delivery::GivenUp) => Ended::Converged { resync: NO_MORE },
+                            Ok(Delivery::Again(retry_after)) => Ended::Failed { retry_after },
+                            Err(_) => self.defect(),
+                        };
+                        Done::Tell(note, ended)
+                    }));
+                }
+            }
             self.metrics.depth.set(i64::try_from(projects.depth(now)).unwrap_or(i64::MAX));
             if now.millis_since(pruned) > PRUNE {
                 pruned = now;
@@ -237,7 +311,8 @@ impl Controller {
             }
             let next_look = looks.next_due().filter(|_| looking < LOOKS);
             let next_project = projects.next_due().filter(|_| working < self.config.parallelism);
-            let next = next_look.into_iter().chain(next_project).min();
+            let next_note = receivers.values().filter_map(Receiver::next_due).min();
+            let next = next_look.into_iter().chain(next_project).chain(next_note).min();
             let pause =
                 next.map_or(HEARTBEAT, |at| Duration::from_millis(at.millis_since(now)).min(HEARTBEAT));
             tokio::select! {
@@ -250,6 +325,9 @@ impl Controller {
                     Done::Look(feed, ended, changed) => {
                         looking -= 1;
                         looks.finish(&feed, self.now(), ended, chance());
+                        let names = self.feeds.get(feed).map(|feed| feed.sources.as_slice()).unwrap_or_default();
+                        let gone = names.iter().flat_map(|name| self.vanished(name));
+                        gone.for_each(|key| ask(&mut receivers, self.untold(&key), self.now()));
                         for key in changed {
                             let generation = self.state().projects.get(&key).map_or(0, |project| project.generation);
                             projects.request(key.clone(), key.0, generation, self.now());
@@ -257,9 +335,22 @@ impl Controller {
                     }
                     Done::Project(key, ended) => {
                         working -= 1;
-                        projects.finish(&key, self.now(), ended, chance());
+                        let retry = self.settings(&key).map_or(self.config.retry, |settings| settings.retry);
+                        projects.finish_with(&key, self.now(), ended, chance(), self::backoff(retry));
                         if !self.state().projects.contains_key(&key) {
                             projects.forget(&key);
+                        }
+                        ask(&mut receivers, self.untold(&key), self.now());
+                    }
+                    Done::Tell(note, ended) => {
+                        if let Some(receiver) = receivers.get_mut(&(note.0.0.clone(), note.1)) {
+                            receiver.done(&note, ended, self.now());
+                        }
+                        // What became news while the last was told.
+                        if matches!(ended, Ended::Converged { .. }) {
+                            let mut more = self.untold(&note.0);
+                            more.retain(|(other, _)| *other == note);
+                            ask(&mut receivers, more, self.now());
                         }
                     }
                 },
@@ -312,6 +403,7 @@ impl Controller {
                     message: known.map(|known| known.message.clone()).unwrap_or_default(),
                     looked_at: known.and_then(|known| known.looked_at),
                     projects: projects.map(|(_, project)| project.status.clone()).collect(),
+                    notify: self.notify_status(&state, source),
                 }
             })
             .collect();
@@ -341,10 +433,10 @@ impl Controller {
         for (kind, count) in phases {
             self.metrics.projects.get_or_create(&Kind { kind }).set(count);
         }
-        for (kind, count) in sandboxes {
+        for (state, count) in sandboxes {
             self.metrics
                 .sandboxes
-                .get_or_create(&Kind { kind })
+                .get_or_create(&HealthLabel { state })
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.metrics.text()
@@ -372,6 +464,15 @@ impl Controller {
     fn source(&self, name: &str) -> Option<&Source> {
         self.config.sources.iter().find(|source| source.name == name)
     }
+
+    fn settings(&self, (source, path): &Key) -> Option<Settings> {
+        Some(self.config.settings(self.source(source)?, path))
+    }
+}
+
+/// Pauses after failures; nothing is given up.
+fn backoff(retry: Retry) -> Backoff {
+    Backoff { initial: retry.initial.into(), max: retry.max.into(), retries: u32::MAX }
 }
 
 /// A tenth less, by chance, so that what starts together does not stay together.

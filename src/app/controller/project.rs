@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::status::Phase;
-use super::{Controller, Key, ProjectState, Source, jittered, seconds, window};
+use super::{Controller, Key, News, ProjectState, Settings, Source, config, jittered, seconds, window};
 use crate::app::{
     Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Selection,
 };
@@ -22,16 +22,26 @@ use crate::store::{Controlled, StoreError};
 /// How soon something is looked at again that somebody else works on.
 const SOON: Duration = Duration::from_secs(5);
 
+/// A project, where it comes from and how it is kept.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    source: &'a Source,
+    settings: &'a Settings,
+    key: &'a Key,
+}
+
 /// How a reconcile went, before it is written down.
 struct Verdict {
     phase: Phase,
     message: String,
     ended: Ended,
+    /// It says nothing about the project, so nobody is told of it.
+    passing: bool,
 }
 
 impl Verdict {
     fn new(phase: Phase, message: impl Into<String>, ended: Ended) -> Self {
-        Self { phase, message: message.into(), ended }
+        Self { phase, message: message.into(), ended, passing: false }
     }
 
     fn failed(message: impl Into<String>) -> Self {
@@ -83,9 +93,11 @@ impl Controller {
         let began = self.now();
         let (source_name, _) = key;
         let Some(source) = self.source(source_name) else { return Ended::Failed { retry_after: None } };
-        let verdict = match self.work(source, key, cancel).await {
+        let settings = self.config.settings(source, &key.1);
+        let at = At { source, settings: &settings, key };
+        let verdict = match self.work(at, cancel).await {
             Ok(verdict) => verdict,
-            Err(error) => self.failed(source, &error),
+            Err(error) => self.failed(&settings, &error),
         };
         let now = self.now();
         let took = now.millis_since(began);
@@ -102,6 +114,15 @@ impl Controller {
             }
             status.reconciled_at = Some(now);
             status.took_ms = took;
+            if !verdict.passing {
+                let news = News::of(project);
+                let known =
+                    |news: &Option<News>| news.as_ref().map(|news| (news.revision.clone(), news.state));
+                if known(&news) != known(&project.news) {
+                    project.news_number += 1;
+                }
+                project.news = news;
+            }
         });
         verdict.ended
     }
@@ -113,14 +134,15 @@ impl Controller {
     }
 
     /// An error as a verdict: who waits for whom is not a failure.
-    fn failed(&self, source: &Source, error: &Error) -> Verdict {
+    fn failed(&self, settings: &Settings, error: &Error) -> Verdict {
         let (kind, verdict) = match error {
             Error::Store(StoreError::Locked { lease }) => {
-                return Verdict::waiting(format!("{} works on it", lease.holder), SOON);
+                let waiting = Verdict::waiting(format!("{} works on it", lease.holder), SOON);
+                return Verdict { passing: true, ..waiting };
             }
-            Error::Refused { message } => ("refused", Verdict::waiting(message.clone(), source.resync)),
+            Error::Refused { message } => ("refused", Verdict::waiting(message.clone(), settings.resync)),
             Error::Manifest(diagnostics) => {
-                ("manifest", Verdict::waiting(diagnostics.to_string(), source.resync))
+                ("manifest", Verdict::waiting(diagnostics.to_string(), settings.resync))
             }
             Error::Store(_) => ("store", Verdict::failed(with_causes(error))),
             Error::Provider { .. } | Error::Guest(_) => ("provider", Verdict::failed(with_causes(error))),
@@ -131,25 +153,23 @@ impl Controller {
         verdict
     }
 
-    async fn work(&self, source: &Source, key: &Key, cancel: &Cancel) -> Result<Verdict, Error> {
-        let app = self.app.showing(&source.allow.env);
+    async fn work(&self, at: At<'_>, cancel: &Cancel) -> Result<Verdict, Error> {
+        let At { source, settings, key } = at;
+        let app = self.app.showing(&settings.account.env);
         let Some((newest, gone, bad, mut good)) =
             self.state().projects.get(key).map(|project| {
                 (project.newest.clone(), project.gone, project.bad.clone(), project.good.clone())
             })
         else {
-            return Ok(Verdict::waiting("", source.resync));
+            return Ok(Verdict::waiting("", settings.resync));
         };
         if gone {
-            return self.removed(&app, source, key, good, cancel).await;
+            return self.removed(&app, at, good, cancel).await;
         }
         if let Some((revision, found)) = newest {
             let have = good.as_ref().is_some_and(|good| {
                 let manifest = Path::new(&good.manifest);
-                good.tree == found.tree
-                    && manifest.ends_with(&found.manifest)
-                    && manifest.exists()
-                    && source.git.is_some()
+                good.tree == found.tree && manifest.ends_with(&found.manifest) && manifest.exists()
             });
             if have {
                 // Back to what was good before, which makes what was bad in between uninteresting.
@@ -157,8 +177,8 @@ impl Controller {
                     project.bad = None;
                     project.status.diagnostics.clear();
                 });
-            } else if bad.as_deref() != Some(found.tree.as_str()) || source.git.is_none() {
-                match self.take(&app, source, key, &revision, &found, good.as_ref(), cancel).await? {
+            } else if bad.as_deref() != Some(found.tree.as_str()) {
+                match self.take(&app, at, &revision, &found, good.as_ref(), cancel).await? {
                     Ok(taken) => good = Some(taken),
                     Err(Refusal::Later(message)) => {
                         self.metrics.error("git");
@@ -173,40 +193,38 @@ impl Controller {
                             project.status.message = message;
                             project.status.diagnostics = diagnostics;
                         });
-                        // A directory that is used in place has no last good state to fall back to.
-                        if source.git.is_none() {
-                            good = None;
-                        }
                     }
                 }
             }
         }
-        match good {
-            Some(good) => self.keep(&app, source, key, good, cancel).await,
+        // A directory that is used in place has no last good state to fall back to.
+        let in_place =
+            source.git.is_none() && self.state().projects.get(key).is_some_and(|p| p.bad.is_some());
+        match good.filter(|_| !in_place) {
+            Some(good) => self.keep(&app, at, good, cancel).await,
             None => {
                 let message =
                     self.state().projects.get(key).map(|p| p.status.message.clone()).unwrap_or_default();
                 Ok(Verdict::new(
                     Phase::Invalid,
                     message,
-                    Ended::Converged { resync: jittered(source.resync) },
+                    Ended::Converged { resync: jittered(settings.resync) },
                 ))
             }
         }
     }
 
     /// Takes what is new as the last good revision, if it can be used.
-    #[allow(clippy::too_many_arguments)]
     async fn take(
         &self,
         app: &App,
-        source: &Source,
-        key: &Key,
+        at: At<'_>,
         revision: &str,
         found: &Found,
         before: Option<&Controlled>,
         cancel: &Cancel,
     ) -> Result<Result<Controlled, Refusal>, Error> {
+        let At { source, settings, key } = at;
         let dir = match self.check_out(source, found).await {
             Ok(dir) => dir,
             Err(error @ (GitError::Unsupported { .. } | GitError::TooLarge { .. })) => {
@@ -215,7 +233,7 @@ impl Controller {
             Err(error) => return Ok(Err(Refusal::Later(with_causes(&error)))),
         };
         let manifest = dir.join(&found.manifest);
-        let selection = selection(source, &manifest);
+        let selection = selection(settings, &manifest);
         let checked = {
             let app = app.clone();
             tokio::task::spawn_blocking(move || app.validate(&selection)).await
@@ -233,8 +251,8 @@ impl Controller {
         let store = self.app.store().await?;
         if let Some(old) = before.filter(|old| old.project != project) {
             // The project was renamed: what it was called before is one that the source has no more.
-            if source.prune_projects {
-                self.destroy(app, source, &old.project, cancel).await?;
+            if settings.prune_projects {
+                self.destroy(app, settings, &old.project, cancel).await?;
             }
             store.forget_controlled(&old.project).await?;
         }
@@ -270,25 +288,20 @@ impl Controller {
                 let mirror = Mirror::open(&self.mirrors, &git.url).await?;
                 self.checkouts.take(&mirror, found).await
             }
-            (None, directory) => Ok(directory.clone().unwrap_or_default()),
+            (None, Some(directory)) => Ok(directory.join(&found.path)),
+            (None, None) => Ok(PathBuf::new()),
         }
     }
 
     /// Makes what exists as the last good revision says.
-    async fn keep(
-        &self,
-        app: &App,
-        source: &Source,
-        key: &Key,
-        good: Controlled,
-        cancel: &Cancel,
-    ) -> Result<Verdict, Error> {
-        let resync = jittered(source.resync);
+    async fn keep(&self, app: &App, at: At<'_>, good: Controlled, cancel: &Cancel) -> Result<Verdict, Error> {
+        let At { source, settings, key } = at;
+        let resync = jittered(settings.resync);
         let (converged, calm) = (Ended::Converged { resync }, Ended::Calm { resync });
-        let selection = selection(source, Path::new(&good.manifest));
+        let selection = selection(settings, Path::new(&good.manifest));
         let project = app.open(&selection).await?;
-        let reason = self.held_back(source);
-        if reason.is_some() || (good.applied && !source.self_heal) {
+        let reason = self.held_back(at);
+        if reason.is_some() || (good.applied && !settings.self_heal) {
             let (status, plan) = project.status().await?;
             self.measured(key, &status, good.applied);
             return Ok(match reason {
@@ -309,12 +322,12 @@ impl Controller {
         }
         let options = ApplyOptions {
             verb: "controller",
-            policy: Policy { prune: source.prune, ..Policy::default() },
-            timeout: Some(source.timeout.into()),
+            policy: Policy { prune: settings.prune, ..Policy::default() },
+            timeout: Some(settings.timeout.into()),
             git_revision: Some(good.revision.clone()).filter(|revision| !revision.is_empty()),
             ..ApplyOptions::default()
         };
-        let consent = BySource { prune: source.prune, data_loss: source.allow_data_loss };
+        let consent = BySource { prune: settings.prune, data_loss: settings.allow_data_loss };
         let report = match project.apply(&options, &consent, &NullSink, cancel).await {
             Ok(report) => report,
             Err(error) => {
@@ -353,26 +366,37 @@ impl Controller {
     }
 
     /// Why nothing may be changed now, if so.
-    fn held_back(&self, source: &Source) -> Option<(Phase, String)> {
-        if source.suspend {
+    fn held_back(&self, at: At<'_>) -> Option<(Phase, String)> {
+        let At { settings, key, .. } = at;
+        if settings.suspend {
             return Some((Phase::Suspended, "the source is suspended".to_owned()));
         }
-        if !window::open(&source.windows, self.now()) {
+        if !window::open(&settings.windows, self.now()) {
             return Some((Phase::Waiting, "no window is open in which changes may be made".to_owned()));
         }
         let state = self.state();
-        let waits_for = source.depends_on.iter().find(|on| {
-            let mut projects =
-                state.projects.iter().filter(|((name, _), _)| name == *on).map(|(_, p)| &p.status).peekable();
-            let unseen =
-                projects.peek().is_none() || state.sources.get(*on).is_none_or(|known| !known.looked);
-            unseen
-                || !projects.all(|status| {
-                    status.sync == Sync::Synced
-                        && matches!(status.health, Health::Healthy | Health::Suspended)
-                })
+        let ready = |project: &ProjectState| {
+            let status = &project.status;
+            status.sync == Sync::Synced && matches!(status.health, Health::Healthy | Health::Suspended)
+        };
+        let waits_for = settings.depends_on.iter().find(|on| {
+            let source = config::source_of(on);
+            let path = on.split_once('/').map(|(_, path)| path);
+            let looked = state.sources.get(source).is_some_and(|known| known.looked);
+            let mut projects = state
+                .projects
+                .iter()
+                .filter(|((name, at), _)| name == source && path.is_none_or(|path| path == at))
+                .peekable();
+            // A project does not wait for itself where all of a source wait for one of them.
+            !looked
+                || projects.peek().is_none()
+                || !projects.all(|(other, project)| other == key || ready(project))
         });
-        waits_for.map(|on| (Phase::Waiting, format!("source `{on}` is not in sync and healthy yet")))
+        waits_for.map(|on| {
+            let what = if on.contains('/') { "project" } else { "source" };
+            (Phase::Waiting, format!("{what} `{on}` is not in sync and healthy yet"))
+        })
     }
 
     /// Writes down what was measured.
@@ -395,35 +419,41 @@ impl Controller {
     async fn removed(
         &self,
         app: &App,
-        source: &Source,
-        key: &Key,
+        at: At<'_>,
         good: Option<Controlled>,
         cancel: &Cancel,
     ) -> Result<Verdict, Error> {
+        let At { source, settings, key } = at;
         let Some(good) = good else {
             self.state().projects.remove(key);
-            return Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: source.resync.into() }));
+            return Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: settings.resync.into() }));
         };
-        if !source.prune_projects {
+        if !settings.prune_projects {
             let message = "the source does not have this project any more; it is kept as it was (`prune_projects: true` would destroy it)";
             self.note_on(key, |project| project.status.sync = Sync::OutOfSync);
             return Ok(Verdict::new(
                 Phase::Removed,
                 message,
-                Ended::Converged { resync: source.resync.into() },
+                Ended::Converged { resync: settings.resync.into() },
             ));
         }
-        if let Some((phase, message)) = self.held_back(source) {
+        if let Some((phase, message)) = self.held_back(at) {
             return Ok(Verdict::new(phase, message, Ended::Waiting { recheck: source.interval.into() }));
         }
-        self.destroy(app, source, &good.project, cancel).await?;
+        self.destroy(app, settings, &good.project, cancel).await?;
         self.app.store().await?.forget_controlled(&good.project).await?;
         self.state().projects.remove(key);
-        Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: source.resync.into() }))
+        Ok(Verdict::new(Phase::Removed, "", Ended::Converged { resync: settings.resync.into() }))
     }
 
     /// Destroys everything of a project but its volumes.
-    async fn destroy(&self, app: &App, source: &Source, project: &str, cancel: &Cancel) -> Result<(), Error> {
+    async fn destroy(
+        &self,
+        app: &App,
+        settings: &Settings,
+        project: &str,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
         if self.app.store().await?.recorded(project).await? == crate::model::Recorded::default() {
             return Ok(());
         }
@@ -432,7 +462,7 @@ impl Controller {
         let options = ApplyOptions {
             verb: "controller",
             goal: Goal::Destroy,
-            timeout: Some(source.timeout.into()),
+            timeout: Some(settings.timeout.into()),
             ..ApplyOptions::default()
         };
         let report =
@@ -445,21 +475,23 @@ impl Controller {
 }
 
 /// The manifest, with the file beside it that overrides it, within the limits of its source.
-fn selection(source: &Source, manifest: &Path) -> Selection {
+fn selection(settings: &Settings, manifest: &Path) -> Selection {
     let dir = manifest.parent().unwrap_or(Path::new("."));
     let mut files = vec![manifest.to_owned()];
     let overrides = ["pocketenv.override.yaml", "pocketenv.override.yml"].map(|name| dir.join(name));
     files.extend(overrides.into_iter().filter(|path| path.is_file()));
-    let allow = &source.allow;
+    let (allow, account) = (&settings.allow, &settings.account);
     let confinement = Confinement {
         root: dir.to_owned(),
+        secret_env: account.env.iter().cloned().collect(),
+        secret_files: account.files.clone(),
         host_paths: allow.host_paths,
         command_secrets: allow.command_secrets,
         vault_secrets: allow.vault_secrets,
         host_network: allow.host_network,
         provider_settings: allow.provider_settings,
     };
-    Selection { files, confinement: Some(confinement), ..Selection::default() }
+    Selection { files, confinement: Some(confinement), drift: settings.drift, ..Selection::default() }
 }
 
 /// Problems with the names that files have in the source instead of those of the checkout.

@@ -1,14 +1,21 @@
 //! Looking at a source: which projects it has now, and which of them changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use super::{Config, Controller, Error, Key, ProjectState, Projects, Source, jittered};
-use crate::gitops::{Found, GitError, Mirror, Remote};
-use crate::manifest;
+use crate::gitops::{Found, GitError, MAX_PROJECTS, Mirror, Remote};
 use crate::model::Duration;
 use crate::reconcile::observe::with_causes;
 use crate::reconcile::queue::Ended;
+
+/// The most files and directories that are looked at below a directory.
+const MAX_ENTRIES: usize = 200_000;
+/// What a project's manifest is called.
+const MANIFESTS: [&str; 2] = ["pocketenv.yaml", "pocketenv.yml"];
 
 /// What is looked at once for all sources that share it.
 pub(super) struct Feed {
@@ -73,9 +80,9 @@ impl Controller {
         let mut changed = Vec::new();
         let failed = match &feed.from {
             From::Directory(directory) => {
-                feed.sources
-                    .iter()
-                    .for_each(|source| changed.extend(self.look_at_directory(source, directory)));
+                for source in &feed.sources {
+                    changed.extend(self.look_at_directory(source, directory).await);
+                }
                 false
             }
             From::Git(remote) => match self.fetch(remote, feed.timeout).await {
@@ -189,29 +196,131 @@ impl Controller {
         changed
     }
 
-    /// A directory of this machine is used in place: there is no revision, and every look is a reconcile.
-    fn look_at_directory(&self, name: &str, directory: &Path) -> Vec<Key> {
-        let key = (name.to_owned(), ".".to_owned());
+    /// A directory of this machine is used in place: there is no revision, and what is in it tells by its files whether it changed.
+    async fn look_at_directory(&self, name: &str, directory: &Path) -> Vec<Key> {
+        let Some(source) = self.source(name) else { return Vec::new() };
+        let (path, many) = (directory.to_owned(), source.projects == Some(Projects::Many));
         let found =
-            manifest::discover(directory, &BTreeMap::new()).ok().and_then(|files| files.into_iter().next());
-        let Some(file) = found.filter(|file| file.parent() == Some(directory)) else {
+            tokio::task::spawn_blocking(move || if many { all_in(&path) } else { one_in(&path) }).await;
+        match found.unwrap_or_else(|_| Err("looking at it was given up".to_owned())) {
+            Ok(found) => {
+                self.looked(name, None, String::new());
+                self.note(source, "", found, many)
+            }
             // A directory that is not there may be one that is not mounted: nothing is concluded from that.
-            self.looked(name, None, format!("there is no pocketenv.yaml in {}", directory.display()));
-            return Vec::new();
+            Err(message) => {
+                self.looked(name, None, message);
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// The project in a directory.
+fn one_in(directory: &Path) -> Result<Vec<Found>, String> {
+    let missing = || format!("there is no pocketenv.yaml in {}", directory.display());
+    let manifest = MANIFESTS.iter().find(|name| directory.join(name).is_file()).ok_or_else(missing)?;
+    let mut seen = 0;
+    let tree = fingerprint(directory, &mut seen, &mut BTreeSet::new())?;
+    Ok(vec![Found {
+        path: ".".to_owned(),
+        name: last_name(directory),
+        tree,
+        manifest: (*manifest).to_owned(),
+    }])
+}
+
+/// Every directory at or below this one that has a manifest. What is hidden and what is linked does not count.
+fn all_in(directory: &Path) -> Result<Vec<Found>, String> {
+    let mut seen = 0;
+    let mut projects = BTreeSet::new();
+    fingerprint(directory, &mut seen, &mut projects)?;
+    if projects.len() > MAX_PROJECTS {
+        return Err(format!("{} has more than {MAX_PROJECTS} projects", directory.display()));
+    }
+    let mut all = Vec::new();
+    for path in projects {
+        let within = path.strip_prefix(directory).unwrap_or(&path).display().to_string();
+        for mut found in one_in(&path)? {
+            found.path = if within.is_empty() { ".".to_owned() } else { within.clone() };
+            all.push(found);
+        }
+    }
+    Ok(all)
+}
+
+fn last_name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Tells one state of a directory from another by names, sizes and times of what is in it; notes directories with manifests.
+fn fingerprint(
+    directory: &Path,
+    seen: &mut usize,
+    projects: &mut BTreeSet<PathBuf>,
+) -> Result<String, String> {
+    let mut hasher = Sha256::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(dir) = left.pop() {
+        let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", dir.display());
+        let entries: Result<Vec<_>, _> = std::fs::read_dir(&dir).map_err(unreadable)?.collect();
+        let mut entries = entries.map_err(unreadable)?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            *seen += 1;
+            if *seen > MAX_ENTRIES {
+                return Err(format!("{} holds more than {MAX_ENTRIES} files", directory.display()));
+            }
+            let Ok(metadata) = entry.metadata() else { continue };
+            let path = entry.path();
+            hasher.update(path.as_os_str().as_encoded_bytes());
+            hasher.update([0]);
+            hasher.update(metadata.mode().to_be_bytes());
+            if metadata.is_dir() {
+                if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    left.push(path);
+                }
+                continue;
+            }
+            for number in [metadata.ino(), metadata.len()] {
+                hasher.update(number.to_be_bytes());
+            }
+            for number in [metadata.mtime(), metadata.mtime_nsec()] {
+                hasher.update(number.to_be_bytes());
+            }
+            if metadata.is_file() && MANIFESTS.iter().any(|name| *entry.file_name() == **name) {
+                projects.insert(dir.clone());
+            }
+        }
+    }
+    Ok(hex::encode(hasher.finalize()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_projects_tells_which_of_them_changed() {
+        let root = tempfile::tempdir().unwrap();
+        for (path, name) in
+            [("a", "pocketenv.yaml"), ("teams/b", "pocketenv.yml"), (".hidden", "pocketenv.yaml")]
+        {
+            std::fs::create_dir_all(root.path().join(path)).unwrap();
+            std::fs::write(root.path().join(path).join(name), "version: 1\n").unwrap();
+        }
+        std::os::unix::fs::symlink(root.path().join("a"), root.path().join("linked")).unwrap();
+        let trees = || -> BTreeMap<String, String> {
+            all_in(root.path()).unwrap().into_iter().map(|f| (f.path, f.tree)).collect()
         };
-        self.looked(name, None, String::new());
-        let file_name =
-            |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let found = Found {
-            path: ".".to_owned(),
-            name: file_name(directory),
-            tree: String::new(),
-            manifest: file_name(&file),
-        };
-        let mut state = self.state();
-        let project = state.projects.entry(key.clone()).or_insert_with(|| ProjectState::new("."));
-        project.newest = Some((String::new(), found));
-        project.bad = None;
-        vec![key]
+        let before = trees();
+        assert_eq!(before.keys().collect::<Vec<_>>(), ["a", "teams/b"]);
+        assert_eq!(trees(), before);
+        std::fs::write(root.path().join("teams/b/file"), "x").unwrap();
+        let after = trees();
+        assert_eq!(after["a"], before["a"]);
+        assert_ne!(after["teams/b"], before["teams/b"]);
+        assert!(one_in(root.path()).unwrap_err().contains("no pocketenv.yaml"));
     }
 }

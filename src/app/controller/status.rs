@@ -35,6 +35,19 @@ pub struct SourceStatus {
     pub looked_at: Option<Timestamp>,
     /// Its projects, by directory.
     pub projects: Vec<ControlledStatus>,
+    /// Who is told how they fare.
+    pub notify: Vec<NotifyStatus>,
+}
+
+/// How telling somebody goes.
+#[derive(Clone, Debug, Serialize)]
+pub struct NotifyStatus {
+    /// The receiver's name.
+    pub name: String,
+    /// Why the last try failed; empty if it did not.
+    pub message: String,
+    /// Of how many projects the newest could not be told and is not tried any more.
+    pub given_up: u64,
 }
 
 /// The status of a project of a source.

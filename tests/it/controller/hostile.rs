@@ -60,6 +60,53 @@ fn manifests_reach_nothing_of_the_machine() {
             "leads out",
         ),
         (
+            "linkdir",
+            "sandboxes:\n  box:\n    state: absent\n    files: [ { path: /x, source: ./linkdir/outside } ]\n"
+                .to_owned(),
+            "leads out",
+        ),
+        ("include", format!("x-a: 1\ninclude: ['{outside}']\n"), "leads out"),
+        ("includelink", "x-a: 1\ninclude: [ ./link ]\n".to_owned(), "leads out"),
+        (
+            "envlink",
+            "sandboxes:\n  box:\n    state: absent\n    env_file: [ ./link ]\n".to_owned(),
+            "leads out",
+        ),
+        (
+            "sync",
+            format!("sandboxes:\n  box:\n    state: absent\n    sync: [ {{ from: '{outside}', to: /x }} ]\n"),
+            "leads out",
+        ),
+        (
+            "bind",
+            "sandboxes:\n  box:\n    state: absent\n    sync: [ { from: ., to: /x, mode: bind } ]\n".to_owned(),
+            "may not share a directory",
+        ),
+        (
+            "build",
+            "sandboxes:\n  box:\n    state: absent\n    build: { context: ../.. }\n".to_owned(),
+            "leads out",
+        ),
+        (
+            "dockerfile",
+            "sandboxes:\n  box:\n    state: absent\n    build: { context: ., dockerfile: ../env/Dockerfile }\n"
+                .to_owned(),
+            "leads out",
+        ),
+        (
+            "home",
+            "sandboxes:\n  box:\n    state: absent\n    files: [ { path: /x, source: ~/outside } ]\n".to_owned(),
+            "",
+        ),
+        (
+            "proc",
+            "sandboxes:\n  box:\n    state: absent\n    env_file: [ /proc/self/environ ]\n".to_owned(),
+            "leads out",
+        ),
+        ("settings", "providers: { sim: { url: 'http://127.0.0.1:1' } }\n".to_owned(), "set providers up"),
+        ("secretenv", "secrets: { X: { env: HOOK_SECRET } }\n".to_owned(), "may not read the variable"),
+        ("vault", "secrets: { X: { vault: db } }\n".to_owned(), "may not come from `vault`"),
+        (
             "network",
             "sandboxes:\n  box:\n    state: absent\n    network: { mode: host }\n".to_owned(),
             "network of this machine",
@@ -68,7 +115,14 @@ fn manifests_reach_nothing_of_the_machine() {
     for (name, text, _) in &cases {
         forge.write(&format!("{name}/pocketenv.yaml"), &format!("version: 1\nname: {name}\n{text}"));
     }
-    std::os::unix::fs::symlink(&outside, forge.path("work/link/link")).unwrap();
+    for name in ["link", "includelink", "envlink"] {
+        std::os::unix::fs::symlink(&outside, forge.path(&format!("work/{name}/link"))).unwrap();
+    }
+    std::os::unix::fs::symlink(forge.path("."), forge.path("work/linkdir/linkdir")).unwrap();
+    // Not even the file that is laid over a manifest may be somebody else's.
+    forge.write("override/pocketenv.yaml", &empty("override"));
+    std::os::unix::fs::symlink(&outside, forge.path("work/override/pocketenv.override.yaml")).unwrap();
+    // A link in a directory that goes into a sandbox goes there as a link.
     forge.push();
     let controller = forge.control(&forge.source(""));
     for (name, _, expected) in &cases {
@@ -81,9 +135,19 @@ fn manifests_reach_nothing_of_the_machine() {
             "{project}"
         );
     }
+    let project = controller.until("override", "it is refused", |project| project["phase"] == "Invalid");
+    assert_eq!(
+        project["diagnostics"][0]["labels"][0]["file"], "override/pocketenv.override.yaml",
+        "{project}"
+    );
+    assert!(
+        project.to_string().contains("leads out") && !project.to_string().contains("top secret"),
+        "{project}"
+    );
     // The operator may lift each limit.
     drop(controller);
-    let controller = forge.control(&forge.source("    allow: { env: [HOOK_SECRET] }\n"));
+    let account = "accounts: { one: { env: [HOOK_SECRET] } }\n";
+    let controller = forge.control_with(account, &forge.source("    account: one\n"));
     controller.until("env", "it is allowed", |project| project["phase"] == "Applied");
 }
 
@@ -106,4 +170,43 @@ fn a_configuration_that_makes_no_sense_is_told_with_its_line() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_it_is_written() {
+    let forge = Forge::new();
+    forge.write("good/pocketenv.yaml", &empty("good"));
+    forge.write("big/pocketenv.yaml", &empty("big"));
+    // Zeros take no place in a repository.
+    let zeros = std::fs::File::create(forge.path("work/big/zeros")).unwrap();
+    zeros.set_len(129 << 20).unwrap();
+    forge.git(&["add", "--all"]);
+    // Forty directories that each hold the next one twice are more files than there are atoms to write them on.
+    let blob = forge.git(&["hash-object", "-w", "good/pocketenv.yaml"]);
+    let mut tree = forge.make_tree(&format!("100644 blob {}\tf\n", blob.trim()));
+    for _ in 0..40 {
+        tree = forge.make_tree(&format!("040000 tree {tree}\ta\n040000 tree {tree}\tb\n"));
+    }
+    forge.git(&["commit", "--quiet", "-m", "first"]);
+    let head = forge.force_push();
+    let controller = forge.control(&forge.source(""));
+    controller.until_applied("good", &head);
+    let big = controller.until("big", "it is refused", |project| project["phase"] == "Invalid");
+    assert!(big["message"].as_str().unwrap().contains("larger than 128 MiB"), "{big}");
+
+    // The bomb: the projects that were there stay, and why nothing is taken is told.
+    let manifest = forge.git(&["rev-parse", "HEAD:good"]);
+    let root = forge.make_tree(&format!("040000 tree {tree}\tbomb\n040000 tree {}\tgood\n", manifest.trim()));
+    let commit = forge.git(&["commit-tree", &root, "-m", "bomb", "-p", "HEAD"]);
+    let url = forge.path("srv/repo.git").display().to_string();
+    forge.git(&["push", "--quiet", "--force", &url, &format!("{}:refs/heads/main", commit.trim())]);
+    controller.until("good", "the bomb is told", |_| {
+        controller.status()["sources"][0]["message"].as_str().is_some_and(|m| m.contains("larger than"))
+    });
+    assert_eq!(controller.project("good")["phase"], "Applied");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", controller.child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 400 << 10, "it took {peak} kB");
+    assert_eq!(controller.stop(), 0);
 }

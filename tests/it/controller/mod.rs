@@ -4,5 +4,10 @@
 
 mod follow;
 mod hostile;
+mod http;
 mod many;
+mod notify;
+mod packaging;
+mod resume;
+mod settings;
 mod support;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::scenarios::world::program;
+use crate::sim::world::Sim;
 
 /// How long something may take to become true.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -19,6 +20,8 @@ pub struct Forge {
     root: tempfile::TempDir,
     daemon: Child,
     port: u16,
+    /// More variables of the program.
+    pub vars: Vec<(String, String)>,
 }
 
 impl Forge {
@@ -48,7 +51,7 @@ impl Forge {
             let deadline = Instant::now() + Duration::from_secs(10);
             while Instant::now() < deadline && daemon.try_wait().unwrap().is_none() {
                 if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Forge { root, daemon, port };
+                    return Forge { root, daemon, port, vars: Vec::new() };
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -71,6 +74,21 @@ impl Forge {
     /// Git in the working copy.
     pub fn git(&self, arguments: &[&str]) -> String {
         git(&self.path("work"), arguments)
+    }
+
+    /// A tree of these entries; its id.
+    pub fn make_tree(&self, entries: &str) -> String {
+        let mut child = Command::new("git")
+            .arg("mktree")
+            .current_dir(self.path("work"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(entries.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// Writes a file of the working copy.
@@ -114,18 +132,26 @@ impl Forge {
             .env("POCKETENV_HOME", self.root.path().join("home"))
             .env("POCKETENV_LOG", "warn")
             .env("HOOK_SECRET", "hunter2")
+            .envs(self.vars.iter().cloned())
             .stdin(Stdio::null());
         command
     }
 
     /// Starts a controller of these sources.
     pub fn control(&self, sources: &str) -> Running {
+        self.control_with("", sources)
+    }
+
+    /// The same, with more at the top of its file.
+    pub fn control_with(&self, top: &str, sources: &str) -> Running {
         let config = self.path("controller.yaml");
-        let text = format!("version: 1\nretry: {{ initial: 1s, max: 2s }}\nsources:\n{sources}");
+        let text = format!("version: 1\nretry: {{ initial: 1s, max: 2s }}\n{top}sources:\n{sources}");
         fs::write(&config, text).unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let mut child = self
             .command(&["controller", "run", "--config", config.to_str().unwrap(), "--listen", "127.0.0.1:0"])
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -136,7 +162,7 @@ impl Forge {
             .unwrap_or_else(|| panic!("no address: {line:?}"))
             .parse()
             .unwrap();
-        Running { child, address }
+        Running { child, address, log: self.path("log") }
     }
 }
 
@@ -163,6 +189,7 @@ impl OwnGroup for Command {
 pub struct Running {
     pub child: Child,
     address: SocketAddr,
+    log: PathBuf,
 }
 
 impl Running {
@@ -256,6 +283,13 @@ impl Running {
         }
     }
 
+    /// The same; returns everything that it logged.
+    pub fn stop_and_read(self) -> String {
+        let log = self.log.clone();
+        assert_eq!(self.stop(), 0);
+        fs::read_to_string(log).unwrap()
+    }
+
     /// Kills it at once.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
@@ -287,4 +321,16 @@ pub fn git(dir: &Path, arguments: &[&str]) -> String {
 /// A project that needs no provider: its one sandbox shall not exist.
 pub fn empty(name: &str) -> String {
     format!("version: 1\nname: {name}\nsandboxes:\n  box:\n    state: absent\n")
+}
+
+/// A simulated cloud for the projects of a forge.
+pub fn cloud(forge: &mut Forge, settings: &[&str]) -> Sim {
+    let sim = Sim::start(forge.root.path(), 7, "calm", settings);
+    forge.vars.push(("POCKETENV_SIM_URL".to_owned(), sim.url.clone()));
+    sim
+}
+
+/// Runs to its end what others do in the background.
+pub fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }

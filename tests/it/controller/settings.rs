@@ -1,0 +1,192 @@
+//! What holds for one project and not for the others, and what is served over other transports.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+
+use super::http::Server;
+use super::support::{Forge, cloud, empty, run};
+
+#[test]
+fn settings_of_single_projects_are_laid_over_those_of_the_source() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    let boxed = |name: &str| {
+        format!("version: 1\nname: {name}\ndefaults: {{ provider: sim }}\nsandboxes:\n  box: {{}}\n")
+    };
+    for name in ["heal", "warn", "asleep", "waits", "closed"] {
+        forge.write(&format!("{name}/pocketenv.yaml"), &boxed(name));
+    }
+    let first = forge.push();
+    let overrides = "    overrides:
+      - { paths: ['wa*'], drift: warn }
+      - { paths: [asleep], suspend: true }
+      - { paths: [waits], depends_on: [shop/asleep] }
+      - { paths: [closed], windows: [{ deny: '00:00-24:00' }] }
+";
+    let controller = forge.control(&forge.source(overrides));
+    controller.until_applied("heal", &first);
+    controller.until_applied("warn", &first);
+    for (path, phase, message) in [
+        ("asleep", "Suspended", "suspended"),
+        ("waits", "Waiting", "`shop/asleep` is not in sync"),
+        ("closed", "Waiting", "no window"),
+    ] {
+        controller.until(path, "it is held back", |project| {
+            project["phase"] == phase && project["message"].as_str().is_some_and(|m| m.contains(message))
+        });
+    }
+    assert_eq!(run(sim.names()).len(), 2);
+
+    // Somebody deletes both; one is made again, the other is shown.
+    let inventory = run(sim.inventory());
+    for sandbox in inventory["sandboxes"].as_array().unwrap() {
+        let path = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
+        let (status, answer) = run(sim.send(Method::DELETE, &path, None));
+        assert!(status.is_success(), "{answer}");
+    }
+    let states = |project: &str| -> Vec<String> {
+        let inventory = run(sim.inventory());
+        let all = inventory["sandboxes"].as_array().unwrap().iter();
+        all.filter(|s| s["labels"]["pocketenv.io/project"] == project)
+            .map(|s| s["state"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let drifted = controller.until("warn", "the drift is shown", |project| project["sync"] == "OutOfSync");
+    controller.until("heal", "the drift is healed", |_| states("heal") == ["running"]);
+    assert!(states("warn").is_empty(), "{drifted}");
+    assert_eq!(controller.stop(), 0);
+
+    // Awake, it is applied, and with it the one that waited for it.
+    let controller = forge.control(&forge.source(&overrides.replace("suspend: true", "suspend: false")));
+    controller.until_applied("asleep", &first);
+    controller.until_applied("waits", &first);
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
+fn an_account_says_which_secrets_a_project_reads() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    std::fs::create_dir(forge.path("keys")).unwrap();
+    std::fs::write(forge.path("keys/web"), "key-of-the-web").unwrap();
+    let file = forge.path("keys/web").display().to_string();
+    let manifest = |name: &str| {
+        format!(
+            "version: 1\nname: {name}\ndefaults: {{ provider: sim }}\nsecrets:\n  A: {{ env: HOOK_SECRET }}\n  B: {{ file: '{file}' }}\nsandboxes:\n  box: {{ secrets: [A, B] }}\n"
+        )
+    };
+    forge.write("web/pocketenv.yaml", &manifest("web"));
+    forge.write("other/pocketenv.yaml", &manifest("other"));
+    let first = forge.push();
+    let accounts = "accounts: { web: { env: [HOOK_SECRET], files: [keys] }, none: {} }\n";
+    let source = forge.source("    account: none\n    overrides: [{ paths: [web], account: web }]\n");
+    let controller = forge.control_with(accounts, &source);
+    controller.until_applied("web", &first);
+    let refused = controller.until("other", "it is refused", |project| project["phase"] == "Invalid");
+    let lines: Vec<u64> = refused["diagnostics"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| d["labels"][0]["line"].as_u64().unwrap())
+        .collect();
+    assert_eq!(lines, [5, 6], "{refused}");
+    let text = format!("{}{}", controller.status(), run(sim.inventory()));
+    assert!(!text.contains("key-of-the-web") && !text.contains("hunter2"), "{text}");
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
+fn a_directory_of_projects_is_followed_and_only_what_changed_is_worked_on() {
+    let forge = Forge::new();
+    forge.write("a/pocketenv.yaml", &empty("a"));
+    forge.write("teams/b/pocketenv.yaml", &empty("b"));
+    let source = format!(
+        "  - name: here\n    directory: '{}'\n    projects: many\n    interval: 1s\n    resync: 1h\n",
+        forge.path("work").display()
+    );
+    let controller = forge.control(&source);
+    for path in ["a", "teams/b"] {
+        controller.until(path, "it is applied", |project| project["phase"] == "Applied");
+    }
+    let before = controller.project("a")["reconciled_at"].clone();
+    forge.write("teams/b/pocketenv.yaml", "version: 1\nname: b\nnonsense: 1\n");
+    let bad = controller.until("teams/b", "it is told", |project| project["phase"] == "Invalid");
+    assert!(bad["message"].as_str().unwrap().starts_with("teams/b/pocketenv.yaml:3:1: "), "{bad}");
+    forge.write("teams/b/pocketenv.yaml", &empty("b"));
+    controller.until("teams/b", "it is mended", |project| project["phase"] == "Applied");
+    assert_eq!(controller.project("a")["reconciled_at"], before, "nobody looked at the other one");
+    std::fs::remove_dir_all(forge.path("work/teams")).unwrap();
+    controller.until("teams/b", "its end is told", |project| project["phase"] == "Removed");
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
+fn smart_http_is_followed_with_the_credentials_that_git_knows() {
+    let forge = Forge::new();
+    let server = Server::git(&forge.path("srv"), Some("ada:open-sesame"));
+    forge.write("a/pocketenv.yaml", &empty("a"));
+    let first = forge.push();
+    let source = forge.source("").replace(&forge.url(), &server.url("/repo.git"));
+    let controller = forge.control(&source);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = controller.status();
+        let message = status["sources"][0]["message"].as_str().unwrap();
+        if message.contains("failed") {
+            assert!(message.contains("ls-remote"), "{message}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(controller.http("GET", "/readyz", "", "").unwrap().0, 200, "it was looked at, in vain");
+
+    // The operator tells git, as for any other use of it.
+    std::fs::write(forge.path(".git-credentials"), format!("http://ada:open-sesame@{}\n", server.address))
+        .unwrap();
+    std::fs::write(forge.path(".gitconfig"), "[credential]\n\thelper = store\n").unwrap();
+    controller.until_applied("a", &first);
+    forge.write("a/pocketenv.yaml", &format!("{}    env: {{ X: y }}\n", empty("a")));
+    let second = forge.push();
+    controller.until_applied("a", &second);
+    forge.git(&["reset", "--quiet", "--hard", &first]);
+    forge.git(&["commit", "--quiet", "--amend", "-m", "rewritten"]);
+    forge.force_push();
+    // The same files in another commit: there is nothing to do but to know it.
+    controller.until("a", "the rewritten history is followed", |project| {
+        project["sync"] == "Synced" && controller.status()["sources"][0]["revision"] != second.as_str()
+    });
+    assert!(!controller.status().to_string().contains("open-sesame"));
+    let log = controller.stop_and_read();
+    assert!(!log.contains("open-sesame"), "{log}");
+}
+
+#[test]
+fn a_tag_a_commit_and_a_path_are_followed() {
+    let forge = Forge::new();
+    forge.write("deploy/x/pocketenv.yaml", &empty("x"));
+    forge.write("pocketenv.yaml", &empty("top"));
+    let first = forge.push();
+    forge.git(&["tag", "-a", "v1", "-m", "one"]);
+    let url = forge.path("srv/repo.git").display().to_string();
+    forge.git(&["push", "--quiet", &url, "v1"]);
+    forge.write("deploy/x/pocketenv.yaml", &format!("{}    env: {{ X: y }}\n", empty("x")));
+    let second = forge.push();
+    let one = |name: &str, what: &str| {
+        format!(
+            "  - name: {name}\n    git: {{ url: '{}', {what} }}\n    interval: 1s\n    resync: 1h\n",
+            forge.url()
+        )
+    };
+    let controller = forge.control(&one("tag", "tag: v1, path: deploy/x"));
+    controller.until_applied("deploy/x", &first);
+    assert_eq!(controller.stop(), 0);
+    let controller = forge.control(&one("tag", &format!("commit: {second}, path: deploy/x/pocketenv.yaml")));
+    controller.until_applied("deploy/x", &second);
+    assert_eq!(controller.stop(), 0);
+    let controller = forge.control(&one("top", "branch: main"));
+    let top = controller.until_applied(".", &second);
+    assert_eq!(top["project"], "top");
+    assert_eq!(controller.stop(), 0);
+}

@@ -30,7 +30,7 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("env_file", "", "env_file: some.env"),
     ("env", "", "env: { A: b }"),
     ("secrets", "", "secrets: [KEY]"),
-    ("secrets.*.as_env", "secrets: [KEY]", "secrets: { KEY: { as_env: OTHER } }"),
+    ("secrets.*.as_env", "secrets: [KEY]", "secrets: { KEY: { as_env: RENAMED } }"),
     ("secrets.*.as_file", "secrets: [KEY]", "secrets: { KEY: { as_file: /run/key } }"),
     ("volumes", "", "volumes: ['data:/data']"),
     ("volumes.*.name", "", "volumes: [{ name: data, path: /data }]"),

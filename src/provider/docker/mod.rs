@@ -288,19 +288,20 @@ impl Docker {
             return self.call(&doing, async |client| client.unpause_container(id).await).await;
         }
         let started = self.call(&doing, async |client| client.start_container(id, None).await).await;
-        started.map_err(|error| match error {
-            // The container is there: it is something else that was not found.
-            ProviderError::NotFound { what: message } | ProviderError::Invalid { message } => {
-                let help = match message.contains("executable file not found")
-                    || message.contains("no such file or directory")
-                {
-                    true => "; is there a `sh` in its image?",
-                    false => "",
-                };
-                ProviderError::Invalid { message: format!("{message}{help}") }
+        let message = match started {
+            Err(ProviderError::NotFound { what }) if self.container(id).await?.is_none() => {
+                // A create that was given up may have been taken back meanwhile.
+                return Err(ProviderError::Transient { message: what, source: None });
             }
-            error => error,
-        })
+            // The container is there: it is something else that was not found.
+            Err(ProviderError::NotFound { what: message } | ProviderError::Invalid { message }) => message,
+            other => return other,
+        };
+        let has_no_program = ["executable file not found", "no such file or directory"]
+            .iter()
+            .any(|words| message.contains(words));
+        let help = if has_no_program { "; is there a `sh` in its image?" } else { "" };
+        Err(ProviderError::Invalid { message: format!("{message}{help}") })
     }
 
     /// Creates and starts the container of this name, or goes on with it.

@@ -23,7 +23,7 @@ static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: true,
     max_concurrency: 16,
-    fields: &[],
+    ..Capabilities::NOTHING
 };
 
 fn main() {

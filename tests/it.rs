@@ -4,6 +4,8 @@
 mod architecture;
 #[path = "it/cli.rs"]
 mod cli;
+#[path = "it/conformance/mod.rs"]
+mod conformance;
 #[cfg(target_os = "linux")]
 #[path = "it/controller/mod.rs"]
 mod controller;
@@ -13,6 +15,8 @@ mod engine;
 #[allow(clippy::unwrap_used)]
 #[path = "it/guest/mod.rs"]
 mod guest;
+#[path = "it/http.rs"]
+mod http;
 #[path = "it/manifest.rs"]
 mod manifest;
 #[path = "it/manifest_hostile.rs"]
@@ -20,7 +24,11 @@ mod manifest_hostile;
 #[cfg(target_os = "linux")]
 #[path = "it/scenarios.rs"]
 mod scenarios;
+#[path = "it/secret.rs"]
+mod secret;
 #[path = "it/sim/mod.rs"]
 mod sim;
 #[path = "it/store.rs"]
 mod store;
+#[path = "it/support.rs"]
+mod support;

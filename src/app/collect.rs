@@ -78,6 +78,10 @@ impl App {
     pub(super) async fn configured(&self, manifest: Option<&Manifest>) -> Result<Registry, Error> {
         let mut registry = Registry::default();
         for sheet in builtin_capabilities() {
+            let set_up = self.setup(sheet, manifest).await?;
+            if set_up.iter().any(|one| one.setting.required && one.from.is_none()) {
+                continue;
+            }
             match self.registry(&BTreeSet::from([sheet.provider.to_owned()]), manifest).await {
                 Ok(opened) => {
                     opened.iter().for_each(|(name, provider)| registry.insert(name, provider.clone()))

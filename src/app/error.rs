@@ -2,7 +2,7 @@
 
 use crate::manifest::Diagnostics;
 use crate::provider::{GuestError, ProviderError};
-use crate::secret::SecretErrors;
+use crate::secret::{SecretErrors, VaultError};
 use crate::store::StoreError;
 
 /// Why a use case could not be carried out.
@@ -34,6 +34,9 @@ pub enum Error {
     /// Secrets without a value.
     #[error(transparent)]
     Secrets(#[from] SecretErrors),
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
     /// A name that means nothing.
     #[error("there is no {kind} `{name}` in project `{project}`{}", hint(.close))]
     Unknown {

@@ -3,7 +3,9 @@
 mod adopt;
 mod apply;
 mod collect;
+pub mod conformance;
 pub mod controller;
+mod credentials;
 mod environment;
 mod error;
 mod inside;
@@ -11,6 +13,7 @@ mod ports;
 mod project;
 mod rehearse;
 mod target;
+mod vault;
 mod watch;
 
 pub use adopt::{Found, manifest_of};
@@ -18,12 +21,14 @@ pub use apply::{
     Answer, ApplyOptions, ApplyReport, Approval, Consent, Goal, Outcome, Overrides, ReportedStep, SavedPlan,
 };
 pub use collect::{Orphan, Orphans, Why};
+pub use credentials::{Configured, SettingSource};
 pub use environment::{Directories, Environment, SystemClock, UuidIds};
 pub use error::Error;
 pub use inside::{Isolation, Sandbox};
 pub use project::{App, Project, Selection, View};
 pub use rehearse::{Rehearsal, RehearsalOptions, Verdict};
 pub use target::{Target, parse_target};
+pub use vault::VaultEntry;
 pub use watch::{WatchEvent, WatchOptions, WatchSink};
 
 /// A lease that is not renewed for this long may be taken by another host.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use super::{Environment, Error, ports};
+use super::{Environment, Error, credentials, ports};
 use crate::manifest::{self, Confinement, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
     Address, Desired, DriftPolicy, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded,
     SandboxId, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
-use crate::provider::{Capabilities, Provider, ProviderContext, Registry, builtin_capabilities};
+use crate::provider::{Capabilities, Provider, Registry, builtin_capabilities};
 use crate::reconcile::observe::{self, Listings};
 use crate::reconcile::status::{self, ProjectStatus};
 use crate::secret::{self, Secrets};
@@ -67,7 +67,7 @@ impl App {
     }
 
     /// The variables that manifests and their secrets see.
-    fn visible(&self) -> &BTreeMap<String, String> {
+    pub(super) fn visible(&self) -> &BTreeMap<String, String> {
         self.visible.as_ref().unwrap_or(&self.environment.vars)
     }
 
@@ -214,35 +214,12 @@ impl App {
         names: &BTreeSet<String>,
         manifest: Option<&Manifest>,
     ) -> Result<Registry, Error> {
-        let env = &self.environment;
-        let context = ProviderContext {
-            data_dir: env.directories.data.clone(),
-            runtime_dir: env.directories.runtime.clone(),
-            executable: env.executable.clone(),
-            vars: env.vars.clone(),
-            settings: manifest.map(plain_settings).unwrap_or_default(),
-        };
-        let known =
-            |name: &&String| builtin_capabilities().iter().any(|sheet| sheet.provider == name.as_str());
-        let names = names.iter().filter(known).map(String::as_str);
+        let sheets = credentials::sheets(names.iter().map(String::as_str));
+        let context = self.provider_context(&sheets, manifest).await?;
+        let names = sheets.iter().map(|sheet| sheet.provider);
         let opened = Registry::open(names, &context).await;
         opened.map_err(|(provider, source)| Error::Provider { provider, source })
     }
-}
-
-/// The settings of providers that are no secrets; of a list, the values with commas between them.
-fn plain_settings(manifest: &Manifest) -> BTreeMap<String, BTreeMap<String, String>> {
-    let plain = |setting: &manifest::Setting| match setting {
-        manifest::Setting::Value(text) => Some(text.0.clone()),
-        manifest::Setting::List(texts) => {
-            Some(texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(","))
-        }
-        manifest::Setting::Secret(_) => None,
-    };
-    let of_one = |settings: &BTreeMap<String, manifest::Setting>| {
-        settings.iter().filter_map(|(name, setting)| Some((name.clone(), plain(setting)?))).collect()
-    };
-    manifest.provider_settings().iter().map(|(name, settings)| (name.clone(), of_one(settings))).collect()
 }
 
 /// Takes secrets out of what health checks said: it is shown, and kept as the message of a condition. Where a secret has no value here, it
@@ -458,14 +435,17 @@ impl Project<'_> {
         let sources: BTreeMap<String, secret::SecretSource> =
             declared.iter().filter(|(n, _)| used.contains(n)).map(|(n, s)| (n.clone(), s.clone())).collect();
         let vars = self.app.visible();
+        let vault = self.app.vault_for(&sources).await;
         if all {
-            let resolved = secret::resolve_all(&sources, vars).await?;
+            let resolved = secret::resolve_all(&sources, vars, &vault?).await?;
             let warnings = resolved.warnings.iter().map(|(n, w)| format!("secret `{n}`: {w}")).collect();
             return Ok((Secrets::new(resolved.values), warnings));
         }
+        // Whoever needs a value that is not there waits, and says so.
+        let vault = vault.unwrap_or_default();
         let mut values = BTreeMap::new();
         for (name, source) in &sources {
-            if let Ok(resolved) = secret::resolve(source, vars).await {
+            if let Ok(resolved) = secret::resolve(source, vars, &vault).await {
                 values.insert(name.clone(), resolved.value);
             }
         }

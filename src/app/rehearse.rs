@@ -427,6 +427,8 @@ impl Cloud {
     async fn start(app: &App, state: std::path::PathBuf, options: &RehearsalOptions) -> Result<Self, Error> {
         let failed = |message: String| Error::Simulator(message);
         let mut command = tokio::process::Command::new(&app.environment().executable);
+        // Its client is ours, and knows of no token.
+        command.env_remove(crate::provider::sim::TOKEN_VARIABLE);
         command.args(["sim", "--quiet", "--until-stdin-ends", "--listen", "127.0.0.1:0"]);
         command.arg("--state").arg(state).args([
             "--seed",
@@ -464,6 +466,7 @@ impl Cloud {
             runtime_dir: env.directories.runtime.clone(),
             executable: env.executable.clone(),
             vars: BTreeMap::new(),
+            credentials: BTreeMap::new(),
             settings: BTreeMap::from([(
                 "sim".to_owned(),
                 BTreeMap::from([("url".to_owned(), self.url.clone())]),

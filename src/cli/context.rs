@@ -134,7 +134,8 @@ impl Context {
         run_on(tokio::runtime::Builder::new_multi_thread(), work)
     }
 
-    /// The same for work that does one thing at a time: no thread is started that has nothing to do.
+    /// The same on this thread alone, for work that does one thing at a time or only looks: no thread is started that has nothing to do, and who
+    /// waits for thousands of answers is not woken by another thread for each.
     ///
     /// # Errors
     /// As [`Context::block_on`].

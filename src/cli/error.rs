@@ -134,7 +134,9 @@ impl From<GuestError> for CliError {
 fn exit_of(error: &app::Error) -> Exit {
     use app::Error;
     match error {
-        Error::Manifest(_) | Error::NoManifest | Error::Secrets(_) => Exit::InvalidConfiguration,
+        Error::Manifest(_) | Error::NoManifest | Error::Secrets(_) | Error::Vault(_) => {
+            Exit::InvalidConfiguration
+        }
         Error::Store(StoreError::Locked { .. }) => Exit::Locked,
         Error::Provider { source: ProviderError::Unauthorised { .. }, .. } => Exit::NotAuthorised,
         // What a shell says of a program that is not there.

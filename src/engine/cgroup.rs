@@ -108,6 +108,9 @@ impl Available {
         if limits.cpu_millis == Some(0) || limits.memory == Some(0) || limits.pids == Some(0) {
             return Err("a limit of 0 lets nothing run".to_owned());
         }
+        if limits.cpu_millis.is_some_and(|millis| u64::from(millis) * PERIOD / 1000 < SHORTEST) {
+            return Err("less than 0.01 of a processor cannot be enforced".to_owned());
+        }
         let has = |controller: &Controller| self.places.iter().any(|(c, ..)| c == controller);
         let missing: Vec<&str> = Controller::ALL
             .iter()
@@ -341,7 +344,7 @@ pub fn limit(groups: &[Group], limits: &Limits) -> io::Result<()> {
 }
 
 fn quota(millis: u32) -> u64 {
-    (u64::from(millis) * PERIOD / 1000).max(SHORTEST)
+    u64::from(millis) * PERIOD / 1000
 }
 
 /// What holds now, and what it led to.
@@ -476,6 +479,7 @@ mod tests {
         assert!(refused.starts_with("cpu and memory and pids cannot be limited here"), "{refused}");
         assert_eq!(closed.check(&Limits::default()), Ok(()));
         assert!(found.check(&Limits { memory: Some(0), ..Limits::default() }).is_err());
+        assert!(found.check(&Limits { cpu_millis: Some(9), ..Limits::default() }).is_err());
     }
 
     #[test]

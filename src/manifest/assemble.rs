@@ -12,6 +12,7 @@ use super::confine::Confinement;
 use super::diagnostic::{Problem, Problems};
 use super::graph;
 use super::language::{self, Setting};
+use super::limits;
 use super::lower::{Declared, FileCache, Lowering, absolute, leads_out};
 use super::node::{Entry, Node, Value, quote};
 use super::normal;
@@ -323,7 +324,11 @@ impl<'a> Pass<'a> {
                 self.problems.push(Problem::error("not-allowed", entry.key_span, message).help(help));
             }
             self.provider(&entry.key, entry.key_span);
+            let sheet = self.sheet(&entry.key);
             for setting in entry.value.as_map().unwrap_or_default() {
+                if let Some(sheet) = sheet {
+                    self.setting(sheet, setting);
+                }
                 if let Some(secret) = setting.value.get("secret")
                     && let Some(name) = secret.as_text().filter(|n| !secrets.iter().any(|s| s == n))
                 {
@@ -339,6 +344,25 @@ impl<'a> Pass<'a> {
             }
         }
         self.typed(Some(node)).unwrap_or_default()
+    }
+
+    /// A setting against the provider's sheet: it has to be one of its, and a credential never stands in the file.
+    fn setting(&mut self, sheet: &Capabilities, setting: &Entry) {
+        let Some(known) = sheet.setting(&setting.key) else {
+            let message = format!("provider `{}` has no setting {}", sheet.provider, quote(&setting.key));
+            let names = sheet.settings.iter().map(|setting| setting.name);
+            self.problems
+                .push(Problem::error("unknown-key", setting.key_span, message).suggest(&setting.key, names));
+            return;
+        };
+        if known.secret && setting.value.get("secret").is_none() {
+            let message = format!("`{}` is a credential, which does not stand in a manifest", known.name);
+            let mut help = "name a secret: `{ secret: NAME }`".to_owned();
+            if let Some(variable) = known.variable {
+                help.push_str(&format!("; or leave it out and set {variable}"));
+            }
+            self.problems.push(Problem::error("plain-credential", setting.value.span, message).help(help));
+        }
     }
 
     fn volumes(
@@ -649,6 +673,7 @@ impl Pass<'_> {
         let sheet = self.world.and_then(|w| w.capabilities.iter().find(|c| c.provider == sandbox.provider));
         let Some(sheet) = sheet else { return };
         capability::check(node, &[], sheet, self.problems);
+        limits::check(node, sandbox, sheet, self.problems);
         if ["image", "base", "build", "snapshot"].iter().all(|key| node.get(key).is_none()) {
             capability::check_implied(&["image"], "host", declaration.key, sheet, self.problems);
         }

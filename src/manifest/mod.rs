@@ -16,6 +16,7 @@ mod fmt;
 mod graph;
 mod init;
 mod language;
+mod limits;
 mod lower;
 mod node;
 mod normal;
@@ -26,6 +27,7 @@ mod render;
 mod repo;
 mod schema;
 mod source;
+mod support;
 mod template;
 mod yaml;
 
@@ -51,6 +53,7 @@ use read::{Reader, read_bounded};
 pub use schema::{preset_schema, schema};
 pub use source::MAX_FILE_BYTES;
 use source::{Sources, Span};
+pub use support::{Field, Handling, fields, providers_page};
 pub use yaml::{MAX_ALIASES, MAX_DEPTH, MAX_NODES};
 
 /// What to load, and everything from outside that a manifest may depend on.

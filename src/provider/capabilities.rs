@@ -21,6 +21,20 @@ pub struct Capabilities {
     pub forwards_from_host: bool,
     /// How many calls may be under way at once.
     pub max_concurrency: usize,
+    /// Whether what runs inside is real. A simulated sandbox only remembers what it was asked for.
+    pub processes: bool,
+    /// Whether a running command is given its input as it comes; where not, all of it has to be there before the command starts.
+    pub interactive: bool,
+    /// Whether commands run on a terminal.
+    pub pty: bool,
+    /// Whether ports inside can be dialled.
+    pub dial: bool,
+    /// How long a sandbox may live at most, in milliseconds; `None` for no limit.
+    pub longest_life_ms: Option<u64>,
+    /// What may be asked for in `resources`.
+    pub resources: ResourceRanges,
+    /// Its settings: `providers.NAME.SETTING` in the manifest, and the vendor's own environment variables.
+    pub settings: &'static [ProviderSetting],
     /// What it does with each field of a sandbox or volume. The longest matching path decides; a field that matches nothing is supported and,
     /// for a provider-level field, needs a recreate when it changes.
     pub fields: &'static [FieldSupport],
@@ -34,6 +48,46 @@ pub enum StopMeaning {
     Suspend,
     /// The disk is lost.
     Destroy,
+}
+
+/// What may be asked for in `resources`; a limit that is absent is not known, and the provider decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ResourceRanges {
+    /// Thousandths of a processor.
+    pub cpu_millis: Option<Range>,
+    /// Memory, in bytes.
+    pub memory: Option<Range>,
+    /// Disk, in bytes.
+    pub disk: Option<Range>,
+}
+
+impl ResourceRanges {
+    /// Nothing is known of any limit.
+    pub const ANY: Self = Self { cpu_millis: None, memory: None, disk: None };
+}
+
+/// The least and the most, both allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Range {
+    /// The least.
+    pub min: u64,
+    /// The most.
+    pub max: u64,
+}
+
+/// A setting of a provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProviderSetting {
+    /// Its name, as in `providers.NAME.SETTING`.
+    pub name: &'static str,
+    /// The vendor's own environment variable for it, which counts where the manifest says nothing.
+    pub variable: Option<&'static str>,
+    /// Whether it is a credential: the manifest may only name a secret, `provider login` seals one, and it is never shown.
+    pub secret: bool,
+    /// Whether nothing works without it.
+    pub required: bool,
+    /// What it is, for people.
+    pub summary: &'static str,
 }
 
 /// What a provider does with one field.
@@ -74,6 +128,36 @@ pub enum ChangeClass {
 }
 
 impl Capabilities {
+    /// The sheet of a provider that has nothing. A sheet is written over it, so that what it forgets to mention is not offered.
+    pub const NOTHING: Self = Self {
+        provider: "",
+        summary: "",
+        stop: StopMeaning::Destroy,
+        labels: false,
+        idempotent_create: false,
+        settle_ms: 0,
+        forwards_from_host: false,
+        max_concurrency: 1,
+        processes: false,
+        interactive: false,
+        pty: false,
+        dial: false,
+        longest_life_ms: None,
+        resources: ResourceRanges::ANY,
+        settings: &[],
+        fields: &[],
+    };
+
+    /// Whether the sheet says that it honours the field at `path`, with `value` if that is given.
+    pub fn honours(&self, path: &[&str], value: Option<&str>) -> bool {
+        matches!(self.field(path, value), Some(Support::Honoured(_)))
+    }
+
+    /// One of its settings.
+    pub fn setting(&self, name: &str) -> Option<&'static ProviderSetting> {
+        self.settings.iter().find(|setting| setting.name == name)
+    }
+
     /// What happens with the field at `path` (segments below the sandbox or volume), if the sheet says anything about it. `value` is the scalar there, as text.
     pub fn field(&self, path: &[&str], value: Option<&str>) -> Option<&Support> {
         self.fields
@@ -121,17 +205,7 @@ mod tests {
     use super::*;
 
     fn sheet(fields: &'static [FieldSupport]) -> Capabilities {
-        Capabilities {
-            provider: "test",
-            summary: "",
-            stop: StopMeaning::Suspend,
-            labels: true,
-            idempotent_create: true,
-            settle_ms: 0,
-            forwards_from_host: true,
-            max_concurrency: 1,
-            fields,
-        }
+        Capabilities { provider: "test", fields, ..Capabilities::NOTHING }
     }
 
     #[test]

@@ -2,8 +2,12 @@
 //!
 //! A provider builds a [`Call`] from path segments (each is encoded, so that no id can change the path), sends it, and reads the answer as JSON.
 //! Nothing secret gets into an error: credentials travel in headers that are marked sensitive, and errors carry no URL.
+//! Calls of one account share what it takes (`budget.rs`).
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -11,6 +15,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::ProviderError;
+use super::budget::Account;
+use crate::model::sha256_hex;
+use crate::secret::{Redactor, SecretValue};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -32,6 +39,22 @@ pub struct Http {
     base: Url,
     headers: HeaderMap,
     message: fn(&[u8]) -> Option<String>,
+    account: Arc<Account>,
+    /// Whose calls these are, for taking turns.
+    client_id: u64,
+    /// Takes credentials out of what the service says: some repeat them.
+    redactor: Arc<Redactor>,
+}
+
+/// The account of a service and the credentials that stand in these headers: one in this process, whoever calls it.
+fn account(base: &Url, headers: &HeaderMap) -> Arc<Account> {
+    static ACCOUNTS: Mutex<BTreeMap<String, Arc<Account>>> = Mutex::new(BTreeMap::new());
+    let mut text = base.as_str().as_bytes().to_vec();
+    for (name, value) in headers {
+        text.extend([name.as_str().as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
+    }
+    let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(accounts.entry(sha256_hex(&text)).or_insert_with(|| Arc::new(Account::new())))
 }
 
 impl Http {
@@ -62,7 +85,12 @@ impl Http {
         }
         let client =
             builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))?;
-        Ok(Self { client, base, headers: HeaderMap::new(), message })
+        static CLIENTS: AtomicU64 = AtomicU64::new(1);
+        let headers = HeaderMap::new();
+        let account = account(&base, &headers);
+        let client_id = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        let redactor = Arc::new(Redactor::new([]));
+        Ok(Self { client, base, headers, message, account, client_id, redactor })
     }
 
     /// A header of every call whose value is a secret.
@@ -70,11 +98,15 @@ impl Http {
     /// # Errors
     /// [`ProviderError::Invalid`], without the value, if it cannot stand in a header.
     pub fn secret_header(mut self, name: &'static str, value: &str) -> Result<Self, ProviderError> {
+        // A service has one credential; what stands before it is the scheme.
+        let credential = SecretValue::new(value.rsplit(' ').next().unwrap_or(value));
+        self.redactor = Arc::new(Redactor::new([(name, &credential)]));
         let mut value = HeaderValue::from_str(value).map_err(|_| ProviderError::Invalid {
             message: format!("the credential for header `{name}` has characters that no header can have"),
         })?;
         value.set_sensitive(true);
         self.headers.insert(HeaderName::from_static(name), value);
+        self.account = account(&self.base, &self.headers);
         Ok(self)
     }
 
@@ -143,19 +175,38 @@ impl Call<'_> {
         bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error)).map(drop)
     }
 
-    /// Sends it; an answer that is no success is an error.
+    /// Sends it when the account takes it; an answer that is no success is an error.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub async fn send(self, doing: &str) -> Result<Response, ProviderError> {
-        let response = self.request.send().await.map_err(|error| lost(doing, Lost::Http(error)))?;
+        let Http { account, client_id, .. } = self.http;
+        let closed = |pause| ProviderError::Throttled { retry_after: Some(pause) };
+        account.turn(*client_id).await.map_err(closed)?;
+        let begun = Instant::now();
+        let sent = self.request.send().await;
+        let elapsed_ms = begun.elapsed().as_millis();
+        // Neither address, headers nor bodies: any of them may hold a secret.
+        let response = match sent {
+            Ok(response) => {
+                tracing::debug!(doing, status = response.status().as_u16(), elapsed_ms, "called");
+                response
+            }
+            Err(error) => {
+                let error = lost(doing, Lost::Http(error));
+                tracing::debug!(doing, %error, elapsed_ms, "called without an answer");
+                return Err(error);
+            }
+        };
         let status = response.status();
+        let too_many = status == StatusCode::TOO_MANY_REQUESTS;
+        account.answered(too_many.then(|| retry_after(response.headers())));
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let headers = response.headers().clone();
         let body = bounded(response, ERROR_LIMIT).await.unwrap_or_default();
-        let said = (self.http.message)(&body);
+        let said = (self.http.message)(&body).map(|said| self.http.redactor.redact(&said));
         Err(refused(doing, status, &headers, said.as_deref()))
     }
 }

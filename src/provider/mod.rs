@@ -3,6 +3,7 @@
 //! A provider translates [`Provider`] to one vendor's interface and nothing else; behaviour that two providers would share
 //! belongs in `guest/` or `reconcile/`.
 
+mod budget;
 mod capabilities;
 mod error;
 mod guest;
@@ -16,7 +17,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
-pub use capabilities::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+pub use capabilities::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
+};
 pub use error::{GuestError, ProviderError};
 pub use guest::{
     CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, Input, Output, Pty, PtyRequest, Sink,

@@ -11,12 +11,21 @@ use std::time::Duration;
 use super::Backoff;
 use crate::model::Timestamp;
 
+/// How often a pause doubles while nothing has to be done.
+const CALMING: u32 = 3;
+
 /// How one piece of work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// As desired. It is looked at again after this long.
     Converged {
         /// Until the next look.
+        resync: Duration,
+    },
+    /// As desired, and nothing had to be done for it. It is looked at again after the longest pause, or, the less often in a row nothing had to be
+    /// done, the sooner: half of it, a quarter, an eighth.
+    Calm {
+        /// The longest pause.
         resync: Duration,
     },
     /// Something is under way that nobody here can hurry. It is looked at again after this long; this is no failure.
@@ -51,6 +60,8 @@ struct Entry<G> {
     due: Option<Timestamp>,
     running: bool,
     failures: u32,
+    /// How often in a row nothing had to be done.
+    calm: u32,
 }
 
 /// A key that is to be worked on now.
@@ -76,11 +87,13 @@ impl<K: Ord + Clone, G: Ord + Clone> Queue<K, G> {
             due: None,
             running: false,
             failures: 0,
+            calm: 0,
         });
         let renewed = generation > entry.generation;
         if renewed {
             entry.generation = generation;
             entry.failures = 0;
+            entry.calm = 0;
         }
         let group_before = std::mem::replace(&mut entry.group, group.clone());
         // A key that sits out a backoff is not hurried by an old wish: only by a new generation.
@@ -134,10 +147,16 @@ impl<K: Ord + Clone, G: Ord + Clone> Queue<K, G> {
     pub fn finish_with(&mut self, key: &K, now: Timestamp, ended: Ended, chance: u32, backoff: Backoff) {
         let Some(entry) = self.entries.get_mut(key).filter(|e| e.running) else { return };
         entry.running = false;
+        let calm = std::mem::take(&mut entry.calm);
         let pause = match ended {
             Ended::Converged { resync } => {
                 entry.failures = 0;
                 resync
+            }
+            Ended::Calm { resync } => {
+                entry.failures = 0;
+                entry.calm = (calm + 1).min(CALMING);
+                resync / 2_u32.pow(CALMING - calm)
             }
             Ended::Waiting { recheck } => recheck,
             Ended::Failed { retry_after } => {
@@ -150,7 +169,9 @@ impl<K: Ord + Clone, G: Ord + Clone> Queue<K, G> {
         let next = later(now, pause);
         // What was asked for meanwhile comes first, unless it would run into the same wall.
         let due = match (entry.due, ended) {
-            (Some(asked), Ended::Converged { .. } | Ended::Waiting { .. }) => asked.min(next),
+            (Some(asked), Ended::Converged { .. } | Ended::Calm { .. } | Ended::Waiting { .. }) => {
+                asked.min(next)
+            }
             (Some(asked), Ended::Failed { .. }) => asked.max(next),
             (None, _) => next,
         };
@@ -248,6 +269,35 @@ mod tests {
         queue.request("a", "g", 2, at(now));
         assert_eq!(start(&mut queue, now), Some("a"));
         assert_eq!(queue.failures(&"a"), 0);
+    }
+
+    #[test]
+    fn what_stays_as_it_is_is_looked_at_less_and_less_often_and_a_change_brings_it_back() {
+        let resync = Duration::from_secs(80);
+        let calm = Ended::Calm { resync };
+        let mut queue = Queue::new(BACKOFF);
+        queue.request("a", "g", 1, at(0));
+        let mut now = 0;
+        let mut end = |queue: &mut Queue<_, _>, ended| {
+            assert_eq!(start(queue, now), Some("a"));
+            queue.finish(&"a", at(now), ended, 0);
+            let pause = queue.next_due().unwrap().millis_since(at(now)) / 1000;
+            now += i64::try_from(pause).unwrap() * 1000;
+            pause
+        };
+        let pauses: Vec<u64> = (0..5).map(|_| end(&mut queue, calm)).collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 80]);
+        // Something had to be repaired, failed, or is under way.
+        for other in [Ended::Converged { resync: resync / 8 }, FAILED, Ended::Waiting { recheck: resync }] {
+            end(&mut queue, other);
+            assert_eq!(end(&mut queue, calm), 10);
+            assert_eq!(end(&mut queue, calm), 20);
+        }
+        // So does something new that is desired, and not the mere wish for a look.
+        queue.request("a", "g", 1, at(0));
+        assert_eq!(end(&mut queue, calm), 40);
+        queue.request("a", "g", 2, at(0));
+        assert_eq!(end(&mut queue, calm), 10);
     }
 
     #[test]

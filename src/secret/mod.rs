@@ -7,6 +7,7 @@ mod redact;
 mod resolve;
 mod secrets;
 mod source;
+mod vault;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ pub use redact::{RedactStream, Redactor};
 pub use resolve::{Resolved, ResolvedAll, SecretError, SecretErrors, SecretWarning, resolve, resolve_all};
 pub use secrets::Secrets;
 pub use source::SecretSource;
+pub use vault::{Sealed, VAULT_KEY_VARIABLE, Vault, VaultError, VaultKey};
 
 /// The value of a secret. It is wiped from memory when dropped; it cannot be printed or serialised.
 #[derive(Clone)]

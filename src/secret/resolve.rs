@@ -11,7 +11,7 @@ use futures::StreamExt;
 use secrecy::zeroize::Zeroizing;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{SecretSource, SecretValue};
+use super::{SecretSource, SecretValue, Vault, VaultError};
 
 /// The largest value: bigger than any key or certificate chain.
 const MAX_BYTES: usize = 1 << 20;
@@ -106,9 +106,9 @@ pub enum SecretError {
         /// How long it may take.
         timeout: Duration,
     },
-    /// The vault is not there yet.
-    #[error("`vault: {0}` is not available yet; use env, file or command")]
-    Vault(String),
+    /// The vault does not give it.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
 }
 
 /// Every secret that has no value, by name.
@@ -126,11 +126,15 @@ impl SecretErrors {
     }
 }
 
-/// The value of one secret. `env` is the environment of the calling process; a command runs with it too.
+/// The value of one secret. `env` is the environment of the calling process; a command runs with it too. `vault` is asked for what is sealed.
 ///
 /// # Errors
 /// Why there is no value; no error repeats any part of one.
-pub async fn resolve(source: &SecretSource, env: &BTreeMap<String, String>) -> Result<Resolved, SecretError> {
+pub async fn resolve(
+    source: &SecretSource,
+    env: &BTreeMap<String, String>,
+    vault: &Vault,
+) -> Result<Resolved, SecretError> {
     let (value, warning) = match source {
         SecretSource::Env(name) => {
             let value = env.get(name).ok_or_else(|| SecretError::EnvMissing(name.clone()))?;
@@ -145,7 +149,11 @@ pub async fn resolve(source: &SecretSource, env: &BTreeMap<String, String>) -> R
             read.await.map_err(|error| SecretError::File { path, source: error.into() })??
         }
         SecretSource::Command(argv) => (run(argv, env, TIMEOUT).await?, None),
-        SecretSource::Vault(name) => return Err(SecretError::Vault(name.clone())),
+        // Names with a slash are credentials of providers, which no manifest gets at.
+        SecretSource::Vault(name) if name.contains('/') => {
+            return Err(VaultError::Missing(name.clone()).into());
+        }
+        SecretSource::Vault(name) => (vault.open(name)?, None),
     };
     let warning = warning.or_else(|| value.expose().is_empty().then_some(SecretWarning::Empty));
     Ok(Resolved { value, warning })
@@ -158,11 +166,12 @@ pub async fn resolve(source: &SecretSource, env: &BTreeMap<String, String>) -> R
 pub async fn resolve_all(
     sources: &BTreeMap<String, SecretSource>,
     env: &BTreeMap<String, String>,
+    vault: &Vault,
 ) -> Result<ResolvedAll, SecretErrors> {
     let mut all = ResolvedAll::default();
     let mut errors = BTreeMap::new();
     let mut results = futures::stream::iter(sources)
-        .map(|(name, source)| async move { (name.clone(), resolve(source, env).await) })
+        .map(|(name, source)| async move { (name.clone(), resolve(source, env, vault).await) })
         .buffer_unordered(PARALLEL);
     while let Some((name, result)) = results.next().await {
         match result {
@@ -279,6 +288,8 @@ fn value(bytes: &[u8]) -> Result<SecretValue, SecretError> {
 mod tests {
     use super::*;
 
+    const NONE: fn() -> Vault = Vault::default;
+
     fn env() -> BTreeMap<String, String> {
         let path = std::env::var("PATH").unwrap();
         BTreeMap::from([("PATH".to_owned(), path), ("TOKEN".to_owned(), "hunter2".to_owned())])
@@ -289,7 +300,7 @@ mod tests {
     }
 
     async fn exposed(source: SecretSource) -> String {
-        resolve(&source, &env()).await.unwrap().value.expose().to_owned()
+        resolve(&source, &env(), &NONE()).await.unwrap().value.expose().to_owned()
     }
 
     #[tokio::test]
@@ -313,17 +324,17 @@ mod tests {
         std::fs::write(&path, "v").unwrap();
         let warning = async |mode| {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            resolve(&SecretSource::File(path.clone()), &env()).await.unwrap().warning
+            resolve(&SecretSource::File(path.clone()), &env(), &NONE()).await.unwrap().warning
         };
         assert_eq!(warning(0o640).await, None);
         assert_eq!(warning(0o644).await, Some(SecretWarning::WorldReadable(path.clone())));
-        assert_eq!(resolve(&sh("true"), &env()).await.unwrap().warning, Some(SecretWarning::Empty));
+        assert_eq!(resolve(&sh("true"), &env(), &NONE()).await.unwrap().warning, Some(SecretWarning::Empty));
     }
 
     #[tokio::test]
     async fn an_error_names_the_cause_and_never_what_was_printed() {
         let source = sh("echo hunter2; echo first >&2; echo 'not signed in' >&2; exit 3");
-        let error = resolve(&source, &env()).await.unwrap_err();
+        let error = resolve(&source, &env(), &NONE()).await.unwrap_err();
         let text = format!("{error} {error:?}");
         assert!(text.contains("not signed in") && text.contains("exit status: 3"), "{text}");
         assert!(!text.contains("hunter2") && !text.contains("first"), "{text}");
@@ -335,17 +346,17 @@ mod tests {
         let path = dir.path().join("key");
         let file = SecretSource::File(path.clone());
         std::fs::write(&path, vec![b'a'; MAX_BYTES + 1]).unwrap();
-        assert!(matches!(resolve(&file, &env()).await, Err(SecretError::TooLarge)));
+        assert!(matches!(resolve(&file, &env(), &NONE()).await, Err(SecretError::TooLarge)));
         for bytes in [&b"\xff\xfe"[..], b"a\0b"] {
             std::fs::write(&path, bytes).unwrap();
-            assert!(matches!(resolve(&file, &env()).await, Err(SecretError::NotText)));
+            assert!(matches!(resolve(&file, &env(), &NONE()).await, Err(SecretError::NotText)));
         }
         let endless = SecretSource::Command(vec!["yes".to_owned()]);
-        assert!(matches!(resolve(&endless, &env()).await, Err(SecretError::TooLarge)));
+        assert!(matches!(resolve(&endless, &env(), &NONE()).await, Err(SecretError::TooLarge)));
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         for path in [dir.path().to_owned(), fifo] {
-            let result = resolve(&SecretSource::File(path), &env()).await;
+            let result = resolve(&SecretSource::File(path), &env(), &NONE()).await;
             assert!(matches!(result, Err(SecretError::NotAFile(_))), "{result:?}");
         }
     }
@@ -376,7 +387,7 @@ mod tests {
             ("E".to_owned(), SecretSource::Command(vec![])),
             ("F".to_owned(), SecretSource::Env("TOKEN".to_owned())),
         ]);
-        let errors = resolve_all(&sources, &env()).await.unwrap_err();
+        let errors = resolve_all(&sources, &env(), &NONE()).await.unwrap_err();
         assert_eq!(errors.0.keys().map(String::as_str).collect::<String>(), "ABCDE");
         let text = errors.to_string();
         assert!(text.contains("secret `A`: the environment variable `A_VAR` is not set\n"), "{text}");

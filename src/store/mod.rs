@@ -2,7 +2,8 @@
 //!
 //! It holds who we are (the owner id that every object at a provider carries), the inventory of each project, the journal of
 //! intents (invariant 2), leases (invariant 10), allocated host ports, events, the history of runs and condition times. It is
-//! a memory, not the truth: providers' labels are, and a lost store is rebuilt from them. No secret value is ever in it.
+//! a memory, not the truth: providers' labels are, and a lost store is rebuilt from them. No secret value is ever in it; what the vault
+//! holds is sealed with a key that is not here.
 //!
 //! One thread owns the connection and commits what waits in its queue together, see `writer.rs`. Several processes may use one
 //! file at once. Every method returns when what it did is durable, but for those that say otherwise: what a power cut takes of
@@ -23,6 +24,7 @@ mod notified;
 mod port;
 mod revision;
 mod row;
+mod vault;
 mod writer;
 
 use std::fmt;
@@ -41,6 +43,7 @@ pub use journal::{JournalEntry, Outcome};
 pub use lease::{Lease, LeaseGuard};
 pub use notified::Notified;
 pub use revision::{Revision, Run, RunEnd};
+pub use vault::SealedValue;
 
 use crate::model::{Clock, IdSource, OwnerId, Timestamp};
 use error::Fault;

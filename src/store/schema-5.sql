@@ -1,10 +1,7 @@
--- What was told of a controlled project, and to whom, so that nothing is told twice and what was not told is told later.
-CREATE TABLE notified (
-    source    TEXT NOT NULL,
-    path      TEXT NOT NULL,
-    target    TEXT NOT NULL,
-    revision  TEXT NOT NULL,
-    state     TEXT NOT NULL,
-    at        INTEGER NOT NULL,
-    PRIMARY KEY (source, path, target)
+-- Values of the vault, sealed with a key that is not here.
+CREATE TABLE vault (
+    name        TEXT NOT NULL PRIMARY KEY,
+    sealed      BLOB NOT NULL,
+    created_at  INTEGER NOT NULL,
+    updated_at  INTEGER NOT NULL
 ) STRICT;

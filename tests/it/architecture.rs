@@ -49,7 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("reconcile", &["plan", "guest", "provider", "store", "secret", "model"]),
     ("plan", &["provider", "model"]),
     ("guest", &["provider", "secret", "model"]),
-    ("provider", &["engine", "model"]),
+    ("provider", &["engine", "secret", "model"]),
     ("engine", &[]),
     ("store", &["secret", "model"]),
     ("secret", &["model"]),

@@ -116,6 +116,13 @@ const VERBS: &[&[&str]] = &[
     &["provider"],
     &["provider", "list"],
     &["provider", "show"],
+    &["provider", "login"],
+    &["provider", "logout"],
+    &["provider", "test"],
+    &["secret"],
+    &["secret", "set"],
+    &["secret", "list"],
+    &["secret", "rm"],
     &["doctor"],
     &["completion"],
 ];

@@ -10,7 +10,7 @@ use pocketenv::manifest::{
     Confinement, Diagnostics, Input, LoadRequest, Manifest, ResolveContext, Resolved, load, validate,
 };
 use pocketenv::model::PortRef;
-use pocketenv::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+use pocketenv::provider::{Capabilities, ChangeClass, FieldSupport, ProviderSetting, StopMeaning, Support};
 
 const YES: Support = Support::Honoured(ChangeClass::Recreate);
 
@@ -24,7 +24,15 @@ const fn sheet(provider: &'static str, fields: &'static [FieldSupport]) -> Capab
         settle_ms: 0,
         forwards_from_host: true,
         max_concurrency: 1,
+        settings: &[ProviderSetting {
+            name: "api_key",
+            variable: Some("E2B_API_KEY"),
+            secret: true,
+            required: true,
+            summary: "for tests",
+        }],
         fields,
+        ..Capabilities::NOTHING
     }
 }
 
@@ -204,10 +212,10 @@ fn a_directory_of_this_machine_is_shared_only_by_who_may() {
     std::fs::write(&path, text).unwrap();
     let confined = |host_paths| LoadRequest {
         confinement: Some(Confinement {
-            secret_env: Default::default(),
-            secret_files: Vec::new(),
             root: root.path().to_owned(),
             host_paths,
+            secret_env: Default::default(),
+            secret_files: Vec::new(),
             command_secrets: false,
             vault_secrets: false,
             host_network: false,

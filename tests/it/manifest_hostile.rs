@@ -158,7 +158,7 @@ const LOCAL: pocketenv::provider::Capabilities = pocketenv::provider::Capabiliti
     settle_ms: 0,
     forwards_from_host: true,
     max_concurrency: 1,
-    fields: &[],
+    ..pocketenv::provider::Capabilities::NOTHING
 };
 
 #[test]

@@ -207,19 +207,27 @@ fn a_run_without_room_fails_and_loses_nothing() {
 }
 
 /// A simulated cloud in a process of its own; it ends with this.
-struct Cloud {
+pub struct Cloud {
     child: std::process::Child,
-    url: String,
+    pub url: String,
 }
 
 impl Cloud {
+    /// In a hurry, and rough: lost answers on both sides, lagging listings, throttling, sandboxes that die.
     fn start(world: &World, seed: u64) -> Cloud {
+        Self::with(world, seed, &["--profile", "stormy", "--faults", "speed=20"])
+    }
+
+    pub fn with(world: &World, seed: u64, manners: &[&str]) -> Cloud {
         let seed = seed.to_string();
-        // In a hurry, and rough: lost answers on both sides, lagging listings, throttling, sandboxes that die.
         let arguments = ["sim", "--listen", "127.0.0.1:0", "--state", "cloud.sim", "--seed", &seed];
-        let rough = ["--profile", "stormy", "--faults", "speed=20", "--until-stdin-ends"];
         let mut command = world.command(&arguments);
-        command.args(rough).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .args(manners)
+            .arg("--until-stdin-ends")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let mut url = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
@@ -227,7 +235,7 @@ impl Cloud {
     }
 
     /// What really exists there and everything that ever happened, past every fault.
-    fn inventory(&self) -> serde_json::Value {
+    pub fn inventory(&self) -> serde_json::Value {
         let address = self.url.strip_prefix("http://").unwrap().parse().unwrap();
         let (status, body) = crate::machine::http_get(address, "/inventory").unwrap();
         assert_eq!(status, 200, "{body}");
@@ -235,7 +243,7 @@ impl Cloud {
     }
 
     /// The resources that exist, by their labels.
-    fn resources(&self) -> Vec<String> {
+    pub fn resources(&self) -> Vec<String> {
         let inventory = self.inventory();
         let all = inventory["sandboxes"].as_array().unwrap().iter();
         let name = |s: &serde_json::Value| s["labels"]["pocketenv.io/resource"].as_str().map(str::to_owned);

@@ -71,6 +71,7 @@ impl Manners {
             forwards_from_host: true,
             max_concurrency: 3,
             fields: FIELDS,
+            ..Capabilities::NOTHING
         }));
         sheets.push((name.to_owned(), self, sheet));
         sheet

@@ -53,7 +53,8 @@ pub struct Source {
     /// How often the source is looked at for changes.
     #[serde(default = "interval")]
     pub interval: Duration,
-    /// How often a project that has not changed is compared with what exists, and healed.
+    /// How often a project that has not changed is compared with what exists, and healed. After a change it is looked at sooner, and then less
+    /// and less often up to this.
     #[serde(default = "resync")]
     pub resync: Duration,
     /// How long one reconcile of a project, or one fetch, may take.

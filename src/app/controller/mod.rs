@@ -181,7 +181,7 @@ impl Controller {
             .iter()
             .filter_map(|s| Some((s.name.clone(), s.webhook.as_ref()?.secret.clone())))
             .collect();
-        let secrets = secret::resolve_all(&hooks, &app.environment().vars)
+        let secrets = secret::resolve_all(&hooks, &app.environment().vars, &app.vault_for(&hooks).await?)
             .await
             .map_err(|e: SecretErrors| Error::Secrets(e))?
             .values;

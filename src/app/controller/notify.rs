@@ -20,7 +20,7 @@ use crate::provider::ProviderError;
 use crate::provider::http::Http;
 use crate::reconcile::Backoff;
 use crate::reconcile::observe::with_causes;
-use crate::secret::{self, Redactor, SecretSource, SecretValue};
+use crate::secret::{self, Redactor, SecretSource, SecretValue, Vault};
 use crate::store::Notified;
 
 use super::status::{NotifyStatus, Phase};
@@ -543,7 +543,8 @@ impl Controller {
 
     /// A secret of the controller's own, as it is now: tokens are renewed in place.
     async fn value(&self, from: &SecretSource) -> Result<SecretValue, Undelivered> {
-        let resolved = secret::resolve(from, &self.app.environment().vars).await;
+        // Tokens of the controller itself come from variables and files only.
+        let resolved = secret::resolve(from, &self.app.environment().vars, &Vault::default()).await;
         Ok(resolved.map_err(|error| Undelivered::passing(with_causes(&error)))?.value)
     }
 

@@ -296,7 +296,8 @@ impl Controller {
     /// Makes what exists as the last good revision says.
     async fn keep(&self, app: &App, at: At<'_>, good: Controlled, cancel: &Cancel) -> Result<Verdict, Error> {
         let At { source, settings, key } = at;
-        let converged = Ended::Converged { resync: jittered(settings.resync) };
+        let resync = jittered(settings.resync);
+        let (converged, calm) = (Ended::Converged { resync }, Ended::Calm { resync });
         let selection = selection(settings, Path::new(&good.manifest));
         let project = app.open(&selection).await?;
         let reason = self.held_back(at);
@@ -349,9 +350,13 @@ impl Controller {
                 let ended = Ended::Waiting { recheck: SOON.into() };
                 Verdict::new(Phase::Applied, not_well(&status, &plan), ended)
             }
-            Outcome::Unchanged | Outcome::Done => {
-                Verdict::new(Phase::Applied, not_well(&status, &plan), converged)
-            }
+            Outcome::Unchanged => Verdict::new(Phase::Applied, not_well(&status, &plan), calm),
+            // What had to be changed or repaired may not stay so.
+            Outcome::Done => Verdict::new(
+                Phase::Applied,
+                not_well(&status, &plan),
+                Ended::Converged { resync: (resync / 8).max(SOON.into()).min(resync) },
+            ),
             Outcome::Interrupted => Verdict::waiting("the controller stops", Duration::from_secs(0)),
             _ => {
                 let failures = report.steps.iter().filter_map(|step| step.failure.as_ref());

@@ -227,8 +227,10 @@ impl Live<'_> {
 
     async fn sync(&self, name: &str, spec: &SyncSpec) {
         let mut said = String::new();
+        // What of the host `on_change` has followed; at first it is what was brought.
+        let mut seen = None;
         loop {
-            let Err(broken) = self.keep_in_step(name, spec, &mut said).await;
+            let Err(broken) = self.keep_in_step(name, spec, &mut said, &mut seen).await;
             let message = match &broken {
                 Broken::Here(message) => message.clone(),
                 Broken::Inside(error) => with_causes(error),
@@ -269,6 +271,7 @@ impl Live<'_> {
         name: &str,
         spec: &SyncSpec,
         said: &mut String,
+        seen: &mut Option<Entries>,
     ) -> Result<Infallible, Broken> {
         let here = |error: crate::watch::WatchError| Broken::Here(with_causes(&error));
         let mut host = Host {
@@ -278,15 +281,9 @@ impl Live<'_> {
         let news = host.files.news();
         let mut feedback = Feedback::default();
         let mut applied = self.applied.clone();
-        // Of a shared directory, what was reacted to.
-        let mut seen: Option<Entries> = None;
         loop {
             applied.mark_unchanged();
             let (sandbox, mut inside) = self.attach(name, spec).await;
-            let mut unseen = spec.mode == SyncMode::Bind && seen.is_none();
-            if let Some(seen) = seen.take() {
-                inside = seen;
-            }
             if spec.on_change == Some(OnChange::Rebuild) {
                 // Whatever a new sandbox writes as it begins is in consequence of the rebuild.
                 feedback.began(Instant::now());
@@ -304,54 +301,31 @@ impl Live<'_> {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 host = host.look().await?;
-                if std::mem::take(&mut unseen) {
-                    inside.clone_from(host.tree.entries());
-                }
-                let difference = Difference::between(&inside, host.tree.entries());
+                let entries = host.tree.entries();
+                let reacted_to = seen.get_or_insert_with(|| match spec.mode {
+                    SyncMode::Copy => inside.clone(),
+                    SyncMode::Bind => entries.clone(),
+                });
+                let difference = match spec.mode {
+                    SyncMode::Copy => Difference::between(&inside, entries),
+                    SyncMode::Bind => Difference::default(),
+                };
                 if !difference.is_empty() {
                     let paths = difference.paths();
-                    let why = cause.of(&paths);
-                    let brought = match spec.mode {
-                        SyncMode::Bind => Ok(()),
-                        SyncMode::Copy => {
-                            guest::sync(guest, host.tree.root(), to, &difference, host.tree.entries(), None)
-                                .await
-                        }
-                    };
-                    match brought {
+                    match guest::sync(guest, host.tree.root(), to, &difference, entries, None).await {
                         Ok(()) => {
-                            if spec.mode == SyncMode::Copy {
-                                (settled, tries) = (false, 0);
-                                said.clear();
-                                let elapsed_ms = millis(heard.elapsed());
-                                let changes = paths.len();
-                                self.sink.watch(&WatchEvent::Synced {
-                                    sandbox: name,
-                                    to,
-                                    changes,
-                                    why: &why,
-                                    elapsed_ms,
-                                });
-                            }
-                            if let Some(on_change) = &spec.on_change {
-                                match feedback.changed(&paths, Instant::now()) {
-                                    Verdict::React if reaction.is_some() => react_again = Some(why.clone()),
-                                    Verdict::React => {
-                                        reaction =
-                                            Some(Box::pin(self.react(&sandbox, on_change, why.clone())));
-                                    }
-                                    Verdict::LoopFound(path) => {
-                                        let what = described(on_change);
-                                        self.sink.watch(&WatchEvent::Loop {
-                                            sandbox: name,
-                                            path: &path,
-                                            what: &what,
-                                        });
-                                    }
-                                    Verdict::Looping => {}
-                                }
-                            }
-                            difference.apply(&mut inside, host.tree.entries());
+                            (settled, tries) = (false, 0);
+                            said.clear();
+                            let elapsed_ms = millis(heard.elapsed());
+                            let (changes, why) = (paths.len(), cause.of(&paths));
+                            self.sink.watch(&WatchEvent::Synced {
+                                sandbox: name,
+                                to,
+                                changes,
+                                why: &why,
+                                elapsed_ms,
+                            });
+                            difference.apply(&mut inside, entries);
                         }
                         // A file changed while it was read: its next state is on its way.
                         Err(GuestError::Unsupported(_) | GuestError::Io { .. }) if tries < MAX_TRIES => {
@@ -366,6 +340,25 @@ impl Live<'_> {
                         }
                         Err(error) => return Err(Broken::Inside(error)),
                     }
+                }
+                if let Some(on_change) = &spec.on_change {
+                    // What is brought again since the record inside was lost or unfinished is no change.
+                    let news = Difference::between(reacted_to, host.tree.entries());
+                    let paths = news.paths();
+                    let why = cause.of(&paths);
+                    let verdict = (!paths.is_empty()).then(|| feedback.changed(&paths, Instant::now()));
+                    match verdict {
+                        None | Some(Verdict::Looping) => {}
+                        Some(Verdict::React) if reaction.is_some() => react_again = Some(why),
+                        Some(Verdict::React) => {
+                            reaction = Some(Box::pin(self.react(&sandbox, on_change, why)));
+                        }
+                        Some(Verdict::LoopFound(path)) => {
+                            let what = described(on_change);
+                            self.sink.watch(&WatchEvent::Loop { sandbox: name, path: &path, what: &what });
+                        }
+                    }
+                    news.apply(reacted_to, host.tree.entries());
                 }
                 let since = std::time::SystemTime::now();
                 tokio::select! {
@@ -417,7 +410,6 @@ impl Live<'_> {
                     }
                 }
             }
-            seen = (spec.mode == SyncMode::Bind).then_some(inside);
             // What was begun is finished before what is inside is read again.
             if let Some(reaction) = reaction {
                 reaction.await;

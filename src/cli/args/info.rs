@@ -28,6 +28,67 @@ pub enum ProviderCommand {
         #[arg(value_name = "NAME")]
         name: String,
     },
+    /// Seal a credential in the vault of this machine; it is read from standard input
+    #[command(after_help = "\
+Examples:
+  pocketenv provider login e2b                    ask for the key, which is not shown
+  printf %s \"$KEY\" | pocketenv provider login e2b")]
+    Login {
+        /// The provider
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Which credential, where there are several
+        #[arg(long, value_name = "SETTING")]
+        setting: Option<String>,
+    },
+    /// Remove the credentials that login has sealed
+    Logout {
+        /// The provider
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Try everything that a provider promises, with your account; what is made is removed again
+    #[command(after_help = "\
+Examples:
+  pocketenv provider test local                   every promise
+  pocketenv provider test e2b --case lifecycle/   those of one group
+  pocketenv provider test docker --image alpine:3 -o json")]
+    Test {
+        /// The provider
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Only cases whose name contains this
+        #[arg(long, value_name = "PATTERN")]
+        case: Option<String>,
+        /// What sandboxes are made from: host, an image, base:NAME or snapshot:ID
+        #[arg(long, value_name = "IMAGE")]
+        image: Option<String>,
+    },
+}
+
+/// `secret`.
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Seal a value, which is read from standard input
+    #[command(after_help = "\
+Examples:
+  pocketenv secret set db                         ask for the value, which is not shown
+  openssl rand -hex 16 | pocketenv secret set db
+and in the manifest:
+  secrets: { DB_PASSWORD: { vault: db } }")]
+    Set {
+        /// The name that manifests use
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// List the names of sealed values; values are never shown
+    List,
+    /// Remove sealed values
+    Rm {
+        /// Their names
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
 }
 
 /// `doctor`.

@@ -21,7 +21,9 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
 pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
-pub use info::{CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, VersionArgs};
+pub use info::{
+    CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, SecretCommand, VersionArgs,
+};
 pub use inside::{CpArgs, EgressArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
     DescribeArgs, EventsArgs, HistoryArgs, LsArgs, PsArgs, StateCommand, StatusArgs, WaitArgs, WaitFor,
@@ -235,9 +237,12 @@ pub enum Verb {
     /// Show the presets there are
     #[command(subcommand)]
     Preset(PresetCommand),
-    /// Show the providers there are and what they can do
+    /// Show providers and what they can do, keep their credentials, try their promises
     #[command(subcommand)]
     Provider(ProviderCommand),
+    /// Keep secrets sealed on this machine
+    #[command(subcommand)]
+    Secret(SecretCommand),
     /// Run the manifest against a simulated cloud and report what would have happened
     Rehearse(RehearseArgs),
     /// Serve a simulated cloud with faults on demand

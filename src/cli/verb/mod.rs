@@ -28,6 +28,7 @@ pub mod ps;
 pub mod rehearse;
 pub mod rollback;
 pub mod schema;
+pub mod secret;
 pub mod sim;
 pub mod state;
 pub mod status;

@@ -8,7 +8,9 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::hint;
+use crate::provider::sim::TOKEN_VARIABLE;
 use crate::reconcile::observe::with_causes;
+use crate::secret::SecretValue;
 use crate::server::sim::{Settings, SimOptions, Simulator, profile};
 
 /// A file of settings is not larger than this.
@@ -17,7 +19,8 @@ const MAX_FAULTS_BYTES: u64 = 1 << 20;
 /// Serves the cloud.
 pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
     let settings = settings(&args.profile, &args.faults)?;
-    let options = SimOptions { seed: args.seed, state: args.state.clone(), settings };
+    let token = cx.var(TOKEN_VARIABLE).map(SecretValue::new);
+    let options = SimOptions { seed: args.seed, state: args.state.clone(), settings, token };
     let simulator =
         Simulator::open(options).map_err(|error| CliError::new(Exit::Failed, with_causes(&error)))?;
     let listener = tokio::net::TcpListener::bind(args.listen)

@@ -211,7 +211,7 @@ impl WatchSink for Filled<'_> {
     }
 
     fn log(&self, sandbox: &str, line: LogLine<'_>) {
-        self.screen.change(|view, _| view.log(sandbox, &line.service, line.text));
+        self.screen.change(|view, _| view.log(sandbox, line.service, line.text));
     }
 }
 

@@ -19,7 +19,7 @@ pe_look() {
 } 2>/dev/null
 
 pe_before= pe_looks=0
-while [ "$pe_looks" -lt 50 ]; do
+while [ "$pe_looks" -lt 24 ]; do
   [ -r "$pe_dir/state" ] && read -r pe_state pe_rest <"$pe_dir/state" && [ "$pe_state" = running ] || exit 0
   if pe_alive "$pe_dir/child" && pe_look "$pe_pid"; then
     [ "$pe_trace" != "$pe_before" ] || exit 0
@@ -27,7 +27,9 @@ while [ "$pe_looks" -lt 50 ]; do
   else
     pe_before=
   fi
+  # Most are up at once; whoever takes longer is not looked at all the time.
+  if [ "$pe_looks" -lt 4 ]; then pe_pause=0.004; else pe_pause=0.012; fi
   # Some shells' sleep knows whole seconds only.
-  sleep 0.004 2>/dev/null || { sleep 1; exit 0; }
+  sleep "$pe_pause" 2>/dev/null || { sleep 1; exit 0; }
   pe_looks=$((pe_looks + 1))
 done

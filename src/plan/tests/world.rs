@@ -35,6 +35,7 @@ pub static ALPHA: Capabilities = Capabilities {
     forwards_from_host: true,
     max_concurrency: 4,
     fields: FIELDS,
+    ..Capabilities::NOTHING
 };
 
 /// A provider that loses disks on stop, reads no spec back, creates twice if asked twice, and whose listing lags behind creates.

@@ -1,6 +1,6 @@
 //! What the local engine can do.
 
-use crate::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+use crate::provider::{Capabilities, ChangeClass, FieldSupport, ResourceRanges, StopMeaning, Support};
 
 const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
     FieldSupport { path, support: Support::Honoured(class) }
@@ -23,6 +23,13 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: true,
     max_concurrency: 16,
+    processes: true,
+    interactive: true,
+    pty: true,
+    dial: true,
+    longest_life_ms: None,
+    resources: ResourceRanges::ANY,
+    settings: &[],
     fields: &[
         refused("image", HOST_ONLY, USE_HOST),
         honoured("image=host", ChangeClass::Recreate),

@@ -22,6 +22,15 @@ pub struct CloudCapabilities {
     pub concurrency: usize,
 }
 
+/// How often one operation was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Calls, whatever became of them.
+    pub calls: u64,
+    /// Those that were answered with 429.
+    pub throttled: u64,
+}
+
 /// A sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sandbox {

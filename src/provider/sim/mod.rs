@@ -1,5 +1,6 @@
 //! The provider `sim`: a client of the simulated cloud that `pocketenv sim` serves, like that of any vendor. Its address is the setting
-//! `providers.sim.url`, else `POCKETENV_SIM_URL`.
+//! `providers.sim.url`, else `POCKETENV_SIM_URL`; a token that it asks for is `providers.sim.token`, `POCKETENV_SIM_TOKEN`, or sealed by
+//! `provider login sim`.
 
 pub mod api;
 mod guest;
@@ -20,9 +21,12 @@ pub use sheet::SHEET;
 use super::http::{Call, Http};
 use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, StopMeaning, Volumes};
 use crate::model::{Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, labels};
+use crate::secret::SecretValue;
 
 /// The environment variable with its address.
 pub const URL_VARIABLE: &str = "POCKETENV_SIM_URL";
+/// The environment variable with the token that it asks for, if it asks for one.
+pub const TOKEN_VARIABLE: &str = "POCKETENV_SIM_TOKEN";
 /// The longest page that is asked for.
 const PAGE: &str = "1000";
 /// More pages than this are no listing.
@@ -45,16 +49,13 @@ impl Sim {
     /// Connects to a cloud and asks for its manners. If it cannot be asked, the worst is assumed of each; whatever is asked of it will fail as well.
     ///
     /// # Errors
-    /// [`ProviderError::Invalid`] if there is no address, or none that can be.
+    /// [`ProviderError::Invalid`] if the address is none that can be.
     pub async fn open(context: &ProviderContext) -> Result<Self, ProviderError> {
-        let url =
-            context.setting("sim", "url").or_else(|| context.vars.get(URL_VARIABLE).map(String::as_str));
-        let url = url.ok_or_else(|| ProviderError::Invalid {
-            message: format!(
-                "there is no address: start `pocketenv sim` and set `providers.sim.url` or {URL_VARIABLE}"
-            ),
-        })?;
-        let http = Http::new(url, message)?;
+        let mut http = Http::new(context.setting("sim", "url").unwrap_or_default(), message)?;
+        if let Some(token) = context.credential("sim", "token") {
+            let bearer = SecretValue::new(format!("Bearer {}", token.expose()));
+            http = http.secret_header("authorization", bearer.expose())?;
+        }
         let mut sheet = SHEET.clone();
         let asked =
             http.call(Method::GET, &["v1", "capabilities"]).timeout(OPENING).read("ask for capabilities");
@@ -68,6 +69,8 @@ impl Sim {
                 sheet.max_concurrency = concurrency;
                 sheet.stop = if stop == "suspend" { StopMeaning::Suspend } else { StopMeaning::Destroy };
             }
+            // Refused credentials are told before anything is begun.
+            Err(error @ ProviderError::Unauthorised { .. }) => return Err(error),
             Err(error) => tracing::warn!(%error, "the simulated cloud does not answer"),
         }
         Ok(Self { http, sheet })

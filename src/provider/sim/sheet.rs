@@ -1,6 +1,8 @@
 //! What the simulated cloud can do. The fields stand here; its manners are asked for when it is opened.
 
-use crate::provider::{Capabilities, ChangeClass, FieldSupport, StopMeaning, Support};
+use crate::provider::{
+    Capabilities, ChangeClass, FieldSupport, ProviderSetting, ResourceRanges, StopMeaning, Support,
+};
 
 const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
     FieldSupport { path, support: Support::Honoured(class) }
@@ -20,7 +22,33 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: false,
     max_concurrency: 16,
+    processes: false,
+    interactive: false,
+    pty: false,
+    dial: true,
+    longest_life_ms: None,
+    resources: ResourceRanges::ANY,
+    settings: &[
+        ProviderSetting {
+            name: "url",
+            variable: Some(super::URL_VARIABLE),
+            secret: false,
+            required: true,
+            summary: "the address that `pocketenv sim` prints",
+        },
+        ProviderSetting {
+            name: "token",
+            variable: Some(super::TOKEN_VARIABLE),
+            secret: true,
+            required: false,
+            summary: "the token that the simulator was started with",
+        },
+    ],
     fields: &[
+        honoured("image", ChangeClass::Recreate),
+        honoured("base", ChangeClass::Recreate),
+        honoured("build", ChangeClass::Recreate),
+        honoured("snapshot", ChangeClass::Recreate),
         honoured("hostname", ChangeClass::Restart),
         honoured("resources", ChangeClass::Restart),
         honoured("network", ChangeClass::Live),
@@ -29,6 +57,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("links", ChangeClass::Live),
         honoured("isolation", ChangeClass::Live),
         honoured("lifecycle", ChangeClass::Live),
+        refused("lifecycle.on_delete", "does not make backups", "keep the data in a volume"),
         refused("sync", "has no files to follow", "use `files: [{ path, source }]`"),
         refused("ssh", "does not serve SSH", "use `pocketenv exec`"),
         refused("tailscale", "does not join a tailnet", "use `ports`"),

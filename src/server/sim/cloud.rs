@@ -64,6 +64,17 @@ pub struct Cloud {
     journal: Journal,
     entries: u64,
     requests: u64,
+    /// What is left of the calls of a second, of each operation and of all together.
+    buckets: BTreeMap<Option<Operation>, Bucket>,
+    /// What this process was asked.
+    asked: BTreeMap<Operation, api::Asked>,
+}
+
+/// Calls that may be made at once, and when that was counted.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    left: f64,
+    at: i64,
 }
 
 impl Cloud {
@@ -84,7 +95,8 @@ impl Cloud {
         })?;
         // Another life draws other chances than the first.
         let chance = Chance::new(seed.wrapping_add(requests));
-        Ok(Self { settings, chance, state, journal, entries, requests })
+        let (buckets, asked) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { settings, chance, state, journal, entries, requests, buckets, asked })
     }
 
     /// Everything that exists.
@@ -111,8 +123,39 @@ impl Cloud {
         key: Option<String>,
     ) -> Request {
         self.requests += 1;
+        self.asked.entry(operation).or_default().calls += 1;
         let draw = self.chance.next(operation.name(), subject);
         Request { caller: Caller { request: self.requests, request_id, idempotency_key: key }, draw }
+    }
+
+    /// Whether the rates leave room for one more call.
+    pub fn takes(&mut self, operation: Operation, now: i64) -> bool {
+        let rates =
+            [(None, self.settings.cloud.rate.0), (Some(operation), self.settings.of(operation).rate.0)];
+        let rates = rates.into_iter().filter(|(_, rate)| *rate > 0.0);
+        let mut left = Vec::new();
+        for (of, rate) in rates {
+            let most = rate.max(1.0);
+            let bucket = self.buckets.entry(of).or_insert(Bucket { left: most, at: now });
+            let seconds = now.saturating_sub(bucket.at).max(0) as f64 / 1000.0 * self.settings.cloud.speed.0;
+            *bucket = Bucket { left: (bucket.left + seconds * rate).min(most), at: now };
+            left.push((of, bucket.left));
+        }
+        let takes = left.iter().all(|(_, left)| *left >= 1.0);
+        for (of, _) in left.into_iter().filter(|_| takes) {
+            self.buckets.entry(of).and_modify(|bucket| bucket.left -= 1.0);
+        }
+        takes
+    }
+
+    /// A call is answered with 429.
+    pub fn throttled(&mut self, operation: Operation) {
+        self.asked.entry(operation).or_default().throttled += 1;
+    }
+
+    /// What this process was asked so far, by operation.
+    pub fn asked(&self) -> BTreeMap<&'static str, api::Asked> {
+        self.asked.iter().map(|(operation, asked)| (operation.name(), *asked)).collect()
     }
 
     /// Lets everything happen that happens by itself up to `now`.
@@ -135,13 +178,13 @@ impl Cloud {
         }
     }
 
-    fn transition(&self, draw: Draw, now: i64) -> i64 {
-        let cloud = &self.settings.cloud;
-        let stuck = match draw.happens("stuck", cloud.stuck.0) {
-            true => cloud.stuck_for.as_millis() as f64,
+    fn transition(&self, operation: Operation, draw: Draw, now: i64) -> i64 {
+        let of = self.settings.of(operation);
+        let stuck = match draw.happens("stuck", of.stuck.0) {
+            true => of.stuck_for.as_millis() as f64,
             false => 0.0,
         };
-        now + self.settings.scaled(cloud.transition.sample(draw, "transition") + stuck)
+        now + self.settings.scaled(of.transition.sample(draw, "transition") + stuck)
     }
 
     /// When a sandbox that runs from `from` on dies, if it does.
@@ -180,7 +223,7 @@ impl Cloud {
             ));
         }
         let id = self.chance.id("sb-", &wanted.name);
-        let until = self.transition(request.draw, now);
+        let until = self.transition(Operation::Create, request.draw, now);
         let cloud = &self.settings.cloud;
         let limits = [Some(cloud.ttl.as_millis()).filter(|ttl| *ttl > 0), wanted.ttl_ms];
         let lives = limits.into_iter().flatten().min();
@@ -241,6 +284,8 @@ impl Cloud {
         let cloud = &self.settings.cloud;
         let limit = limit.clamp(1, cloud.page);
         let lag = self.settings.scaled_duration(cloud.lag);
+        // A cloud without the filter does not mind the question.
+        let labels = if cloud.label_filter { labels } else { &[] };
         let matches = |s: &&Sandbox| {
             s.name.starts_with(prefix) && labels.iter().all(|(name, value)| s.labels.get(name) == Some(value))
         };
@@ -331,7 +376,7 @@ impl Cloud {
         match &sandbox.phase {
             Phase::Running | Phase::Starting { .. } | Phase::Creating { .. } => {}
             Phase::Stopped { .. } => {
-                let until = self.transition(request.draw, now);
+                let until = self.transition(Operation::Start, request.draw, now);
                 let dies_at = self.death(request.draw, until);
                 self.commit(
                     now,
@@ -351,7 +396,7 @@ impl Cloud {
         match &sandbox.phase {
             Phase::Stopped { .. } | Phase::Stopping { .. } => {}
             Phase::Running => {
-                let until = self.transition(request.draw, now);
+                let until = self.transition(Operation::Stop, request.draw, now);
                 self.commit(now, Some(&request.caller), Effect::Stopping { id: id.to_owned(), until });
                 self.advance(now);
             }
@@ -373,7 +418,7 @@ impl Cloud {
         if (busy && refuse > 0.0) || request.draw.happens("refuse_delete", refuse) {
             return Err(Refusal::new(409, "busy", format!("sandbox {id} is busy; try again")));
         }
-        let until = self.transition(request.draw, now);
+        let until = self.transition(Operation::Delete, request.draw, now);
         self.commit(now, Some(&request.caller), Effect::Deleting { id: id.to_owned(), until });
         self.advance(now);
         Ok(())

@@ -271,6 +271,27 @@ impl fmt::Display for Speed {
     }
 }
 
+/// Calls a second; 0 for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rate(pub f64);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            Ok(rate) if (0.0..=1_000_000.0).contains(&rate) => Ok(Self(rate)),
+            _ => Err("expected a number of calls a second from 0 to 1000000".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Declares a struct of settings with its names, so that reading, writing and documentation cannot fall apart.
 macro_rules! settings {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
@@ -325,14 +346,26 @@ settings! {
         cut_before: Probability = Probability(0.0),
         /// The connection is cut after it has happened.
         cut_after: Probability = Probability(0.0),
+        /// The most calls a second of this operation, as of all together.
+        rate: Rate = Rate(0.0),
+        /// How a 429 says when to come back.
+        retry_after: RetryAfter = RetryAfter::None,
+        /// How long creating, starting, stopping and deleting takes after the answer.
+        transition: Latency = Latency::default(),
+        /// Such a transition is stuck, …
+        stuck: Probability = Probability(0.0),
+        /// … for so long.
+        stuck_for: Duration = Duration::from_secs(60),
     }
 }
 
 settings! {
     /// What can go wrong with the cloud, and its manners.
     OfCloud {
-        /// Objects carry labels and the listing filters by them; otherwise a name is all there is.
+        /// Objects carry labels; otherwise a name is all there is.
         labels: bool = true,
+        /// The listing filters by labels; otherwise whoever asks has to.
+        label_filter: bool = true,
         /// An idempotency key makes one sandbox of two creates.
         idempotent_create: bool = true,
         /// The spec is given back.
@@ -343,22 +376,16 @@ settings! {
         page: usize = 1000,
         /// The most sandboxes at once; 0 for no limit.
         quota: usize = 0,
+        /// The most calls a second of all operations together, and at once after a second without; the others are answered with 429.
+        rate: Rate = Rate(0.0),
         /// The most calls that a client should have under way.
         concurrency: usize = 16,
         /// A sandbox is gone this long after its creation; 0 for never.
         ttl: Duration = Duration::default(),
-        /// How a 429 says when to come back.
-        retry_after: RetryAfter = RetryAfter::None,
         /// Listings show what was so long ago.
         lag: Duration = Duration::default(),
         /// A listing loses the contents of a page.
         miss_page: Probability = Probability(0.0),
-        /// How long creating, starting, stopping and deleting takes after the answer.
-        transition: Latency = Latency::default(),
-        /// A transition is stuck, …
-        stuck: Probability = Probability(0.0),
-        /// … for so long.
-        stuck_for: Duration = Duration::from_secs(60),
         /// A creation ends in a failed sandbox.
         fail_create: Probability = Probability(0.0),
         /// A delete is refused with 409.

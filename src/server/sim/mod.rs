@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::net::TcpListener;
 
+use crate::secret::SecretValue;
+
 pub use cloud::Cloud;
 pub use fault::{Operation, SettingError, Settings};
 pub use journal::JournalError;
@@ -31,10 +33,15 @@ pub struct SimOptions {
     pub state: PathBuf,
     /// What can go wrong, and its manners.
     pub settings: Settings,
+    /// The bearer token that every call of `/v1` has to carry, if any.
+    pub token: Option<SecretValue>,
 }
 
 /// A simulator that is ready to serve.
-pub struct Simulator(Arc<Mutex<Cloud>>);
+pub struct Simulator {
+    cloud: Arc<Mutex<Cloud>>,
+    token: Option<SecretValue>,
+}
 
 impl Simulator {
     /// Opens the cloud that lives in the file, or a new one.
@@ -43,11 +50,11 @@ impl Simulator {
     /// [`JournalError`] if the file cannot be used.
     pub fn open(options: SimOptions) -> Result<Self, JournalError> {
         let cloud = Cloud::open(&options.state, options.seed, options.settings)?;
-        Ok(Self(Arc::new(Mutex::new(cloud))))
+        Ok(Self { cloud: Arc::new(Mutex::new(cloud)), token: options.token })
     }
 
     /// Serves it until the future is dropped.
     pub async fn serve(self, listener: TcpListener) {
-        route::serve(listener, self.0).await;
+        route::serve(listener, self.cloud, self.token).await;
     }
 }

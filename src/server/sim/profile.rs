@@ -74,7 +74,8 @@ pub static PROFILES: &[Profile] = &[
             ("quota", "20"),
             ("ttl", "1h"),
             ("retry_after", "seconds:1s"),
-            ("create.throttle", "0.05"),
+            ("rate", "650"),
+            ("create.rate", "1"),
             ("latency", "uniform:60ms..200ms"),
             ("transition", "uniform:150ms..600ms"),
         ],
@@ -146,6 +147,7 @@ pub static PROFILES: &[Profile] = &[
         name: "runloop",
         summary: "Runloop: metadata that the listing does not filter by, long pages, suspend and resume, provisioning takes its time",
         settings: &[
+            ("label_filter", "false"),
             ("idempotent_create", "false"),
             ("read_back", "false"),
             ("page", "5000"),
@@ -171,6 +173,7 @@ pub static PROFILES: &[Profile] = &[
         name: "blaxel",
         summary: "Blaxel: labels that the listing does not filter by, unique names instead of keys, standby keeps everything",
         settings: &[
+            ("label_filter", "false"),
             ("idempotent_create", "false"),
             ("page", "200"),
             ("latency", "uniform:50ms..200ms"),

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,6 +23,7 @@ use super::cloud::{Cloud, Refusal, Request};
 use super::fault::{Operation, RetryAfter};
 use super::journal::Receipt;
 use crate::provider::sim::api;
+use crate::secret::SecretValue;
 
 /// The largest request: an archive for one sandbox.
 const BODY_LIMIT: usize = 256 << 20;
@@ -38,8 +40,8 @@ struct Cut;
 struct CutError;
 
 /// Serves the cloud on every connection of the listener.
-pub async fn serve(listener: TcpListener, cloud: Shared) {
-    let service = TowerToHyperService::new(router(cloud));
+pub async fn serve(listener: TcpListener, cloud: Shared, token: Option<SecretValue>) {
+    let service = TowerToHyperService::new(router(cloud, token));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
@@ -78,8 +80,8 @@ async fn connection(stream: TcpStream, inner: TowerToHyperService<Router>) {
     }
 }
 
-fn router(cloud: Shared) -> Router {
-    Router::new()
+fn router(cloud: Shared, token: Option<SecretValue>) -> Router {
+    let router = Router::new()
         .route("/v1/capabilities", get(capabilities))
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{id}", get(get_one).patch(update).delete(delete))
@@ -90,12 +92,38 @@ fn router(cloud: Shared) -> Router {
         .route("/v1/volumes", get(list_volumes).post(create_volume))
         .route("/v1/volumes/{name}", axum::routing::delete(delete_volume))
         .route("/inventory", get(inventory))
+        .route("/requests", get(requests))
         .route("/faults", get(faults).patch(set_faults))
         .fallback(|| async {
             refuse(&Refusal::new(404, "no_such_route", "there is no such route; see docs/sim.md"))
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(cloud)
+        .with_state(cloud);
+    match token {
+        None => router,
+        Some(token) => router.layer(axum::middleware::from_fn(
+            move |request: axum::extract::Request, next: axum::middleware::Next| {
+                let allowed = !request.uri().path().starts_with("/v1/") || carries(request.headers(), &token);
+                async move {
+                    match allowed {
+                        true => next.run(request).await,
+                        false => refuse(&Refusal::new(
+                            401,
+                            "unauthorized",
+                            "the token is missing or not the right one",
+                        )),
+                    }
+                }
+            },
+        )),
+    }
+}
+
+/// Whether a request carries the token.
+fn carries(headers: &HeaderMap, token: &SecretValue) -> bool {
+    let given =
+        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    given.is_some_and(|given| given.ct_eq(token.expose().as_bytes()).into())
 }
 
 fn lock(cloud: &Shared) -> MutexGuard<'_, Cloud> {
@@ -120,11 +148,13 @@ fn fate(cloud: &Shared, operation: Operation, subject: &str, headers: &HeaderMap
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let mut cloud = lock(cloud);
     let request = cloud.request(operation, subject, text("x-request-id"), text("idempotency-key"));
-    let (draw, settings) = (request.draw, &cloud.settings);
-    let of = settings.of(operation);
-    let latency = settings.scaled(of.latency.sample(draw, "latency"));
-    let before = if draw.happens("throttle", of.throttle.0) {
-        Some(throttled(&cloud))
+    let draw = request.draw;
+    let takes = cloud.takes(operation, now());
+    let of = cloud.settings.of(operation).clone();
+    let latency = cloud.settings.scaled(of.latency.sample(draw, "latency"));
+    let before = if !takes || draw.happens("throttle", of.throttle.0) {
+        cloud.throttled(operation);
+        Some(throttled(&cloud, of.retry_after))
     } else if draw.happens("error_before", of.error_before.0) {
         Some(refuse(&Refusal::new(503, "unavailable", "the service is not available")))
     } else if draw.happens("cut_before", of.cut_before.0) {
@@ -148,10 +178,10 @@ fn cut() -> Response {
     response
 }
 
-fn throttled(cloud: &Cloud) -> Response {
+fn throttled(cloud: &Cloud, retry_after: RetryAfter) -> Response {
     let mut response = refuse(&Refusal::new(429, "too_many_requests", "too many requests"));
     let settings = &cloud.settings;
-    let value = match settings.cloud.retry_after {
+    let value = match retry_after {
         RetryAfter::None => return response,
         // Seconds are rounded up, so that coming back then is never too early.
         RetryAfter::Seconds(after) => {
@@ -459,6 +489,11 @@ async fn inventory(State(cloud): State<Shared>) -> Response {
     }
     body.extend_from_slice(b"]}");
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What was asked, past every fault.
+async fn requests(State(cloud): State<Shared>) -> Response {
+    json(StatusCode::OK, &lock(&cloud).asked())
 }
 
 async fn faults(State(cloud): State<Shared>) -> Response {

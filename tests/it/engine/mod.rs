@@ -7,7 +7,7 @@ mod hardening;
 mod lifecycle;
 mod limits;
 mod network;
-mod ordinary_user;
+pub mod ordinary_user;
 mod recovery;
 mod support;
 mod volumes;

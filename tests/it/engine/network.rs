@@ -216,7 +216,7 @@ struct Outside {
 impl Outside {
     /// `number` tells the networks of tests that run at once apart.
     fn new(number: u8) -> Outside {
-        let name = format!("pe{}", std::process::id());
+        let name = format!("pe{number}x{}", std::process::id());
         let (near, far) = (Ipv4Addr::new(10, 231, number, 1), Ipv4Addr::new(10, 231, number, 2));
         for command in [
             format!("netns add {name}"),

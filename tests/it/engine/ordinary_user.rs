@@ -57,7 +57,8 @@ fn everything_works_with_subordinate_ids_and_a_copied_etc() {
     run_with(&tests, Some(script), "subordinate", files.path());
 }
 
-fn run(tests: &[&str], setup: Option<&str>, choice: &str) {
+/// Runs tests again as an ordinary user.
+pub fn run(tests: &[&str], setup: Option<&str>, choice: &str) {
     run_with(tests, setup, choice, std::path::Path::new("/"));
 }
 

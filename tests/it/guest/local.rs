@@ -138,6 +138,7 @@ async fn the_whole_room_in_a_sandbox_of_the_engine() {
         runtime_dir: host.path().join("run"),
         executable: env!("CARGO_BIN_EXE_pocketenv").into(),
         vars: Default::default(),
+        credentials: Default::default(),
         settings: Default::default(),
     };
     let registry = Registry::open(["local"], &context).await.unwrap_or_else(|(_, error)| panic!("{error}"));

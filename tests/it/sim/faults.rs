@@ -52,6 +52,69 @@ async fn a_429_says_when_to_come_back_in_each_form_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn calls_above_a_rate_are_refused_by_operation_and_in_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(dir.path(), 1, "calm", &["create.rate=2", "create.retry_after=seconds:3s"]);
+    let answers = futures::future::join_all((0..20).map(|n| {
+        let name = format!("s{n}");
+        let sim = &sim;
+        async move { sim.create(&name, &name).await.unwrap() }
+    }))
+    .await;
+    let refused = answers.iter().filter(|answer| answer.status() == StatusCode::TOO_MANY_REQUESTS).count();
+    assert_eq!(20 - refused, sim.names().await.len());
+    assert!(refused >= 5, "{refused}");
+    assert_eq!(sim.get("/requests").await["create"], json!({ "calls": 20, "throttled": refused }));
+    // Each operation has its own way to say when to come back, and its own rate.
+    sim.listed().await;
+    sim.set(json!({ "create.rate": "0", "rate": "1" })).await;
+    let mut codes = Vec::new();
+    for _ in 0..10 {
+        let answer = sim.try_send(Method::GET, "/v1/sandboxes", &[], None).await.unwrap();
+        assert_eq!(answer.headers().get("retry-after"), None);
+        codes.push(answer.status());
+    }
+    assert!(codes.contains(&StatusCode::TOO_MANY_REQUESTS), "{codes:?}");
+    wait_for(async || {
+        sim.try_send(Method::GET, "/v1/sandboxes", &[], None).await.unwrap().status() == StatusCode::OK
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_operation_takes_its_own_time_and_may_be_stuck_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(
+        dir.path(),
+        1,
+        "calm",
+        &["stop.transition=200ms", "delete.stuck=1", "delete.stuck_for=1h"],
+    );
+    let id = sim.created("a").await;
+    assert_eq!(sim.state_of(&id).await, "running");
+    let (_, answer) = sim.send(Method::POST, &format!("/v1/sandboxes/{id}/stop"), None).await;
+    assert_eq!(answer["state"], "stopping");
+    sim.becomes(&id, "stopped").await;
+    sim.send(Method::DELETE, &format!("/v1/sandboxes/{id}"), None).await;
+    assert_eq!(sim.state_of(&id).await, "deleting");
+    assert_eq!(count(&sim.inventory().await, "deleted"), 0);
+}
+
+#[tokio::test]
+async fn a_listing_that_does_not_filter_shows_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(dir.path(), 1, "calm", &[]);
+    sim.created("a").await;
+    let listed = async || {
+        let page = sim.get("/v1/sandboxes?label=app=other").await;
+        page["items"].as_array().unwrap().len()
+    };
+    assert_eq!(listed().await, 0);
+    sim.set(json!({ "label_filter": "false" })).await;
+    assert_eq!(listed().await, 1);
+}
+
+#[tokio::test]
 async fn a_key_makes_one_sandbox_of_two_creates_where_the_cloud_has_the_manners() {
     let dir = tempfile::tempdir().unwrap();
     let sim = Sim::start(dir.path(), 1, "calm", &[]);

@@ -132,6 +132,14 @@ async fn names_are_enough_where_there_are_no_labels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_profile_is_lived_through() {
+    // Those of vendors; the weather has tests of its own.
+    for profile in ["e2b", "daytona", "vercel", "modal", "deno", "runloop", "hopx", "blaxel", "kubernetes"] {
+        life(profile, 1, &["speed=20"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_store_adopts_everything_and_creates_nothing() {
     for profile in ["calm", "sprites"] {
         let dir = tempfile::tempdir().unwrap();

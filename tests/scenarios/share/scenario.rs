@@ -128,13 +128,17 @@ fn watch_rebuilds_with_consent_and_reacts_to_what_is_shared() {
 
     // nobody agreed to lose what is inside: the change arrives, and that is all
     fs::write(project.join("recipe/list"), "second\n").unwrap();
-    watched.says("list modified, rebuild box");
+    watched.says(", rebuild box: planning");
     watched.says("`--allow-data-loss` says that it may");
     eventually("it arrives all the same", || watched.world.sh("box", "cat /work/recipe/list") == "second");
     assert_eq!(
         (watched.world.id("box"), watched.world.sh("box", "cat /mine")),
         (first.clone(), "mine".to_owned())
     );
+    // Once for each change, whatever is brought again after the run that was refused.
+    eventually("settled", || watched.world.run(&["plan", "--detailed-exitcode"]).code == 0);
+    let printed = watched.watch.as_ref().unwrap().printed();
+    assert_eq!(printed.matches("rebuild box: planning").count(), 1, "{printed}");
     watched.interrupt();
 
     watched.watch = Some(watched.world.start(&["watch", "--yes", "--allow-data-loss"]));

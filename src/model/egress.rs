@@ -45,9 +45,13 @@ impl FromStr for EgressRule {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-            let (host, rest) =
-                rest.split_once(']').ok_or_else(|| ParseEgressRuleError("has no closing `]`".to_owned()))?;
-            (host, rest.strip_prefix(':').or((!rest.is_empty()).then_some(rest)))
+            let unclosed =
+                || ParseEgressRuleError("has no `]` that ends it or stands before `:port`".to_owned());
+            let (host, rest) = rest.split_once(']').ok_or_else(unclosed)?;
+            match rest {
+                "" => (host, None),
+                rest => (host, Some(rest.strip_prefix(':').ok_or_else(unclosed)?)),
+            }
         } else {
             match text.rsplit_once(':') {
                 // A colon in the host is one of IPv6, which takes a port in brackets only.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::guest::{self, Inside};
 use super::volume::{plan_removed_volumes, provider_wait};
-use super::{Action, Builder, FieldChange, Note, Reason, Step, StepId, Verdict, WaitingOn, diff, order};
+use super::{
+    Action, Builder, FieldChange, Note, Reason, Step, StepId, Verdict, Waiting, WaitingOn, diff, order,
+};
 use crate::model::{
     Address, DesiredSandbox, DriftPolicy, Identity, IntentId, IntentOperation, Observation, ObservedSandbox,
     PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, hash_of, labels,
@@ -703,6 +705,11 @@ fn settle_intents(b: &mut Builder<'_>, index: &Index<'_>) {
             let made = |s: &ObservedSandbox| s.labels.get(labels::INTENT) == Some(&intent.id.0);
             found.iter().any(|(provider, s)| *provider == intent.provider && made(s))
         });
+        // What it made waits to be deleted until it is protected no more; until then the token is what says whose it is.
+        let is_kept = |w: &Waiting| w.address == intent.address && w.on == WaitingOn::Protected;
+        if visible && b.waiting.iter().any(is_kept) {
+            continue;
+        }
         let is_settled = visible || input.now.millis_since(intent.begun_at) >= settle_ms;
         if resumed.contains(&intent.id) || !b.is_targeted(&intent.address) {
             continue;

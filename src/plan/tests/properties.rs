@@ -34,7 +34,10 @@ fn check(world: &World, desired: &Desired) -> Result<(), String> {
     if !plan.steps.is_empty() {
         return Err(format!("steps are left: {plan:#?}"));
     }
-    if let Some(intent) = world.record.intents.first() {
+    let is_kept = |intent: &PendingIntent| {
+        plan.waiting.iter().any(|w| w.address == intent.address && w.on == WaitingOn::Protected)
+    };
+    if let Some(intent) = world.record.intents.iter().find(|intent| !is_kept(intent)) {
         return Err(format!("{intent:?} is pending"));
     }
     let mut seen = BTreeSet::new();

@@ -97,7 +97,13 @@ impl Emulator {
 /// Whether a host name cannot be that of a page that a browser of this machine has open.
 fn is_local(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        // A colon more is of an IPv6 address, which has a port only behind brackets.
+        Some((name, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit())
+                && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
         _ => host,
     };
     let literal = name.trim_start_matches('[').trim_end_matches(']');

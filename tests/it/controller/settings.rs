@@ -52,10 +52,12 @@ fn settings_of_single_projects_are_laid_over_those_of_the_source() {
             .map(|s| s["state"].as_str().unwrap().to_owned())
             .collect()
     };
-    let drifted = controller.until("warn", "the drift is shown", |project| project["sync"] == "OutOfSync");
+    controller.until("warn", "the drift is shown", |project| {
+        let message = project["message"].as_str().unwrap_or_default();
+        project["sync"] == "OutOfSync" && message.contains("sandbox/box drifted")
+    });
     controller.until("heal", "the drift is healed", |_| states("heal") == ["running"]);
-    assert!(states("warn").is_empty(), "{drifted}");
-    assert!(drifted["message"].as_str().unwrap().contains("sandbox/box drifted"), "{drifted}");
+    assert!(states("warn").is_empty());
     assert_eq!(controller.stop(), 0);
 
     // Awake, it is applied, and with it the one that waited for it.

@@ -10,6 +10,7 @@ pub mod e2b;
 mod error;
 mod guest;
 pub mod http;
+mod label;
 #[cfg(target_os = "linux")]
 mod local;
 mod registry;

@@ -18,9 +18,8 @@ use crate::model::{
     Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
+use crate::provider::label::labelled_spec;
 
-/// The label that keeps the whole spec, so that a lost store reads it back.
-const SPEC: &str = "pocketenv.io/spec";
 /// The label of a record: the container that it belongs to.
 pub(super) const RECORD_OF: &str = "pocketenv.io/record-of";
 /// Begins the name of everything of ours.
@@ -58,22 +57,6 @@ pub(super) fn network_name(project: &str) -> String {
 /// The volume's name in its project; `None` for a record and for what is not ours.
 pub(super) fn volume_of(labels: &HashMap<String, String>) -> Option<&str> {
     labels.get(names::ADDRESS)?.strip_prefix("volume/")
-}
-
-pub(super) fn labels(
-    spec: &SandboxSpec,
-    identity: &Identity,
-) -> Result<BTreeMap<String, String>, ProviderError> {
-    let json = serde_json::to_string(spec)
-        .map_err(|error| ProviderError::permanent("the spec cannot be kept as a label", error))?;
-    let mut labels = identity.to_labels();
-    labels.insert(SPEC.to_owned(), json);
-    Ok(labels)
-}
-
-/// The spec that labels carry.
-pub(super) fn labelled_spec(labels: &BTreeMap<String, String>) -> Option<SandboxSpec> {
-    serde_json::from_str(labels.get(SPEC)?).ok()
 }
 
 /// The name of the record of this revision.
@@ -377,7 +360,7 @@ mod tests {
     }
 
     fn listed(state: State, status: &str) -> ContainerSummary {
-        let labels = labels(&spec(), &identity()).unwrap();
+        let labels = crate::provider::label::labels(&spec(), &identity()).unwrap();
         ContainerSummary {
             names: Some(vec![format!("/{}", container_name(&identity()))]),
             state: Some(state),

@@ -27,7 +27,7 @@ pub use sheet::SHEET;
 use self::api::Api;
 use self::daemon::Daemon;
 use self::guest::DockerGuest;
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes};
+use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label};
 use crate::model::{
     Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
     Timestamp, labels,
@@ -314,7 +314,7 @@ impl Docker {
         if spec.network.mode == NetworkMode::Isolated {
             self.ensure_network(&identity.project).await?;
         }
-        let body = map::container(spec, identity, image, map::labels(spec, identity)?);
+        let body = map::container(spec, identity, image, label::labels(spec, identity)?);
         let options = query::CreateContainerOptionsBuilder::new().name(name).build();
         match self.call(&doing, async |client| client.create_container(Some(options), body).await).await {
             Ok(_) | Err(ProviderError::AlreadyExists { .. }) => {}
@@ -483,7 +483,7 @@ impl Provider for Docker {
         let newest = map::records(&records).get(id.0.as_str()).copied();
         let seen = map::observed(&container, newest.map(|(_, volume)| volume), Vec::new());
         let known = seen.as_ref().map(|seen| &seen.labels);
-        let old = known.and_then(map::labelled_spec);
+        let old = known.and_then(label::labelled_spec);
         if old.as_ref().is_some_and(|old| !map::can_become(old, spec)) {
             return Err(ProviderError::Unsupported {
                 message: format!(
@@ -512,7 +512,7 @@ impl Provider for Docker {
                 self.await_links(&id.0, spec).await?;
             }
         }
-        let mut labels = map::labels(spec, identity)?;
+        let mut labels = label::labels(spec, identity)?;
         if let Some(token) = known.and_then(|known| known.get(labels::INTENT)) {
             labels.insert(labels::INTENT.to_owned(), token.clone());
         }

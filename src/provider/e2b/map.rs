@@ -9,9 +9,8 @@ use crate::model::{
     Timestamp,
 };
 use crate::provider::ProviderError;
+use crate::provider::label::{SPEC, labelled_spec, labels};
 
-/// The metadata that keeps the whole spec, so that a lost store reads it back.
-const SPEC: &str = "pocketenv.io/spec";
 /// The metadata that says when a sandbox with a limited life ends, in milliseconds since the epoch.
 const ENDS_AT: &str = "pocketenv.io/ends-at";
 /// The longest time that may be asked for.
@@ -59,10 +58,7 @@ pub(super) fn new_sandbox(
     if let Some(link) = spec.links.first() {
         return invalid(format!("a sandbox of E2B does not reach port {} of this machine", link.host_port));
     }
-    let mut metadata = identity.to_labels();
-    let json = serde_json::to_string(spec)
-        .map_err(|error| ProviderError::permanent("the spec cannot be kept as metadata", error))?;
-    metadata.insert(SPEC.to_owned(), json);
+    let mut metadata = labels(spec, identity)?;
     if let Some(ttl) = spec.lifecycle.ttl {
         let end = now.0.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
         metadata.insert(ENDS_AT.to_owned(), end.to_string());
@@ -137,7 +133,8 @@ fn timestamp(text: &str) -> Option<Timestamp> {
 /// What E2B reports, in our words. `domain` is where ports are reached if it does not say.
 pub(super) fn observed(sandbox: api::SandboxDetail, domain: &str) -> ObservedSandbox {
     let mut labels = sandbox.metadata;
-    let spec: Option<SandboxSpec> = labels.remove(SPEC).and_then(|text| serde_json::from_str(&text).ok());
+    let spec = labelled_spec(&labels);
+    labels.remove(SPEC);
     labels.remove(ENDS_AT);
     let domain = sandbox.domain.as_deref().unwrap_or(domain);
     let state = match sandbox.state.as_str() {

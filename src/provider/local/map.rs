@@ -14,9 +14,7 @@ use crate::model::{
     sha256_hex,
 };
 use crate::provider::ProviderError;
-
-/// The label that keeps the whole spec, so that a lost store reads it back.
-const SPEC: &str = "pocketenv.io/spec";
+use crate::provider::label::labelled_spec;
 
 /// Where the scripts of `guest` keep what must not outlive a run. They make these themselves where they are not, at the price of a program each.
 const RUN_DIRS: [&str; 2] = ["pocketenv", "pocketenv/services"];
@@ -39,17 +37,6 @@ pub(super) fn engine_volume(project: &str, name: &str) -> String {
 /// The volume's name in its project.
 pub(super) fn volume_name(labels: &BTreeMap<String, String>) -> Option<&str> {
     labels.get(names::ADDRESS)?.strip_prefix("volume/")
-}
-
-pub(super) fn labels(
-    spec: &SandboxSpec,
-    identity: &Identity,
-) -> Result<BTreeMap<String, String>, ProviderError> {
-    let json = serde_json::to_string(spec)
-        .map_err(|error| ProviderError::permanent("the spec cannot be kept as a label", error))?;
-    let mut labels = identity.to_labels();
-    labels.insert(SPEC.to_owned(), json);
-    Ok(labels)
 }
 
 pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, ProviderError> {
@@ -216,7 +203,7 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
 
 /// The spec as it is in force: the label tells what was asked, the engine what it holds.
 fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
-    let mut spec: SandboxSpec = serde_json::from_str(info.labels.get(SPEC)?).ok()?;
+    let mut spec = labelled_spec(&info.labels)?;
     let project = info.labels.get(names::PROJECT)?;
     let asked = box_spec(&spec, project).ok();
     if asked.as_ref() != Some(&info.spec) {

@@ -11,7 +11,9 @@ use async_trait::async_trait;
 
 pub use sheet::SHEET;
 
-use super::{Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes};
+use super::{
+    Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label,
+};
 use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError};
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
@@ -98,7 +100,7 @@ impl Provider for Local {
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
         let id = map::sandbox_id(identity);
-        let labels = map::labels(spec, identity)?;
+        let labels = label::labels(spec, identity)?;
         let made = map::box_spec(spec, &identity.project)?;
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));
@@ -139,7 +141,7 @@ impl Provider for Local {
         self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
         self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
         // The token of the create stays: an interrupted one is settled by it.
-        let mut labels = map::labels(spec, identity)?;
+        let mut labels = label::labels(spec, identity)?;
         if let Some(token) = info.labels.get(labels::INTENT) {
             labels.insert(labels::INTENT.to_owned(), token.clone());
         }

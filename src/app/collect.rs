@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::manifest::Manifest;
+use crate::model::with_causes;
 use crate::model::{Address, Identity, OwnerId, Recorded, SandboxId, Timestamp, labels};
 use crate::provider::{Owner, Provider, ProviderError, Registry, builtin_capabilities};
-use crate::reconcile::observe::with_causes;
 use crate::store::{Change, Store};
 
 /// What `gc` found.

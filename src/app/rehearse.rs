@@ -16,12 +16,12 @@ use super::{
     Answer, App, ApplyOptions, Approval, Consent, Directories, Environment, Error, Goal, Outcome, Project,
     Selection,
 };
+use crate::model::with_causes;
 use crate::model::{Desired, RunState, labels};
 use crate::plan::Policy;
 use crate::provider::http::Http;
 use crate::provider::{ProviderContext, Registry, sim::Sim};
 use crate::reconcile::execute::Cancel;
-use crate::reconcile::observe::with_causes;
 use crate::reconcile::{Event, EventKind, EventSink};
 
 /// How long a simulator may take to come up.

@@ -9,8 +9,8 @@ use super::ui::{Ui, time};
 use crate::app;
 use crate::manifest::Diagnostics;
 use crate::model::Timestamp;
+use crate::model::with_causes;
 use crate::provider::{GuestError, ProviderError};
-use crate::reconcile::observe::with_causes;
 use crate::store::StoreError;
 
 /// Why a verb did not succeed.

@@ -9,7 +9,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::observe::look;
 use super::script::{Env, SHORT, run, script};
 use super::service::{ServiceDefaults, check_name, surroundings};
-use crate::model::{HealthCheck, ObservedService, Probe, ProbeResult, ServiceSpec, ServiceStatus};
+use crate::model::{
+    HealthCheck, ObservedService, Probe, ProbeResult, ServiceSpec, ServiceStatus, with_causes,
+};
 use crate::provider::{Command, ExecIo, Guest, GuestError, GuestStream, Output, Sink};
 
 /// What an `exec` probe's output adds to the reason of its failure.
@@ -37,18 +39,6 @@ pub async fn probe(
     }
 }
 
-/// An error with its causes, in one line.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}
-
 /// Connects to a port inside. That the sandbox could not be reached says nothing about the service, so that is tried again.
 async fn dial(guest: &dyn Guest, port: u16) -> Result<Box<dyn GuestStream>, String> {
     let mut pauses = [50, 100, 200].into_iter().map(Duration::from_millis);
@@ -57,7 +47,7 @@ async fn dial(guest: &dyn Guest, port: u16) -> Result<Box<dyn GuestStream>, Stri
             Ok(stream) => return Ok(stream),
             Err(error) => match pauses.next().filter(|_| error.is_retryable()) {
                 Some(pause) => sleep(pause).await,
-                None => return Err(reason(&error)),
+                None => return Err(with_causes(&error)),
             },
         }
     }
@@ -68,13 +58,13 @@ async fn http(guest: &dyn Guest, port: u16, path: &str) -> Result<(), String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
             .await
-            .map_err(|error| reason(&error))?;
+            .map_err(|error| with_causes(&error))?;
     let request = hyper::Request::get(path)
         .header(hyper::header::HOST, format!("localhost:{port}"))
         .header(hyper::header::USER_AGENT, "pocketenv-healthcheck")
         .header(hyper::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| reason(&error))?;
+        .map_err(|error| with_causes(&error))?;
     // The connection is driven here and not in a task of its own, so that a time-out ends it.
     let (answer, connection) = (sender.send_request(request), connection);
     tokio::pin!(answer, connection);
@@ -83,7 +73,7 @@ async fn http(guest: &dyn Guest, port: u16, path: &str) -> Result<(), String> {
         // It may end with the answer already there.
         _ = &mut connection => answer.await,
     };
-    match answer.map_err(|error| reason(&error))?.status() {
+    match answer.map_err(|error| with_causes(&error))?.status() {
         status if status.as_u16() < 400 => Ok(()),
         status => Err(format!("GET {path} answers {status}")),
     }
@@ -105,7 +95,7 @@ async fn exec(
     let mut output = super::script::Tail::new(REASON_LIMIT);
     let mut writer = Sink(|data: &[u8]| output.push(data));
     let io = ExecIo { stderr: Output::Writer(&mut writer), ..ExecIo::default() };
-    let status = guest.exec(&command, io).await.map_err(|error| reason(&error))?;
+    let status = guest.exec(&command, io).await.map_err(|error| with_causes(&error))?;
     if status.success() {
         return Ok(());
     }

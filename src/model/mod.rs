@@ -3,6 +3,7 @@
 //! This room does no I/O, reads no clock, no environment and no randomness: whatever varies is an argument.
 
 mod address;
+mod causes;
 mod condition;
 mod desired;
 mod duration;
@@ -17,6 +18,7 @@ mod recorded;
 mod similar;
 
 pub use address::{Address, ParseAddressError};
+pub use causes::with_causes;
 pub use condition::{Condition, ConditionStatus, Health, Sync};
 pub use desired::*;
 pub use duration::{Duration, ParseDurationError};

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::inside::Inside;
-use super::observe::with_causes;
 use super::{Backoff, Event, EventKind, EventSink, Failure, FailureKind};
+use crate::model::with_causes;
 use crate::model::{
     Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded,
     RecordedSandbox, RecordedVolume, SandboxId, SandboxSpec, hash_of, labels,

@@ -10,7 +10,7 @@ use super::Backoff;
 use crate::guest;
 use crate::model::{
     Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded, SandboxId,
-    SandboxState, labels,
+    SandboxState, labels, with_causes,
 };
 use crate::provider::{Owner, Provider, ProviderError, Registry};
 
@@ -163,16 +163,4 @@ fn provider_pause(error: &ProviderError) -> Option<Option<Duration>> {
 
 fn unavailable<T>(reason: impl Into<String>) -> Observation<T> {
     Observation::Unavailable { reason: reason.into() }
-}
-
-/// An error and its causes in one line.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
+use crate::model::with_causes;
 use crate::model::{
     Address, Clock, IdSource, Identity, Image, ObservedProvider, ObservedSandbox, OwnerId, SandboxId,
     SandboxSpec, SandboxState, Timestamp, hash_of, labels,
@@ -17,7 +18,6 @@ use crate::provider::{
     Capabilities, CapturedOutput, Command, Guest, GuestError, Owner, Provider, ProviderError, capture,
 };
 use crate::reconcile::Backoff;
-use crate::reconcile::observe::with_causes;
 
 /// How long what was made lives at most, should it be left: `gc` finds it by that.
 const LIFE_MS: i64 = 2 * 3600 * 1000;

@@ -15,11 +15,11 @@ use sha2::Sha256;
 
 use super::config::{check_name, check_secret};
 use super::{Controller, Key, ProjectState};
+use crate::model::with_causes;
 use crate::model::{Health, Sync, sha256_hex};
 use crate::provider::ProviderError;
 use crate::provider::http::Http;
 use crate::reconcile::Backoff;
-use crate::reconcile::observe::with_causes;
 use crate::secret::{self, Redactor, SecretSource, SecretValue, Vault};
 use crate::store::Notified;
 

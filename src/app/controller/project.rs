@@ -9,11 +9,11 @@ use crate::app::{
 };
 use crate::gitops::{Found, GitError, Mirror};
 use crate::manifest::{Confinement, Diagnostic};
+use crate::model::with_causes;
 use crate::model::{Address, Duration, Health, Sync};
 use crate::plan::report::waiting_text;
 use crate::plan::{Note, Plan, Policy, Verdict as Verb};
 use crate::reconcile::execute::Cancel;
-use crate::reconcile::observe::with_causes;
 use crate::reconcile::queue::Ended;
 use crate::reconcile::status::ProjectStatus;
 use crate::reconcile::{FailureKind, NullSink};

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Config, Controller, Error, Key, ProjectState, Projects, Source, jittered};
 use crate::gitops::{Found, GitError, MAX_PROJECTS, Mirror, Remote};
 use crate::model::Duration;
-use crate::reconcile::observe::with_causes;
+use crate::model::with_causes;
 use crate::reconcile::queue::Ended;
 
 /// The most files and directories that are looked at below a directory.

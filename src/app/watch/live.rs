@@ -12,10 +12,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::{Trigger, WatchEvent, WatchSink, words};
 use crate::app::{Error, Project, Sandbox};
 use crate::guest::{self, Difference, Entries, GuestError, LogOptions, ServiceDefaults, ServiceNews, Synced};
+use crate::model::with_causes;
 use crate::model::{DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
 use crate::plan::file_digest;
 use crate::provider::{Command, capture};
-use crate::reconcile::observe::with_causes;
 use crate::watch::{Changes, Debounce, Feedback, Files, Tree, Verdict, git_is_busy};
 
 /// A save is several events; a person does not notice the pause, and a storm is cut at the cap.

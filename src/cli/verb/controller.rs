@@ -13,8 +13,8 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::table::Table;
+use crate::model::with_causes;
 use crate::reconcile::execute::Cancel;
-use crate::reconcile::observe::with_causes;
 use crate::server::controller::serve;
 
 /// The longest answer of a controller.

@@ -13,8 +13,8 @@ use crate::cli::session::Signals;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::hint;
 use crate::model::Image;
+use crate::model::with_causes;
 use crate::provider::{Capabilities, Support, builtin_capabilities};
-use crate::reconcile::observe::with_causes;
 use crate::server::emulate::{Options, e2b};
 
 /// Runs an emulator.

@@ -8,8 +8,8 @@ use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::hint;
+use crate::model::with_causes;
 use crate::provider::sim::TOKEN_VARIABLE;
-use crate::reconcile::observe::with_causes;
 use crate::secret::SecretValue;
 use crate::server::sim::{Settings, SimOptions, Simulator, profile};
 

@@ -336,7 +336,7 @@ fn told(event: &WatchEvent<'_>) -> Option<(How, Told)> {
 fn message(error: &crate::app::Error) -> String {
     match error {
         crate::app::Error::Manifest(diagnostics) => diagnostics.to_string(),
-        error => crate::reconcile::observe::with_causes(error),
+        error => crate::model::with_causes(error),
     }
 }
 

@@ -10,6 +10,7 @@ use super::super::files::{self, Entry, FileError};
 use super::super::watch::{self, Kind, Watch};
 use super::connect::{self, Messages, Refusal, Sender};
 use super::envd::Call;
+use crate::model::with_causes;
 use crate::provider::e2b::api::{Empty, EntryInfo, FileAnswer, FileCall, FileEvent, WatchMessage};
 
 /// The deepest listing.
@@ -98,7 +99,7 @@ fn refusal(error: &FileError) -> Refusal {
         FileError::Failed(_) => "internal",
         FileError::Guest(_) => "unavailable",
     };
-    Refusal::new(code, super::with_causes(error))
+    Refusal::new(code, with_causes(error))
 }
 
 fn of_entry(entry: Entry) -> FileAnswer {

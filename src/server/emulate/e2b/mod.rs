@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{CallError, Emulation, Options, Sandbox, forward, same_secret};
+use crate::model::with_causes;
 use crate::provider::ProviderError;
 use crate::provider::e2b::api::{ENVD_PORT, ErrorBody};
 
@@ -198,17 +199,6 @@ fn refused(error: &CallError) -> Response {
         tracing::error!(error = with_causes(error), "a call failed");
     }
     refuse(status, with_causes(error))
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 /// Undoes percent-encoding; what is none stays as it is.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::super::process::{End, Event, InputError, Process, Start, StartError};
 use super::connect::{self, Messages, Refusal, Sender};
 use super::envd::Call;
+use crate::model::with_causes;
 use crate::provider::e2b::api::{
     Empty, Ended, ProcessCall, ProcessConfig, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
     ProcessMessage, ProcessOutput, Selector, StartProcess, Started, StreamInput, Terminal,
@@ -165,7 +166,7 @@ async fn begin(
     asked: StartProcess,
 ) -> Result<(Arc<Process>, mpsc::Receiver<Event>), Refusal> {
     let user = call.user(headers).await?;
-    let internal = |error: &dyn std::error::Error| Refusal::new("internal", super::with_causes(error));
+    let internal = |error: &dyn std::error::Error| Refusal::new("internal", with_causes(error));
     let env = call.server.emulation.env(&call.sandbox).await.map_err(|error| internal(&error))?;
     if asked.process.cmd.is_empty() {
         return Err(Refusal::new("invalid_argument", "there is no command"));
@@ -188,7 +189,7 @@ async fn begin(
             Refusal::new("invalid_argument", error.to_string())
         }
         StartError::Guest(GuestError::NotExecutable { .. }) => internal(&error),
-        StartError::Guest(_) => Refusal::new("unavailable", super::with_causes(&error)),
+        StartError::Guest(_) => Refusal::new("unavailable", with_causes(&error)),
     })
 }
 

@@ -60,26 +60,27 @@ async fn observe_provider(
         Ok(Err(error)) => return unavailable(with_causes(&error)),
         Err(_) => return unavailable(format!("its listing took more than {} s", LIST_TIMEOUT.as_secs())),
     };
-    // A listing that lags is not believed alone: what we remember and it does not show is asked for by id.
-    let doubted: Vec<&SandboxId> = recorded
-        .sandboxes
-        .values()
-        .filter(|r| r.provider == name && !listing.sandboxes.contains_key(&r.id))
-        .map(|r| &r.id)
-        .collect();
+    // A listing that lags is not believed alone: what we remember and it does not show is asked for by id, and so is what it shows and we do not
+    // remember, since that may be gone already.
+    let known: BTreeSet<&SandboxId> =
+        recorded.sandboxes.values().filter(|r| r.provider == name).map(|r| &r.id).collect();
+    let lags = provider.capabilities().settle_ms > 0;
+    let strange = listing.sandboxes.keys().filter(|id| lags && !known.contains(id));
+    let unseen = known.iter().copied().filter(|id| !listing.sandboxes.contains_key(id));
+    let doubted: Vec<SandboxId> = strange.chain(unseen).cloned().collect();
     let concurrency = provider.capabilities().max_concurrency.max(1);
-    let answers: Vec<Result<Option<ObservedSandbox>, ProviderError>> = stream::iter(doubted)
-        .map(|id| again(provider_pause, || provider.get(id)))
+    let answers: Vec<(&SandboxId, Result<Option<ObservedSandbox>, ProviderError>)> = stream::iter(&doubted)
+        .map(|id| async move { (id, again(provider_pause, || provider.get(id)).await) })
         .buffer_unordered(concurrency)
         .collect()
         .await;
-    for answer in answers {
+    for (id, answer) in answers {
         match answer {
             // An id that lives on with another owner's labels is not ours any more.
             Ok(Some(found)) if found.labels.get(labels::PROJECT).is_some_and(|p| p == project) => {
                 listing.sandboxes.insert(found.id.clone(), found);
             }
-            Ok(_) | Err(ProviderError::NotFound { .. }) => {}
+            Ok(_) | Err(ProviderError::NotFound { .. }) => drop(listing.sandboxes.remove(id)),
             Err(error) => return unavailable(with_causes(&error)),
         }
     }

@@ -11,3 +11,4 @@ mod packaging;
 mod resume;
 mod settings;
 mod support;
+mod systemd;

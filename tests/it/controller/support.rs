@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -162,7 +163,7 @@ impl Forge {
             .unwrap_or_else(|| panic!("no address: {line:?}"))
             .parse()
             .unwrap();
-        Running { child, address, log: self.path("log") }
+        Running { child, served: Served(address), log: self.path("log") }
     }
 }
 
@@ -188,14 +189,25 @@ impl OwnGroup for Command {
 /// A controller that runs.
 pub struct Running {
     pub child: Child,
-    address: SocketAddr,
+    served: Served,
     log: PathBuf,
 }
 
-impl Running {
+impl Deref for Running {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
+    }
+}
+
+/// What a controller serves, wherever it runs.
+pub struct Served(pub SocketAddr);
+
+impl Served {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.0
     }
 
     /// Asks it, over HTTP.
@@ -206,7 +218,7 @@ impl Running {
         headers: &str,
         body: &str,
     ) -> std::io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.address)?;
+        let mut stream = TcpStream::connect(self.0)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         let length = body.len();
         write!(
@@ -268,7 +280,9 @@ impl Running {
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .unwrap_or_else(|| panic!("no {name} in {text}"))
     }
+}
 
+impl Running {
     /// Tells it to stop; returns its exit code.
     pub fn stop(mut self) -> i32 {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());

@@ -214,12 +214,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // The first process takes all others with it.
-        if let Ok(first) = self.first.parse() {
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL);
-        }
-        let _ = self.child.kill();
+        // The first process takes all others with it, and its parent waits until they are gone.
+        let whom = self.first.parse().unwrap_or_else(|_| i32::try_from(self.child.id()).unwrap());
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(whom), nix::sys::signal::Signal::SIGKILL);
         let _ = self.child.wait();
         // The groups that it made, the deepest first.
         let name = self.dir.path().file_name().unwrap().to_owned();
@@ -231,6 +228,17 @@ impl Drop for Machine {
             .stderr(Stdio::null())
             .status();
     }
+}
+
+/// Whether all processes with this word have the variable of the change, and there are any.
+fn changed(machine: &Machine, word: &str) -> bool {
+    let has = |pid: &i32| {
+        let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        env.split(|byte| *byte == 0).any(|pair| pair == b"NEW=yes")
+    };
+    let found = machine.processes(word);
+    // The program and its supervisor.
+    found.len() > 1 && found.iter().all(has)
 }
 
 /// The configuration of a controller of this repository.
@@ -300,8 +308,12 @@ fn the_unit_keeps_sandboxes_of_this_machine_through_restarts_kills_and_stops() {
     assert_eq!(machine.processes(&word), running, "a kill makes nothing anew");
     // And it goes on.
     forge.write("fleet/pocketenv.yaml", &manifest("    env: { NEW: 'yes' }\n"));
+    let pushed = controller.project("fleet")["reconciled_at"].as_u64();
     let second = forge.push();
-    controller.until_applied("fleet", &second);
+    controller.until("fleet", "the change is made", |project| {
+        let compared = project["reconciled_at"].as_u64() > pushed;
+        compared && project["revision"] == second && project["sync"] == "Synced" && changed(&machine, &word)
+    });
     let running = machine.processes(&word);
     assert!(!running.is_empty(), "the service runs");
 
@@ -320,7 +332,7 @@ fn the_unit_for_providers_elsewhere_is_stopped_and_killed_half_way_and_goes_on()
     let Some(machine) = Machine::start() else { return };
     let mut forge = Forge::new();
     // So that there is a moment at which some are made and some are not.
-    let sim = cloud(&mut forge, &["create.rate=1"]);
+    let sim = cloud(&mut forge, &["create.rate=3"]);
     let boxes: String = (0..6).map(|n| format!("  b{n}: {{}}\n")).collect();
     let manifest = format!("version: 1\nname: fleet\ndefaults: {{ provider: sim }}\nsandboxes:\n{boxes}");
     forge.write("fleet/pocketenv.yaml", &manifest);

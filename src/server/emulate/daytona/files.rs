@@ -264,10 +264,15 @@ fn bulk_download(call: &Call<'_>, asked: Paths) -> Result<Response, Response> {
     let parts = futures::stream::iter(asked.paths).then(move |given| {
         let (guest, path, mark) = (guest.clone(), user.path(&given), mark.clone());
         async move {
-            let quoted = given.replace(['\r', '\n'], " ").replace('\\', "\\\\").replace('"', "\\\"");
+            // RFC 5987, which says any name exactly; the SDKs compare it with what they asked for.
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+            let encoded: String = given
+                .bytes()
+                .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+                .collect();
             let head = |name: &str, kind: &str| {
                 Bytes::from(format!(
-                    "--{mark}\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{quoted}\"\r\nContent-Type: {kind}\r\n\r\n"
+                    "--{mark}\r\nContent-Disposition: form-data; name=\"{name}\"; filename*=UTF-8''{encoded}\r\nContent-Type: {kind}\r\n\r\n"
                 ))
             };
             let body = match files::read(guest, &path).await {

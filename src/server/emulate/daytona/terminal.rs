@@ -48,7 +48,11 @@ fn tag(id: &str) -> String {
 
 fn info(process: &Process) -> Value {
     let id = process.tag.as_deref().unwrap_or_default();
+    let size = process.size().unwrap_or(PtyRequest { rows: 24, cols: 80 });
     json!({
+        "cols": size.cols,
+        "rows": size.rows,
+        "createdAt": process.started.to_string(),
         "id": id.strip_prefix("pty:").unwrap_or(id),
         "cwd": process.command.cwd.as_deref().unwrap_or_default(),
         "envs": process.command.env,

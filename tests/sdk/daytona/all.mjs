@@ -72,4 +72,6 @@ try {
   await sandbox.delete()
 }
 assert.deepEqual(await all(), [])
+// It waits for events, which are not served, as long as it is open.
+await daytona[Symbol.asyncDispose]()
 console.log('ok')

@@ -12,7 +12,7 @@ use crate::emulate::sdk::Emulator;
 #[tokio::test(flavor = "multi_thread")]
 async fn e2b() {
     let dir = tempfile::tempdir().unwrap();
-    let emulator = Emulator::start(dir.path(), &[]);
+    let emulator = Emulator::start("e2b", dir.path(), &[]);
     let settings = ["api_url", "sandbox_url"].map(|name| (name.to_owned(), emulator.url.clone()));
     let key = BTreeMap::from([("api_key".to_owned(), SecretValue::new("local"))]);
     let context = ProviderContext {

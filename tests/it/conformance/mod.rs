@@ -6,6 +6,7 @@ mod broken;
 mod docker;
 #[cfg(target_os = "linux")]
 mod e2b;
+mod faults;
 #[cfg(target_os = "linux")]
 mod local;
 mod sim;

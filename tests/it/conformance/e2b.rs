@@ -43,14 +43,23 @@ const ROW: Row = Row {
     retry_after: true,
 };
 
+/// What the provider, changed in some way, makes wrongly of an emulator that is in trouble.
+pub async fn in_trouble(
+    dir: &Path,
+    emulator: &Emulator,
+    change: impl FnOnce(Arc<dyn Provider>) -> Arc<dyn Provider>,
+) -> Vec<String> {
+    let proxy = Proxy::start(Upstream::Tcp(emulator.url.replace("http://", ""))).await;
+    let direct = open(dir, &emulator.url).await;
+    let provider = change(open(dir, &format!("http://{}", proxy.address)).await);
+    faults(&*provider, &*direct, &proxy, &ROW, Image::Host).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_and_answers_that_break_off() {
     let dir = tempfile::tempdir().unwrap();
     let emulator = Emulator::start(dir.path(), &[]);
-    let proxy = Proxy::start(Upstream::Tcp(emulator.url.replace("http://", ""))).await;
-    let direct = open(dir.path(), &emulator.url).await;
-    let provider = open(dir.path(), &format!("http://{}", proxy.address)).await;
-    let wrong = faults(&*provider, &*direct, &proxy, &ROW, Image::Host).await;
+    let wrong = in_trouble(dir.path(), &emulator, |provider| provider).await;
     assert!(wrong.is_empty(), "{wrong:#?}");
     emulator.stop();
 }

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pocketenv::provider::builtin_capabilities;
+use pocketenv::model::SandboxId;
+use pocketenv::provider::{Owner, Provider, builtin_capabilities};
 use serde_json::Value;
 
 use crate::emulate::sdk::{Emulator, pocketenv};
@@ -14,12 +16,20 @@ use crate::emulate::sdk::{Emulator, pocketenv};
 const SECRET: &str = "only-for-those-inside";
 const PAGE: &str = "the same everywhere\n";
 
+/// What of the example there is at the provider.
+async fn listed(direct: &dyn Provider) -> Vec<SandboxId> {
+    let owner = Owner { project: Some("portable".to_owned()), owner: None };
+    direct.list(&owner).await.unwrap().sandboxes.into_keys().collect()
+}
+
 struct User<'a> {
     home: &'a Path,
     provider: &'a str,
     env: Vec<(&'a str, String)>,
     /// Files of the example besides the first.
     besides: &'a [&'a str],
+    /// The provider itself, past the program and its record; `None` where nobody else has a hand in it.
+    direct: Option<Arc<dyn Provider>>,
 }
 
 impl User<'_> {
@@ -79,15 +89,26 @@ impl User<'_> {
             self.runs(&["apply", "--yes"], 0);
             self.all_is_well().await;
         }
+        if let Some(direct) = &self.direct {
+            let ids = listed(&**direct).await;
+            assert_eq!(ids.len(), 1, "{ids:?}");
+            direct.stop(&ids[0]).await.unwrap();
+            self.runs(&["plan", "--detailed-exitcode"], 2);
+            self.runs(&["apply", "--yes"], 0);
+            self.all_is_well().await;
+        }
         self.runs(&["destroy", "--yes"], 0);
         self.runs(&["plan", "--detailed-exitcode"], 2);
+        if let Some(direct) = &self.direct {
+            assert_eq!(listed(&**direct).await, []);
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn local() {
     let home = tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap();
-    User { home: home.path(), provider: "local", env: vec![], besides: &[] }.lives().await;
+    User { home: home.path(), provider: "local", env: vec![], besides: &[], direct: None }.lives().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +116,11 @@ async fn docker() {
     let Some(daemon) = crate::docker::support::Daemon::start() else { return };
     // The image of the example, made here.
     daemon.import("busybox:1", &[]);
+    let direct = Some(daemon.provider().await);
     let env = vec![("DOCKER_HOST", daemon.host())];
-    User { home: daemon.dir.path(), provider: "docker", env, besides: &["docker.yaml"] }.lives().await;
+    User { home: daemon.dir.path(), provider: "docker", env, besides: &["docker.yaml"], direct }
+        .lives()
+        .await;
     assert_eq!(daemon.inventory(), Vec::<String>::new());
 }
 
@@ -104,9 +128,10 @@ async fn docker() {
 async fn e2b() {
     let home = tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap();
     let emulator = Emulator::start(home.path(), &[]);
+    let direct = Some(crate::conformance::e2b::open(home.path(), &emulator.url).await);
     let url = || emulator.url.clone();
     let env = vec![("E2B_API_KEY", "local".to_owned()), ("E2B_API_URL", url()), ("E2B_SANDBOX_URL", url())];
-    User { home: home.path(), provider: "e2b", env, besides: &[] }.lives().await;
+    User { home: home.path(), provider: "e2b", env, besides: &[], direct }.lives().await;
     emulator.stop();
 }
 
@@ -114,8 +139,9 @@ async fn e2b() {
 async fn sim() {
     let home = tempfile::tempdir().unwrap();
     let sim = crate::sim::world::Sim::start(home.path(), 1, "calm", &[]);
+    let direct = Some(crate::conformance::open("sim", home.path(), &[("url", &sim.url)]).await);
     let env = vec![("POCKETENV_SIM_URL", sim.url.clone())];
-    User { home: home.path(), provider: "sim", env, besides: &[] }.lives().await;
+    User { home: home.path(), provider: "sim", env, besides: &[], direct }.lives().await;
     let inventory = sim.inventory().await;
     assert_eq!(inventory["sandboxes"].as_array().unwrap().len(), 0, "{inventory}");
 }

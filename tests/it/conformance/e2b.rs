@@ -13,7 +13,7 @@ use super::{passes, program};
 use crate::emulate::sdk::Emulator;
 
 /// The provider, with its service at this address.
-async fn open(dir: &Path, url: &str) -> Arc<dyn Provider> {
+pub async fn open(dir: &Path, url: &str) -> Arc<dyn Provider> {
     let settings = ["api_url", "sandbox_url"].map(|name| (name.to_owned(), url.to_owned()));
     let key = BTreeMap::from([("api_key".to_owned(), SecretValue::new("local"))]);
     let context = ProviderContext {

@@ -30,6 +30,9 @@ mod manifest;
 #[path = "it/manifest_hostile.rs"]
 mod manifest_hostile;
 #[cfg(target_os = "linux")]
+#[path = "it/portable.rs"]
+mod portable;
+#[cfg(target_os = "linux")]
 #[path = "it/scenarios.rs"]
 mod scenarios;
 #[path = "it/secret.rs"]

@@ -7,6 +7,8 @@ mod docker;
 #[cfg(target_os = "linux")]
 mod e2b;
 #[cfg(target_os = "linux")]
+mod kubernetes;
+#[cfg(target_os = "linux")]
 mod local;
 mod sim;
 

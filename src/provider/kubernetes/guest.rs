@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use hyper::body::Bytes;
@@ -245,13 +246,19 @@ impl Guest for KubernetesGuest {
             what: "forwarding a port".to_owned(),
             message: "the connection has no stream".to_owned(),
         })?;
-        Ok(Box::new(Forwarded { stream, forwarder }))
+        let refused = forwarder.take_error(port).ok_or_else(|| GuestError::Protocol {
+            what: "forwarding a port".to_owned(),
+            message: "the connection does not tell errors".to_owned(),
+        })?;
+        Ok(Box::new(Forwarded { stream, refused: SyncMutex::new(Some(Box::pin(refused))), forwarder }))
     }
 }
 
 /// A connection to a port inside.
 struct Forwarded {
     stream: DuplexStream,
+    /// Why it ended, if the cluster says so: the stream itself stays open then, and nothing comes any more. Locked by nobody: it only lets the whole be shared.
+    refused: SyncMutex<Option<BoxFuture<'static, Option<String>>>>,
     forwarder: Portforwarder,
 }
 
@@ -261,13 +268,36 @@ impl Drop for Forwarded {
     }
 }
 
+impl Forwarded {
+    /// What the cluster says of a connection that it could not make or keep.
+    fn poll_refused(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let Ok(refused) = self.refused.get_mut() else { return Poll::Pending };
+        let Some(told) = refused else { return Poll::Pending };
+        let Poll::Ready(told) = told.as_mut().poll(context) else { return Poll::Pending };
+        *refused = None;
+        match told {
+            Some(why) => Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, shown(&why))),
+            // It ended without an error, which the stream tells.
+            None => Poll::Pending,
+        }
+    }
+}
+
 impl AsyncRead for Forwarded {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(context, buffer) {
+            return Poll::Ready(read);
+        }
+        let Poll::Ready(error) = self.poll_refused(context) else { return Poll::Pending };
+        // What arrived before the error comes before it.
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => Poll::Ready(Ok(())),
+            _ => Poll::Ready(Err(error)),
+        }
     }
 }
 

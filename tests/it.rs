@@ -25,6 +25,10 @@ mod engine;
 mod guest;
 #[path = "it/http.rs"]
 mod http;
+#[cfg(target_os = "linux")]
+#[allow(clippy::unwrap_used)]
+#[path = "it/kubernetes/mod.rs"]
+mod kubernetes;
 #[path = "it/manifest.rs"]
 mod manifest;
 #[path = "it/manifest_hostile.rs"]

@@ -8,6 +8,8 @@ mod docker;
 pub mod e2b;
 mod faults;
 #[cfg(target_os = "linux")]
+mod kubernetes;
+#[cfg(target_os = "linux")]
 mod local;
 mod sim;
 

@@ -276,8 +276,6 @@ impl Controller {
             state.good = Some(record.clone());
             state.bad = None;
             state.status.project = Some(project);
-            // What was measured was measured against the revision before.
-            state.status.sync = Sync::OutOfSync;
             state.status.revision = Some(record.revision.clone()).filter(|revision| !revision.is_empty());
             state.status.diagnostics.clear();
         });

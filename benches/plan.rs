@@ -157,6 +157,7 @@ fn reality(desired: &Desired) -> (Recorded, Observed) {
             guest: Some(sandbox.guest.clone()),
             generation: 1,
             depends_on: sandbox.depends_on.keys().cloned().collect(),
+            state: pocketenv::model::RunState::Running,
             created_at: Timestamp(0),
         };
         recorded.sandboxes.insert(name.clone(), record);

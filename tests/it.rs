@@ -25,10 +25,17 @@ mod engine;
 mod guest;
 #[path = "it/http.rs"]
 mod http;
+#[cfg(target_os = "linux")]
+#[allow(clippy::unwrap_used)]
+#[path = "it/kubernetes/mod.rs"]
+mod kubernetes;
 #[path = "it/manifest.rs"]
 mod manifest;
 #[path = "it/manifest_hostile.rs"]
 mod manifest_hostile;
+#[cfg(target_os = "linux")]
+#[path = "it/portable.rs"]
+mod portable;
 #[cfg(target_os = "linux")]
 #[path = "it/scenarios.rs"]
 mod scenarios;

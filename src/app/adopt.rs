@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::manifest::Manifest;
 use crate::model::{
-    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxId, SandboxSpec, hash_of,
-    labels,
+    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, RunState, SandboxId,
+    SandboxSpec, hash_of, labels,
 };
 use crate::provider::{Owner, ProviderError};
 use crate::store::{Change, Holder, Store};
@@ -222,6 +222,7 @@ impl Project<'_> {
             guest: before.and_then(|r| r.guest.clone()),
             generation,
             depends_on: before.map(|r| r.depends_on.clone()).unwrap_or_default(),
+            state: before.map_or(RunState::Running, |r| r.state),
             created_at: before.map_or_else(|| environment.clock.now(), |r| r.created_at),
         };
         let change = Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record) };

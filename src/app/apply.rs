@@ -331,9 +331,6 @@ fn destroy(view: &mut View, policy: &Policy) {
     });
 }
 
-/// When each step at a provider last succeeded, by resource and verb.
-type Acted = BTreeMap<(Address, &'static str), Instant>;
-
 /// One run of the loop.
 struct Looping<'a> {
     project: &'a Project<'a>,
@@ -412,7 +409,6 @@ impl Looping<'_> {
         let mut at_risk: BTreeSet<Address> = plan.data_at_risk().map(|(a, _)| a.clone()).collect();
         let mut round = 1;
         let mut pause = FIRST_PAUSE;
-        let mut acted = Acted::default();
         let patience = Instant::now() + PATIENCE;
         loop {
             if self.cancel.graceful.is_cancelled() {
@@ -437,8 +433,6 @@ impl Looping<'_> {
                     return Ok((outcome, plan.waiting));
                 }
                 self.rest(&mut pause).await;
-            } else if self.is_echo(&plan, &acted) {
-                self.rest(&mut pause).await;
             } else {
                 if round > MAX_ROUNDS {
                     let addresses: BTreeSet<String> =
@@ -447,11 +441,6 @@ impl Looping<'_> {
                 }
                 let execution = self.execute(&view, &plan, round, report).await;
                 report.add(round, &plan, &execution);
-                for (step, result) in plan.steps.iter().zip(&execution.results) {
-                    if *result == StepResult::Done && !step.action.is_guest() {
-                        acted.insert((step.address.clone(), step.action.verb()), Instant::now());
-                    }
-                }
                 if let Some(message) = execution.store_error {
                     tracing::error!("{message}");
                     return Ok((report.partly_or_failed(), plan.waiting));
@@ -481,18 +470,6 @@ impl Looping<'_> {
             () = self.cancel.graceful.cancelled() => {}
         }
         *pause = (*pause * 2).min(LAST_PAUSE);
-    }
-
-    /// Whether the plan asks again for what was just done, at a provider whose listing may still show what was before: it is not believed before
-    /// the provider's word has settled.
-    fn is_echo(&self, plan: &Plan, acted: &Acted) -> bool {
-        plan.steps.iter().any(|step| {
-            let settle = match self.project.provider(&step.provider) {
-                Ok(provider) => Duration::from_millis(provider.capabilities().settle_ms),
-                Err(_) => Duration::ZERO,
-            };
-            acted.get(&(step.address.clone(), step.action.verb())).is_some_and(|at| at.elapsed() < settle)
-        })
     }
 
     async fn execute(&self, view: &View, plan: &Plan, round: u32, report: &Report) -> Execution {

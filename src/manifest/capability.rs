@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::diagnostic::{Problem, Problems};
 use super::node::{Node, Value};
 use super::source::Span;
-use crate::provider::{Capabilities, Support};
+use crate::model::{EgressHost, EgressRule};
+use crate::provider::{Capabilities, EGRESS_NAME, Support};
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
 const ONLY_IF_HONOURED: &[&[&str]] =
@@ -110,6 +111,10 @@ fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> O
             ));
         }
     }
+    let value = match (path, value) {
+        (["network", "allow", "*"], Some(rule)) if names_host(rule) => Some(EGRESS_NAME),
+        _ => value,
+    };
     match sheet.field(path, value) {
         Some(Support::Refused { because, instead }) => Some((because, instead)),
         Some(Support::Honoured(_)) => None,
@@ -118,6 +123,11 @@ fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> O
             .any(|p| path.starts_with(p))
             .then_some(("does not have this yet", "leave it out for now")),
     }
+}
+
+/// Whether an entry of `network.allow` names a host, and no address.
+fn names_host(rule: &str) -> bool {
+    rule.parse::<EgressRule>().is_ok_and(|rule| !matches!(rule.host, EgressHost::Network { .. }))
 }
 
 fn problem(sheet: &Capabilities, field: &str, because: &str, instead: &str, span: Span) -> Problem {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Address, GuestSpec, IntentId, SandboxId, SandboxSpec, SpecHash, Timestamp};
+use super::{
+    Address, GuestSpec, IntentId, RunState, SandboxId, SandboxSpec, SandboxState, SpecHash, Timestamp,
+};
 
 /// What the store remembers of one project.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,8 +47,21 @@ pub struct RecordedSandbox {
     /// The sandboxes it depended on, so that dependents are deleted first.
     #[serde(default)]
     pub depends_on: BTreeSet<String>,
+    /// What it was last brought to. Where a listing that lags says otherwise, the provider is asked again.
+    #[serde(default)]
+    pub state: RunState,
     /// When it was created, by our clock.
     pub created_at: Timestamp,
+}
+
+impl RecordedSandbox {
+    /// What its provider shows if it is still as it was left.
+    pub fn state_left(&self) -> SandboxState {
+        match self.state {
+            RunState::Running => SandboxState::Running,
+            RunState::Stopped | RunState::Absent => SandboxState::Stopped { unclean: None },
+        }
+    }
 }
 
 /// A volume as it was last applied.

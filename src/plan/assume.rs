@@ -6,7 +6,7 @@ use super::digest::{env_digest, file_digest, repository_digest, secret_file_dige
 use crate::model::{
     Endpoint, FileState, GuestSpec, Identity, IntentId, Observation, Observed, ObservedFile, ObservedGuest,
     ObservedProvider, ObservedRepository, ObservedSandbox, ObservedService, ObservedVolume, OwnerId,
-    PresetOutcome, Recorded, RecordedSandbox, SandboxState, SecretUse, ServiceState, ServiceStatus, hash_of,
+    PresetOutcome, Recorded, RecordedSandbox, SecretUse, ServiceState, ServiceStatus, hash_of,
 };
 
 /// What would be observed if everything stood exactly as it was last applied. `providers` are those that the manifest uses.
@@ -51,7 +51,7 @@ fn observed(project: &str, owner: &OwnerId, name: &str, recorded: &RecordedSandb
     ObservedSandbox {
         id: recorded.id.clone(),
         labels: identity.to_labels(),
-        state: SandboxState::Running,
+        state: recorded.state_left(),
         created_at: Some(recorded.created_at),
         started_at: None,
         spec: Some(recorded.spec.clone()),

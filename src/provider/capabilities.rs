@@ -90,6 +90,9 @@ pub struct ProviderSetting {
     pub summary: &'static str,
 }
 
+/// The value that stands for every host name in a row for `network.allow.*`, beside those for addresses.
+pub const EGRESS_NAME: &str = "NAME";
+
 /// What a provider does with one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldSupport {

@@ -10,10 +10,12 @@ pub mod e2b;
 mod error;
 mod guest;
 pub mod http;
+mod kubernetes;
 mod label;
 #[cfg(target_os = "linux")]
 mod local;
 mod registry;
+mod script;
 pub mod sim;
 
 use std::collections::BTreeMap;
@@ -21,7 +23,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
+    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, ProviderSetting, Range, ResourceRanges,
+    StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
 pub use guest::{

@@ -70,10 +70,16 @@ impl ProviderContext {
 /// The sheet of every provider in this build, by name.
 pub fn builtin_capabilities() -> &'static [&'static Capabilities] {
     #[cfg(target_os = "linux")]
-    static SHEETS: &[&Capabilities] =
-        &[&super::local::SHEET, &super::docker::SHEET, &super::e2b::SHEET, &super::sim::SHEET];
+    static SHEETS: &[&Capabilities] = &[
+        &super::local::SHEET,
+        &super::docker::SHEET,
+        &super::kubernetes::SHEET,
+        &super::e2b::SHEET,
+        &super::sim::SHEET,
+    ];
     #[cfg(not(target_os = "linux"))]
-    static SHEETS: &[&Capabilities] = &[&super::docker::SHEET, &super::e2b::SHEET, &super::sim::SHEET];
+    static SHEETS: &[&Capabilities] =
+        &[&super::docker::SHEET, &super::kubernetes::SHEET, &super::e2b::SHEET, &super::sim::SHEET];
     SHEETS
 }
 
@@ -109,6 +115,7 @@ impl Registry {
                     registry.insert(name, Arc::new(super::docker::Docker::open(context).map_err(named)?))
                 }
                 "e2b" => registry.insert(name, Arc::new(super::e2b::E2b::open(context).map_err(named)?)),
+                "kubernetes" => registry.insert(name, Arc::new(super::kubernetes::Kubernetes::new(context))),
                 "sim" => {
                     registry.insert(name, Arc::new(super::sim::Sim::open(context).await.map_err(named)?))
                 }

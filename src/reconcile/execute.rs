@@ -17,7 +17,7 @@ use super::{Backoff, Event, EventKind, EventSink, Failure, FailureKind};
 use crate::model::with_causes;
 use crate::model::{
     Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded,
-    RecordedSandbox, RecordedVolume, SandboxId, SandboxSpec, hash_of, labels,
+    RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, hash_of, labels,
 };
 use crate::plan::{Action, Plan, Step, StepId};
 use crate::provider::{GuestError, Owner, Provider, ProviderError, Registry};
@@ -385,8 +385,14 @@ impl Run<'_> {
                 self.quiesce(id, step, provider, services).await;
                 Ok(())
             }
-            Action::Start => Ok(provider.start(&self.id(step).await?).await?),
-            Action::Stop => Ok(provider.stop(&self.id(step).await?).await?),
+            Action::Start => {
+                provider.start(&self.id(step).await?).await?;
+                self.brought_to(name, RunState::Running).await
+            }
+            Action::Stop => {
+                provider.stop(&self.id(step).await?).await?;
+                self.brought_to(name, RunState::Stopped).await
+            }
             Action::Delete { forget } => self.delete(step, provider, *forget, token).await,
             // One that nothing is recorded of.
             Action::Discard => self.remove(step, provider, Vec::new(), token).await,
@@ -504,6 +510,14 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Records what a sandbox has been brought to.
+    async fn brought_to(&self, name: &str, state: RunState) -> Result<(), StepError> {
+        if let Some(record) = self.learned.lock().await.records.get_mut(name) {
+            record.state = state;
+        }
+        self.record(vec![Change::SetState { name: name.to_owned(), state }]).await
+    }
+
     async fn record(&self, changes: Vec<Change>) -> Result<(), StepError> {
         self.cx.store.record(&self.cx.plan.project, changes).await?;
         Ok(())
@@ -546,6 +560,7 @@ impl Run<'_> {
             guest: None,
             generation,
             depends_on: self.depends_on(name),
+            state: RunState::Running,
             created_at: self.cx.clock.now(),
         };
         let change = Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record.clone()) };
@@ -591,6 +606,7 @@ impl Run<'_> {
             guest: before.and_then(|r| r.guest.clone()),
             generation,
             depends_on: self.depends_on(name),
+            state: before.map_or(RunState::Running, |r| r.state),
             created_at: before.map_or_else(|| self.cx.clock.now(), |r| r.created_at),
         };
         learned.ids.insert(name.to_owned(), id);

@@ -9,8 +9,8 @@ use futures::stream;
 use super::Backoff;
 use crate::guest;
 use crate::model::{
-    Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded, SandboxId,
-    SandboxState, labels, with_causes,
+    Desired, GuestSpec, Observation, ObservedGuest, ObservedProvider, ObservedSandbox, Recorded,
+    RecordedSandbox, SandboxId, SandboxState, labels, with_causes,
 };
 use crate::provider::{Owner, Provider, ProviderError, Registry};
 
@@ -60,14 +60,14 @@ async fn observe_provider(
         Ok(Err(error)) => return unavailable(with_causes(&error)),
         Err(_) => return unavailable(format!("its listing took more than {} s", LIST_TIMEOUT.as_secs())),
     };
-    // A listing that lags is not believed alone: what we remember and it does not show is asked for by id, and so is what it shows and we do not
-    // remember, since that may be gone already.
-    let known: BTreeSet<&SandboxId> =
-        recorded.sandboxes.values().filter(|r| r.provider == name).map(|r| &r.id).collect();
+    // A listing that lags is believed where it says what we remember. Anything else is asked for by id: what it does not show, what it shows and
+    // we do not know, which may be gone already, and what was brought to something else since.
+    let known: BTreeMap<&SandboxId, &RecordedSandbox> =
+        recorded.sandboxes.values().filter(|r| r.provider == name).map(|r| (&r.id, r)).collect();
     let lags = provider.capabilities().settle_ms > 0;
-    let strange = listing.sandboxes.keys().filter(|id| lags && !known.contains(id));
-    let unseen = known.iter().copied().filter(|id| !listing.sandboxes.contains_key(id));
-    let doubted: Vec<SandboxId> = strange.chain(unseen).cloned().collect();
+    let shown = listing.sandboxes.values().filter(|shown| lags && !is_as_left(shown, known.get(&shown.id)));
+    let unseen = known.keys().copied().filter(|id| !listing.sandboxes.contains_key(id));
+    let doubted: Vec<SandboxId> = shown.map(|s| &s.id).chain(unseen).cloned().collect();
     let concurrency = provider.capabilities().max_concurrency.max(1);
     let answers: Vec<(&SandboxId, Result<Option<ObservedSandbox>, ProviderError>)> = stream::iter(&doubted)
         .map(|id| async move { (id, again(provider_pause, || provider.get(id)).await) })
@@ -85,6 +85,14 @@ async fn observe_provider(
         }
     }
     Observation::Complete(listing)
+}
+
+/// Whether a listing shows a sandbox as we left it.
+fn is_as_left(shown: &ObservedSandbox, left: Option<&&RecordedSandbox>) -> bool {
+    left.is_some_and(|left| {
+        let generation = shown.labels.get(labels::GENERATION).and_then(|text| text.parse().ok());
+        shown.state == left.state_left() && generation == Some(left.generation)
+    })
 }
 
 /// Looks into every running sandbox of the project.

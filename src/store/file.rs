@@ -18,13 +18,14 @@ const APPLICATION_ID: i32 = 0x706b_7465;
 /// The step from each version to the next; the first makes version 1 of an empty file. Never edit one that was released.
 ///
 /// Run by hand in one transaction that also looks at the version: two processes that open an old file at once must not both migrate it.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("schema-1.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
     include_str!("schema-5.sql"),
     include_str!("schema-6.sql"),
+    include_str!("schema-7.sql"),
 ];
 
 /// How long a transaction waits for one of another process. Transactions take milliseconds; this is for a machine on its knees.

@@ -7,9 +7,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
 use super::error::Fault;
-use super::row::{count, from_json, int, to_json};
+use super::row::{count, from_json, from_word, int, to_json, to_word};
 use super::{Store, StoreError, journal};
-use crate::model::{Address, Recorded, RecordedSandbox, RecordedVolume, SandboxId, Timestamp};
+use crate::model::{Address, Recorded, RecordedSandbox, RecordedVolume, RunState, SandboxId, Timestamp};
 
 /// A project that the store knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +35,13 @@ pub enum Change {
         name: String,
         /// What to remember.
         sandbox: Box<RecordedSandbox>,
+    },
+    /// The sandbox was brought to this state.
+    SetState {
+        /// Its name.
+        name: String,
+        /// The state.
+        state: RunState,
     },
     /// The volume exists as described.
     PutVolume {
@@ -155,7 +162,7 @@ fn recorded(connection: &Connection, project: &str) -> Result<Recorded, Fault> {
 
     let mut sandboxes = BTreeMap::new();
     let mut statement = connection.prepare_cached(
-        "SELECT name, provider, id, spec, generation, created_at, guest, depends_on FROM sandboxes WHERE project = ?1",
+        "SELECT name, provider, id, spec, generation, created_at, guest, depends_on, state FROM sandboxes WHERE project = ?1",
     )?;
     let mut rows = statement.query([project])?;
     while let Some(row) = rows.next()? {
@@ -172,6 +179,7 @@ fn recorded(connection: &Connection, project: &str) -> Result<Recorded, Fault> {
             id: SandboxId(row.get(2)?),
             spec: from_json(spec, || what("spec"))?,
             generation: count(row.get(4)?),
+            state: from_word(row.get_ref(8)?.as_str().map_err(rusqlite::Error::from)?, || what("state"))?,
             created_at: Timestamp(row.get(5)?),
         };
         sandboxes.insert(name, sandbox);
@@ -224,8 +232,8 @@ fn apply_one(connection: &Connection, project: &str, change: &Change) -> Result<
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO sandboxes
-                         (project, name, provider, id, spec, generation, created_at, guest, depends_on)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                         (project, name, provider, id, spec, generation, created_at, guest, depends_on, state)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 )?
                 .execute(params![
                     project,
@@ -236,8 +244,15 @@ fn apply_one(connection: &Connection, project: &str, change: &Change) -> Result<
                     int(sandbox.generation),
                     sandbox.created_at.0,
                     guest,
-                    depends_on
+                    depends_on,
+                    to_word(&sandbox.state, || what("state"))?
                 ])?;
+        }
+        Change::SetState { name, state } => {
+            let state = to_word(state, || format!("the state of sandbox `{name}` in project `{project}`"))?;
+            connection
+                .prepare_cached("UPDATE sandboxes SET state = ?3 WHERE project = ?1 AND name = ?2")?
+                .execute(params![project, name, state])?;
         }
         Change::PutVolume { name, volume } => {
             connection

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use pocketenv::model::{
     Address, Clock, Condition, ConditionStatus, IdSource, IntentId, IntentOperation, PendingIntent, PortRef,
-    RecordedSandbox, RecordedVolume, SandboxId, SandboxSpec, SpecHash, Timestamp,
+    RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, SpecHash, Timestamp,
 };
 use pocketenv::secret::{Redactor, SecretValue, digest};
 use pocketenv::store::{
@@ -55,6 +55,7 @@ fn sandbox(id: &str) -> RecordedSandbox {
         guest: None,
         generation: 1,
         depends_on: BTreeSet::new(),
+        state: RunState::Running,
         created_at: Timestamp(1_000),
     }
 }

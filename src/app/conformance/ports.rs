@@ -35,6 +35,8 @@ bind(S, sockaddr_in($ARGV[0], INADDR_ANY)) || die;
 listen(S, 16) || die;
 while (accept(C, S)) { select(C); $| = 1; my $line = <C>; print C $line; close C; }
 ' "$1"
+# One that takes one connection at a time turns the others away.
+elif nc -h 2>&1 | grep -q -e '-ll'; then exec nc -ll -p "$1" -e head -n 1
 else while :; do nc -l -p "$1" -e head -n 1; done
 fi
 "#;

@@ -435,6 +435,29 @@ impl Config {
         }
         settings
     }
+
+    /// Projects of a source that wait for one another, this one first and again at the end. Which projects there are is known only once a source has
+    /// been looked at, so that reading the configuration cannot refuse it.
+    pub fn circle(&self, source: &Source, path: &str) -> Option<Vec<String>> {
+        let mut seen = BTreeSet::new();
+        let mut walks = vec![vec![path.to_owned()]];
+        while let Some(walk) = walks.pop() {
+            let at = walk.last()?;
+            for on in self.settings(source, at).depends_on {
+                // A project does not wait for itself where all of a source wait for one of them.
+                let inside = on.split_once('/').filter(|(name, on)| *name == source.name && on != at);
+                let Some((_, next)) = inside else { continue };
+                let further: Vec<String> = walk.iter().cloned().chain([next.to_owned()]).collect();
+                if next == path {
+                    return Some(further);
+                }
+                if seen.insert(next.to_owned()) {
+                    walks.push(further);
+                }
+            }
+        }
+        None
+    }
 }
 
 /// The source of what is waited for: all of a source, or one project of it.
@@ -664,6 +687,29 @@ sources:
         assert_eq!((web.resync, web.drift), (Duration::from_secs(3600), Some(DriftPolicy::Warn)));
         assert!(!web.prune && web.account.env == ["TOKEN"] && web.account.files[0].is_absolute());
         assert!(!lab.prune && lab.drift.is_none() && lab.depends_on.is_empty());
+    }
+
+    #[test]
+    fn projects_of_a_source_that_wait_for_one_another_are_found() {
+        let config = read(
+            "version: 1
+sources:
+  - name: shop
+    git: { url: https://h/shop.git, projects: many }
+    depends_on: [shop/db]
+    overrides:
+      - { paths: [a], depends_on: [shop/db, shop/b] }
+      - { paths: [b], depends_on: [shop/c] }
+      - { paths: [c], depends_on: [shop/a] }
+      - { paths: [before], depends_on: [shop/a] }
+",
+        )
+        .unwrap();
+        let circle = |path| config.circle(&config.sources[0], path).map(|circle| circle.join(" → "));
+        assert_eq!(circle("a").as_deref(), Some("a → b → c → a"));
+        assert_eq!(circle("c").as_deref(), Some("c → a → b → c"));
+        // Whoever waits for a circle is not in it, and what all of the source wait for does not wait for itself.
+        assert_eq!((circle("before"), circle("db"), circle("web")), (None, None, None));
     }
 
     #[test]

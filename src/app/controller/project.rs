@@ -368,7 +368,7 @@ impl Controller {
 
     /// Why nothing may be changed now, if so.
     fn held_back(&self, at: At<'_>) -> Option<(Phase, String)> {
-        let At { settings, key, .. } = at;
+        let At { settings, key, source } = at;
         if settings.suspend {
             return Some((Phase::Suspended, "the source is suspended".to_owned()));
         }
@@ -395,6 +395,14 @@ impl Controller {
                 || !projects.all(|(other, project)| other == key || ready(project))
         });
         waits_for.map(|on| {
+            if let Some(circle) = self.config.circle(source, &key.1) {
+                let message = format!(
+                    "projects of source `{}` wait for one another: {}; take one of them out of `depends_on`",
+                    source.name,
+                    circle.join(" → ")
+                );
+                return (Phase::Waiting, message);
+            }
             let what = if on.contains('/') { "project" } else { "source" };
             (Phase::Waiting, format!("{what} `{on}` is not in sync and healthy yet"))
         })

@@ -17,6 +17,13 @@ Examples:
   export E2B_API_URL=http://127.0.0.1:7080 E2B_SANDBOX_URL=http://127.0.0.1:7080 E2B_API_KEY=local
   pocketenv emulate e2b --template code-interpreter-v1=host --keep")]
     E2b(EmulateArgs),
+    /// Serve Daytona's API: programs written with Daytona's SDK run on this machine
+    #[command(after_help = "\
+Examples:
+  pocketenv emulate daytona --listen 127.0.0.1:7081
+  export DAYTONA_API_URL=http://127.0.0.1:7081 DAYTONA_API_KEY=local
+  pocketenv emulate daytona --template my-snapshot=host --keep")]
+    Daytona(EmulateArgs),
 }
 
 /// What every emulator takes.

@@ -15,11 +15,20 @@ use crate::cli::ui::hint;
 use crate::model::Image;
 use crate::model::with_causes;
 use crate::provider::{Capabilities, Support, builtin_capabilities};
-use crate::server::emulate::{Options, e2b};
+use crate::server::emulate::{Options, daytona, e2b};
+
+/// One that is ready to serve.
+enum Emulator {
+    E2b(e2b::Emulator),
+    Daytona(daytona::Emulator),
+}
 
 /// Runs an emulator.
 pub async fn run(cx: &Context, command: &EmulateCommand) -> Result<Exit, CliError> {
-    let EmulateCommand::E2b(args) = command;
+    let (vendor, args) = match command {
+        EmulateCommand::E2b(args) => ("e2b", args),
+        EmulateCommand::Daytona(args) => ("daytona", args),
+    };
     if !args.listen.ip().is_loopback() && !args.allow_remote {
         let text = format!("{} is not this machine alone; `--allow-remote` allows it", args.listen);
         return Err(CliError::usage(text));
@@ -35,7 +44,7 @@ pub async fn run(cx: &Context, command: &EmulateCommand) -> Result<Exit, CliErro
     })?;
     let images = images(args, sheet)?;
     let provider = cx.app.open_provider(sheet, None).await?;
-    let project = cx.selection().project.clone().unwrap_or_else(|| "emulate-e2b".to_owned());
+    let project = cx.selection().project.clone().unwrap_or_else(|| format!("emulate-{vendor}"));
     let environment = cx.app.environment();
     let state = args.state.clone().unwrap_or_else(|| {
         environment.directories.state.join("emulate").join(format!("{}.json", project.replace('/', "-")))
@@ -51,19 +60,29 @@ pub async fn run(cx: &Context, command: &EmulateCommand) -> Result<Exit, CliErro
     };
     let failed = |error: &dyn std::error::Error| CliError::new(Exit::Failed, with_causes(error));
     let mut signals = Signals::new().map_err(|error| failed(&error))?;
-    let emulator = e2b::Emulator::open(options, args.allow_remote).await.map_err(|error| failed(&error))?;
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
         .map_err(|error| CliError::system(format!("listening on {}", args.listen), &error))?;
     let address = listener.local_addr().map_err(|error| CliError::system("listening", &error))?;
+    let remote = args.allow_remote;
+    let emulator = match command {
+        EmulateCommand::E2b(_) => e2b::Emulator::open(options, remote).await.map(Emulator::E2b),
+        EmulateCommand::Daytona(_) => daytona::Emulator::open(options, remote).await.map(Emulator::Daytona),
+    };
+    let emulator = emulator.map_err(|error| failed(&error))?;
     // Whoever started it reads the address here, and knows that it is there.
     let mut out = std::io::stdout();
     writeln!(out, "http://{address}")?;
     out.flush()?;
     let key = if args.allow_remote || args.api_key.is_some() { "KEY" } else { "any" };
-    cx.ui.say(&format!(
-        "E2B on provider `{name}`: E2B_API_URL=http://{address} E2B_SANDBOX_URL=http://{address} E2B_API_KEY={key}"
-    ));
+    let name_of = if vendor == "e2b" { "E2B" } else { "Daytona" };
+    let urls = match command {
+        EmulateCommand::E2b(_) => {
+            format!("E2B_API_URL=http://{address} E2B_SANDBOX_URL=http://{address} E2B_API_KEY={key}")
+        }
+        EmulateCommand::Daytona(_) => format!("DAYTONA_API_URL=http://{address} DAYTONA_API_KEY={key}"),
+    };
+    cx.ui.say(&format!("{name_of} on provider `{name}`: {urls}"));
     let stop = CancellationToken::new();
     let ending = stop.clone();
     let until_stdin_ends = args.until_stdin_ends;
@@ -77,7 +96,11 @@ pub async fn run(cx: &Context, command: &EmulateCommand) -> Result<Exit, CliErro
         let code = signals.next().await;
         std::process::exit(code);
     });
-    emulator.serve(listener, args.keep, stop).await.map_err(|error| CliError::system("serving", &error))?;
+    let served = match emulator {
+        Emulator::E2b(emulator) => emulator.serve(listener, args.keep, stop).await,
+        Emulator::Daytona(emulator) => emulator.serve(listener, args.keep, stop).await,
+    };
+    served.map_err(|error| CliError::system("serving", &error))?;
     Ok(Exit::Done)
 }
 

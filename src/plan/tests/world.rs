@@ -364,6 +364,7 @@ impl World {
                         guest: None,
                         generation: *generation,
                         depends_on: depends_on(),
+                        state: RunState::Running,
                         created_at: Timestamp(self.now),
                     };
                     learned.ids.insert(name.clone(), id);
@@ -386,6 +387,7 @@ impl World {
                         guest: before.and_then(|r| r.guest.clone()),
                         generation: *generation,
                         depends_on: depends_on(),
+                        state: before.map_or(RunState::Running, |r| r.state),
                         created_at: before.map_or(Timestamp(self.now), |r| r.created_at),
                     };
                     learned.ids.insert(name.clone(), id);

@@ -13,13 +13,12 @@ use tokio::sync::OnceCell;
 
 use super::daemon::Daemon;
 use crate::provider::ProviderError;
+use crate::provider::script::shown;
 
 /// How long an answer may take; a stop takes its time.
 const ANSWER: Duration = Duration::from_secs(120);
 /// How long connecting may take, with the question which version is spoken.
 const CONNECT: Duration = Duration::from_secs(10);
-/// What of a daemon's message is shown.
-const MESSAGE_LIMIT: usize = 1000;
 
 /// Both directions of a command's stream.
 pub(super) type Raw = TokioIo<hyper::upgrade::Upgraded>;
@@ -173,12 +172,6 @@ fn message(body: &[u8]) -> String {
     }
     serde_json::from_slice::<Said>(body)
         .map_or_else(|_| String::from_utf8_lossy(body).into_owned(), |said| said.message)
-}
-
-/// A message as it may be shown: no control characters, bounded.
-pub(super) fn shown(text: &str) -> String {
-    let text = text.trim();
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE_LIMIT).collect()
 }
 
 /// The error of the system at the bottom.

@@ -10,9 +10,10 @@ use futures::StreamExt as _;
 use sha2::Digest as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
-use super::api::{Api, shown};
+use super::api::Api;
 use crate::model::{Image, labels, sha256_hex};
 use crate::provider::ProviderError;
+use crate::provider::script::shown;
 use crate::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 
 /// How long a pull or a build may say nothing.

@@ -25,7 +25,7 @@ pub(super) const RECORD_OF: &str = "pocketenv.io/record-of";
 /// Begins the name of everything of ours.
 const PREFIX: &str = "pocketenv.";
 /// The first process.
-const INIT: &str = include_str!("sh/init.sh");
+const INIT: &str = include_str!("../script/init.sh");
 /// The file with the links, for the first process.
 pub(super) const LINKS_FILE: &str = "var/lib/pocketenv-links";
 /// The period of the processor limit, in microseconds.

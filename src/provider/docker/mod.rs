@@ -1,7 +1,7 @@
 //! The provider `docker`: sandboxes are containers of a Docker daemon, or of Podman's, which speaks the same interface.
 //!
 //! Everything carries labels: containers, volumes, the network of each project. A container runs one constant script as its first process
-//! (`sh/init.sh`); what a sandbox does is put inside by the guest room, as at every provider.
+//! (`provider/script/init.sh`); what a sandbox does is put inside by the guest room, as at every provider.
 
 mod api;
 mod daemon;

@@ -3,12 +3,14 @@
 //! What any emulator needs stands here: which sandboxes it made, when each ends, and what runs inside (`process`, `files`, `watch`, built on the
 //! [`Guest`] trait alone). A directory per vendor translates the wire. `docs/emulators.md` describes them from outside.
 
+pub mod daytona;
 pub mod e2b;
 mod files;
 mod forward;
 mod measure;
 mod process;
 mod record;
+mod request;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +21,9 @@ use std::time::Duration;
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::guest::{Bundle, EnvBundle, environment, write_bundle};
 use crate::model::{
@@ -32,6 +36,8 @@ use process::Processes;
 pub use record::StateError;
 use record::{OnTimeout, Record, StateFile};
 
+/// How long open connections may take to end.
+const DRAIN: Duration = Duration::from_secs(2);
 /// How long to wait before a sandbox that could not be ended is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// The longest sleep between two looks at the clock, which may jump.
@@ -80,6 +86,8 @@ pub enum CallError {
 
 /// What a new sandbox is to be.
 struct NewSandbox {
+    /// Another name to find it by; no two sandboxes have the same.
+    name: Option<String>,
     /// The name of its image.
     template: String,
     /// For the program that made it.
@@ -209,6 +217,7 @@ impl Emulation {
         let now = self.now();
         Record {
             id: id.to_owned(),
+            name: new.name.clone(),
             provider_id: None,
             intent: self.options.ids.fresh(),
             template: new.template.clone(),
@@ -610,6 +619,31 @@ impl Emulation {
         futures::future::join_all(all.into_iter().map(kill)).await;
     }
 
+    /// Answers requests until `stop`. Then its sandboxes are deleted, unless they are to be kept.
+    async fn serve(
+        self: Arc<Self>,
+        router: axum::Router,
+        listener: TcpListener,
+        keep: bool,
+        stop: CancellationToken,
+    ) -> std::io::Result<()> {
+        let expiring = tokio::spawn(self.clone().expire());
+        let stopped = stop.clone();
+        let served =
+            axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
+        let result = tokio::select! {
+            ended = async { served.await } => ended,
+            () = async { stop.cancelled().await; self.quiet(); tokio::time::sleep(DRAIN).await } => Ok(()),
+        };
+        expiring.abort();
+        if keep {
+            self.quiet();
+        } else {
+            self.remove_all().await;
+        }
+        result
+    }
+
     /// Ends what this emulator runs inside, and leaves the sandboxes.
     fn quiet(&self) {
         lock(&self.sandboxes).values().for_each(|sandbox| sandbox.quiet());
@@ -619,6 +653,7 @@ impl Emulation {
 impl Default for NewSandbox {
     fn default() -> Self {
         Self {
+            name: None,
             template: "base".to_owned(),
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),

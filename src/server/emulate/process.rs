@@ -105,6 +105,9 @@ pub(super) struct Process {
     pub command: Command,
     /// Whether it has a terminal.
     pub terminal: bool,
+    /// When it was started.
+    pub started: jiff::Timestamp,
+    size: Mutex<Option<PtyRequest>>,
     input: Mutex<Option<mpsc::Sender<Bytes>>>,
     sizes: mpsc::Sender<PtyRequest>,
     listeners: Listeners,
@@ -134,7 +137,14 @@ impl Process {
         if !self.terminal {
             return Err(InputError::Kind);
         }
-        self.sizes.send(size).await.map_err(|_| InputError::Closed)
+        self.sizes.send(size).await.map_err(|_| InputError::Closed)?;
+        *lock(&self.size) = Some(size);
+        Ok(())
+    }
+
+    /// The size of its terminal, if it has one.
+    pub fn size(&self) -> Option<PtyRequest> {
+        *lock(&self.size)
     }
 
     /// What it does from now on.
@@ -257,6 +267,8 @@ impl Processes {
             tag,
             command,
             terminal: terminal.is_some(),
+            started: jiff::Timestamp::now(),
+            size: Mutex::new(terminal),
             input: Mutex::new((stdin || terminal.is_some()).then_some(input)),
             sizes,
             listeners,

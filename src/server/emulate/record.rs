@@ -30,6 +30,9 @@ pub(super) enum OnTimeout {
 pub(super) struct Record {
     /// The id that programs know; the name in its address as well, so that its labels alone identify it.
     pub id: String,
+    /// Another name that programs may use for it.
+    #[serde(default)]
+    pub name: Option<String>,
     /// The provider's id; `None` while it is being made.
     pub provider_id: Option<SandboxId>,
     /// The token of its create.

@@ -60,6 +60,8 @@ enum Defect {
     PortsAreAllOpen,
     EndpointsAreWrong,
     ExecIsSlow,
+    LostListingsAreEmpty,
+    LostCommandsSucceed,
 }
 
 use Defect::*;
@@ -109,6 +111,29 @@ const OF_AN_INSIDE: &[(Defect, &[&str])] = &[
     (PortsAreClosed, &["ports/dialled"]),
     (PortsAreAllOpen, &["ports/closed"]),
     (EndpointsAreWrong, &["ports/forwarded"]),
+];
+
+/// What is made wrongly of a service that is in trouble, and what the attempts that find it are about.
+const OF_TROUBLE: &[(Defect, &[&str])] = &[
+    (
+        LostListingsAreEmpty,
+        &[
+            "a listing that is refused with 401",
+            "a listing that is refused with 503",
+            "a listing that breaks off",
+            "a listing that is told to wait",
+        ],
+    ),
+    (TokensAreIgnored, &["a create whose answer broke off, again"]),
+    (
+        LostCommandsSucceed,
+        &[
+            "a command that breaks off",
+            "a download that breaks off",
+            "a command without an answer",
+            "a command that is refused with 500",
+        ],
+    ),
 ];
 
 struct Broken {
@@ -161,7 +186,11 @@ impl Provider for Broken {
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
         let all = Owner { project: None, owner: None };
-        let mut listing = self.inner.list(if self.is(ListingIsUnfiltered) { &all } else { owner }).await?;
+        let mut listing = match self.inner.list(if self.is(ListingIsUnfiltered) { &all } else { owner }).await
+        {
+            Err(_) if self.is(LostListingsAreEmpty) => ObservedProvider::default(),
+            other => other?,
+        };
         listing.sandboxes.values_mut().for_each(|sandbox| self.spoil(sandbox));
         if let (true, Some(last)) = (self.is(ListingForgets), self.made.lock().unwrap().last()) {
             listing.sandboxes.remove(last);
@@ -397,6 +426,10 @@ impl Guest for BrokenGuest {
                 tokio::time::sleep(Duration::from_secs(40)).await;
                 inner.exec(&command, io).await
             }
+            LostCommandsSucceed => match inner.exec(&command, io).await {
+                Err(GuestError::Unreachable { .. } | GuestError::Protocol { .. }) => Ok(ExitStatus::Code(0)),
+                other => other,
+            },
             _ => inner.exec(&command, io).await,
         }
     }
@@ -484,6 +517,21 @@ async fn a_broken_cloud_is_found_out() {
 async fn a_broken_inside_is_found_out() {
     let dir = tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap();
     are_found(open("local", dir.path(), &[]).await, &pairs(OF_AN_INSIDE)).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_wrongly_of_trouble_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let emulator = crate::emulate::sdk::Emulator::start("e2b", dir.path(), &[]);
+    for (defect, attempts) in OF_TROUBLE {
+        let wrong = super::e2b::in_trouble(dir.path(), &emulator, |inner| Broken::wrap(inner, *defect)).await;
+        for attempt in *attempts {
+            let found = wrong.iter().any(|found| found.starts_with(attempt));
+            assert!(found, "{defect:?} is not found by {attempt:?}: {wrong:#?}");
+        }
+    }
+    emulator.stop();
 }
 
 #[test]

@@ -5,7 +5,10 @@ mod broken;
 #[cfg(target_os = "linux")]
 mod docker;
 #[cfg(target_os = "linux")]
-mod e2b;
+pub mod e2b;
+mod faults;
+#[cfg(target_os = "linux")]
+mod kubernetes;
 #[cfg(target_os = "linux")]
 mod local;
 mod sim;
@@ -25,7 +28,8 @@ fn program() -> PathBuf {
     std::env::var_os("POCKETENV_TEST_EXE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into()).into()
 }
 
-async fn open(name: &str, dir: &Path, settings: &[(&str, &str)]) -> Arc<dyn Provider> {
+/// The provider, with these settings.
+pub async fn open(name: &str, dir: &Path, settings: &[(&str, &str)]) -> Arc<dyn Provider> {
     let settings: BTreeMap<_, _> = settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     let context = ProviderContext {
         data_dir: dir.join("data"),

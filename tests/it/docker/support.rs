@@ -90,38 +90,7 @@ impl Daemon {
 
     /// Makes an image from busybox and these files.
     pub fn import(&self, name: &str, files: &[(&str, &str)]) {
-        let mut archive = tar::Builder::new(Vec::new());
-        let mut add = |path: &str, kind: tar::EntryType, mode: u32, data: &[u8], link: &str| {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            header.set_mode(mode);
-            header.set_size(data.len() as u64);
-            if link.is_empty() {
-                archive.append_data(&mut header, path, data).unwrap();
-            } else {
-                archive.append_link(&mut header, path, link).unwrap();
-            }
-        };
-        for dir in
-            ["bin/", "dev/", "etc/", "proc/", "root/", "run/", "sys/", "var/lib/", "var/log/", "usr/bin/"]
-        {
-            add(dir, tar::EntryType::Directory, 0o755, b"", "");
-        }
-        for dir in ["tmp/", "var/tmp/"] {
-            add(dir, tar::EntryType::Directory, 0o1777, b"", "");
-        }
-        let busybox = std::fs::read(which("busybox").unwrap()).unwrap();
-        add("bin/busybox", tar::EntryType::Regular, 0o755, &busybox, "");
-        let applets = Command::new("busybox").arg("--list").output().unwrap().stdout;
-        for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
-            add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, b"", "busybox");
-        }
-        let passwd = "root:x:0:0:root:/root:/bin/sh\ndev:x:1000:1000::/tmp:/bin/sh\n";
-        let group = "root:x:0:\ndev:x:1000:\n";
-        for (path, text) in [("etc/passwd", passwd), ("etc/group", group)].iter().chain(files) {
-            add(path, tar::EntryType::Regular, 0o644, text.as_bytes(), "");
-        }
-        let archive = archive.into_inner().unwrap();
+        let archive = busybox_root(files);
         let mut command = Command::new(which("docker").unwrap());
         command.args(["-H", &self.host(), "import", "-", name]).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut import = command.spawn().unwrap();
@@ -210,6 +179,41 @@ impl Drop for Daemon {
             let _ = std::fs::remove_dir(controller.path().join("docker"));
         }
     }
+}
+
+/// A root filesystem, as an archive, of busybox and these files.
+pub fn busybox_root(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, kind: tar::EntryType, mode: u32, data: &[u8], link: &str| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(data.len() as u64);
+        if link.is_empty() {
+            archive.append_data(&mut header, path, data).unwrap();
+        } else {
+            archive.append_link(&mut header, path, link).unwrap();
+        }
+    };
+    for dir in ["bin/", "dev/", "etc/", "proc/", "root/", "run/", "sys/", "var/lib/", "var/log/", "usr/bin/"]
+    {
+        add(dir, tar::EntryType::Directory, 0o755, b"", "");
+    }
+    for dir in ["tmp/", "var/tmp/"] {
+        add(dir, tar::EntryType::Directory, 0o1777, b"", "");
+    }
+    let busybox = std::fs::read(which("busybox").unwrap()).unwrap();
+    add("bin/busybox", tar::EntryType::Regular, 0o755, &busybox, "");
+    let applets = Command::new("busybox").arg("--list").output().unwrap().stdout;
+    for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
+        add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, b"", "busybox");
+    }
+    let passwd = "root:x:0:0:root:/root:/bin/sh\ndev:x:1000:1000::/tmp:/bin/sh\n";
+    let group = "root:x:0:\ndev:x:1000:\n";
+    for (path, text) in [("etc/passwd", passwd), ("etc/group", group)].iter().chain(files) {
+        add(path, tar::EntryType::Regular, 0o644, text.as_bytes(), "");
+    }
+    archive.into_inner().unwrap()
 }
 
 /// A program, in the places of the system: beside it there may be one of another version.

@@ -21,7 +21,7 @@ fn boxes(home: &Path) -> Vec<String> {
 fn python(name: &str, arguments: &[&str]) {
     let Some(sdks) = sdks() else { return };
     let home = home();
-    let emulator = Emulator::start(home.path(), arguments);
+    let emulator = Emulator::start("e2b", home.path(), arguments);
     emulator.python(&sdks, name);
     emulator.stop();
     assert_eq!(boxes(home.path()), Vec::<String>::new());
@@ -46,7 +46,7 @@ fn the_python_sdk_moves_files() {
 fn the_javascript_sdk_does_all_of_it() {
     let Some(sdks) = sdks() else { return };
     let home = home();
-    let emulator = Emulator::start(home.path(), &[]);
+    let emulator = Emulator::start("e2b", home.path(), &[]);
     emulator.node(&sdks, "all.mjs");
     emulator.stop();
     assert_eq!(boxes(home.path()), Vec::<String>::new());
@@ -105,7 +105,7 @@ impl<'a> Plain<'a> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_emulator_goes_on_with_its_sandboxes() {
     let home = home();
-    let emulator = Emulator::start(home.path(), &[]);
+    let emulator = Emulator::start("e2b", home.path(), &[]);
     let plain = Plain::new(&emulator);
     let long = json!({ "templateID": "base", "timeout": 1000, "metadata": { "a": "b" }, "envVars": { "SECRET": "hunter2" } });
     let kept = plain.create(long).await;
@@ -118,7 +118,7 @@ async fn a_killed_emulator_goes_on_with_its_sandboxes() {
     assert!(!std::fs::read_to_string(&state).unwrap().contains("hunter2"));
 
     // It goes on, and what was to end meanwhile ends now.
-    let emulator = Emulator::start(home.path(), &[]);
+    let emulator = Emulator::start("e2b", home.path(), &[]);
     let plain = Plain::new(&emulator);
     let id = kept["sandboxID"].as_str().unwrap();
     eventually(async || plain.listed().await == [id]).await;
@@ -148,11 +148,11 @@ async fn a_killed_emulator_goes_on_with_its_sandboxes() {
     // The file is lost: the labels are enough to find it, and to end it.
     emulator.kill();
     std::fs::remove_file(&state).unwrap();
-    let emulator = Emulator::start(home.path(), &["--keep"]);
+    let emulator = Emulator::start("e2b", home.path(), &["--keep"]);
     assert_eq!(Plain::new(&emulator).listed().await, [id]);
     emulator.stop();
     assert_eq!(boxes(home.path()).len(), 1, "they were to be kept");
-    Emulator::start(home.path(), &[]).stop();
+    Emulator::start("e2b", home.path(), &[]).stop();
     assert_eq!(boxes(home.path()), Vec::<String>::new());
 }
 
@@ -163,7 +163,7 @@ async fn who_may_ask_and_how_it_says_no() {
         let output = pocketenv(home.path()).args(["emulate", "e2b"]).args(listen).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{output:?}");
     }
-    let emulator = Emulator::start(home.path(), &["--api-key", "sesame", "--template", "mine=host"]);
+    let emulator = Emulator::start("e2b", home.path(), &["--api-key", "sesame", "--template", "mine=host"]);
     let plain = Plain::new(&emulator);
     let list = async |headers: &[(&str, &str)]| plain.send("GET", "/v2/sandboxes", headers, None).await;
     assert_eq!(list(&[("x-api-key", "sesame")]).await, (200, json!([])));
@@ -213,7 +213,7 @@ sandboxes:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_lives_at_e2b() {
     let home = home();
-    let emulator = Emulator::start(home.path(), &[]);
+    let emulator = Emulator::start("e2b", home.path(), &[]);
     let plain = Plain::new(&emulator);
     std::fs::write(home.path().join("pocketenv.yaml"), MANIFEST.replace("URL", &emulator.url)).unwrap();
     let run = |arguments: &[&str]| {

@@ -1,4 +1,5 @@
 //! Emulators, held to the vendors' own SDKs.
 
+mod daytona;
 mod e2b;
 pub mod sdk;

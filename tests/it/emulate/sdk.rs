@@ -26,16 +26,17 @@ pub fn sdks() -> Option<PathBuf> {
 
 /// A running emulator. It ends, and its sandboxes with it, when this is dropped.
 pub struct Emulator {
+    vendor: &'static str,
     child: Child,
     pub url: String,
     home: PathBuf,
 }
 
 impl Emulator {
-    /// Starts one whose things are below `home`.
-    pub fn start(home: &Path, arguments: &[&str]) -> Self {
+    /// Starts one of a vendor whose things are below `home`.
+    pub fn start(vendor: &'static str, home: &Path, arguments: &[&str]) -> Self {
         let mut child = pocketenv(home)
-            .args(["emulate", "e2b", "--quiet", "--until-stdin-ends", "--listen", "127.0.0.1:0"])
+            .args(["emulate", vendor, "--quiet", "--until-stdin-ends", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -44,7 +45,7 @@ impl Emulator {
         let mut url = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
         assert!(url.starts_with("http://127.0.0.1:"), "the emulator did not come up: {url:?}");
-        Self { child, url: url.trim().to_owned(), home: home.to_owned() }
+        Self { vendor, child, url: url.trim().to_owned(), home: home.to_owned() }
     }
 
     /// SIGKILL.
@@ -69,14 +70,17 @@ impl Emulator {
             .env("E2B_API_URL", &self.url)
             .env("E2B_SANDBOX_URL", &self.url)
             .env("E2B_API_KEY", "local")
+            .env("DAYTONA_API_URL", &self.url)
+            .env("DAYTONA_API_KEY", "local")
             .stdin(Stdio::null());
         command
     }
 
-    /// Runs one of the programs of `tests/sdk/e2b`, which says what differs and fails.
+    /// Runs one of the programs of `tests/sdk/VENDOR`, which says what differs and fails.
     pub fn python(&self, sdks: &Path, name: &str) {
         let mut command = self.program(sdks.join("venv/bin/python"));
-        command.arg("-B").arg(project_root().join("tests/sdk/e2b").join(name));
+        let programs = project_root().join("tests/sdk");
+        command.env("PYTHONPATH", &programs).arg("-B").arg(programs.join(self.vendor).join(name));
         succeeds(command);
     }
 
@@ -84,7 +88,7 @@ impl Emulator {
     pub fn node(&self, sdks: &Path, name: &str) {
         // A module finds its packages above itself, so it runs where they are.
         let copy = sdks.join(format!(".{}-{name}", std::process::id()));
-        std::fs::copy(project_root().join("tests/sdk/e2b").join(name), &copy).unwrap();
+        std::fs::copy(project_root().join("tests/sdk").join(self.vendor).join(name), &copy).unwrap();
         let copy = Removed(copy);
         let mut command = self.program("node");
         command.arg(&copy.0);

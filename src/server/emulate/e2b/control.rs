@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::super::measure::measure;
 use super::super::record::{OnTimeout, Record};
+use super::super::request::{decoded, pairs, parameter, parameters};
 use super::super::{CallError, NewSandbox, Sandbox};
-use super::{ENVD_VERSION, Server, decoded, pairs, parameter, parameters, refuse, refused, same_secret};
+use super::{ENVD_VERSION, Server, refuse, refused, same_secret};
 use crate::model::Timestamp;
 use crate::provider::e2b::api;
 
@@ -158,6 +159,7 @@ fn wanted(new: api::NewSandbox, key: Option<String>, default_timeout: u64) -> Re
         return Err(cannot(&format!("a network with `{name}`")));
     }
     Ok(NewSandbox {
+        name: None,
         template: new.template_id,
         metadata: new.metadata.unwrap_or_default(),
         env: new.env_vars.unwrap_or_default(),

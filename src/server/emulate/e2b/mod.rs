@@ -14,9 +14,7 @@ mod envd;
 mod filesystem;
 mod process;
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -26,6 +24,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::request::{is_local, parameter, parameters, port_of};
 use super::{CallError, Emulation, Options, Sandbox, forward, same_secret};
 use crate::model::with_causes;
 use crate::provider::ProviderError;
@@ -33,9 +32,6 @@ use crate::provider::e2b::api::{ENVD_PORT, ErrorBody};
 
 /// The version of the agent that is spoken. A client asks for nothing that came later: extended attributes of files (0.6.2), entries in events (0.6.3).
 const ENVD_VERSION: &str = "0.6.1";
-/// How long open connections may take to end.
-const DRAIN: Duration = Duration::from_secs(2);
-
 /// An emulator that is ready to serve.
 pub struct Emulator {
     emulation: Arc<Emulation>,
@@ -74,41 +70,11 @@ impl Emulator {
         let emulation = self.emulation;
         let server =
             Server { emulation: emulation.clone(), domain: format!("localhost:{port}"), remote: self.remote };
-        let expiring = tokio::spawn(emulation.clone().expire());
         // Files may be of any size; what is read whole has a limit of its own.
         let router =
             Router::new().fallback(route).layer(DefaultBodyLimit::disable()).with_state(Arc::new(server));
-        let stopped = stop.clone();
-        let served =
-            axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
-        let result = tokio::select! {
-            ended = async { served.await } => ended,
-            () = async { stop.cancelled().await; emulation.quiet(); tokio::time::sleep(DRAIN).await } => Ok(()),
-        };
-        expiring.abort();
-        if keep {
-            emulation.quiet();
-        } else {
-            emulation.remove_all().await;
-        }
-        result
+        emulation.serve(router, listener, keep, stop).await
     }
-}
-
-/// Whether a host name cannot be that of a page that a browser of this machine has open.
-fn is_local(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        // A colon more is of an IPv6 address, which has a port only behind brackets.
-        Some((name, port))
-            if port.bytes().all(|byte| byte.is_ascii_digit())
-                && (!name.contains(':') || name.ends_with(']')) =>
-        {
-            name
-        }
-        _ => host,
-    };
-    let literal = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || name.ends_with(".localhost") || literal.parse::<IpAddr>().is_ok()
 }
 
 /// The sandbox and the port that a request is for.
@@ -118,9 +84,7 @@ fn target(headers: &HeaderMap, host: &str) -> Option<(String, u16)> {
         let port = text("e2b-sandbox-port").map_or(Some(ENVD_PORT), |port| port.parse().ok())?;
         return Some((id.to_owned(), port));
     }
-    let (port, rest) = host.split_once('-')?;
-    let (id, _) = rest.split_once('.')?;
-    Some((id.to_owned(), port.parse().ok()?))
+    port_of(host)
 }
 
 async fn route(State(server): State<Arc<Server>>, request: Request) -> Response {
@@ -201,42 +165,6 @@ fn refused(error: &CallError) -> Response {
     refuse(status, with_causes(error))
 }
 
-/// Undoes percent-encoding; what is none stays as it is.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        match (first, tail) {
-            (b'+', _) => bytes.push(b' '),
-            (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
-                let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or_default() as u8;
-                bytes.push(digit(*high) << 4 | digit(*low));
-                rest = after;
-            }
-            (byte, _) => bytes.push(*byte),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The parameters of a query.
-fn parameters(request: &Request) -> Vec<(String, String)> {
-    pairs(request.uri().query().unwrap_or_default())
-}
-
-fn pairs(query: &str) -> Vec<(String, String)> {
-    let pair = |part: &str| {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        (decoded(name), decoded(value))
-    };
-    query.split('&').filter(|part| !part.is_empty()).map(pair).collect()
-}
-
-fn parameter<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    parameters.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,24 +180,5 @@ mod tests {
         assert_eq!(target(&headers, "127.0.0.1"), Some(("iabc".to_owned(), ENVD_PORT)));
         headers.insert("e2b-sandbox-port", header::HeaderValue::from_static("80"));
         assert_eq!(target(&headers, "127.0.0.1"), Some(("iabc".to_owned(), 80)));
-    }
-
-    #[test]
-    fn a_page_of_a_browser_is_not_local() {
-        for host in ["localhost", "localhost:80", "3000-i.localhost:80", "127.0.0.1:80", "[::1]:80", "::1"] {
-            assert!(is_local(host), "{host}");
-        }
-        for host in ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80"] {
-            assert!(!is_local(host), "{host}");
-        }
-    }
-
-    #[test]
-    fn queries_are_decoded() {
-        assert_eq!(decoded("a%20b+c%2"), "a b c%2");
-        assert_eq!(
-            pairs("a=1&b=%26&c"),
-            [("a", "1"), ("b", "&"), ("c", "")].map(|(n, v)| (n.into(), v.into()))
-        );
     }
 }

@@ -1,4 +1,4 @@
-# exec.sh MODE DIR ARGV…: says who it is, takes the environment from standard input, says whether it can go on, and becomes the command.
+# exec.sh MODE DIR ARGV…: says who it is, takes the environment from standard input, and says why it cannot go on; what follows starts the command.
 # MODE is `tty` on a terminal. DIR is empty for the user's home. An environment is lines `NAME=VALUE`, a value with a backslash being one for
 # `printf %b`, and an empty line at the end: nothing of ours starts before it, and whoever sends it knows then whom to kill.
 pe_mode=$1 pe_dir=$2 pe_home=${HOME:-/}
@@ -48,5 +48,3 @@ case $1 in
   ;;
 esac
 [ "$pe_found" = ok ] || { pe_say "no $pe_found"; exit 125; }
-pe_say ok
-exec "$@"

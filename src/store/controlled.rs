@@ -1,6 +1,6 @@
 //! Which projects a controller keeps, and the last good revision of each, so that it resumes where it was.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension as _, Row, params};
 use serde::Serialize;
 
 use super::{Store, StoreError};
@@ -37,19 +37,24 @@ impl Store {
             let mut statement = connection.prepare_cached(
                 "SELECT project, source, path, revision, tree, manifest, since, applied FROM controlled ORDER BY project",
             )?;
-            let rows = statement.query_map([], |row| {
-                Ok(Controlled {
-                    project: row.get(0)?,
-                    source: row.get(1)?,
-                    path: row.get(2)?,
-                    revision: row.get(3)?,
-                    tree: row.get(4)?,
-                    manifest: row.get(5)?,
-                    since: Timestamp(row.get(6)?),
-                    applied: row.get(7)?,
-                })
-            })?;
+            let rows = statement.query_map([], read)?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// The project that is controlled as a directory of a source says; `None` if there is none.
+    ///
+    /// # Errors
+    /// Only what the database answers.
+    pub async fn controlled_in(&self, source: &str, path: &str) -> Result<Option<Controlled>, StoreError> {
+        let (source, path) = (source.to_owned(), path.to_owned());
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT project, source, path, revision, tree, manifest, since, applied FROM controlled
+                 WHERE source = ?1 AND path = ?2 ORDER BY since DESC LIMIT 1",
+            )?;
+            Ok(statement.query_row([source, path], read).optional()?)
         })
         .await
     }
@@ -97,4 +102,17 @@ impl Store {
         })
         .await
     }
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Controlled> {
+    Ok(Controlled {
+        project: row.get(0)?,
+        source: row.get(1)?,
+        path: row.get(2)?,
+        revision: row.get(3)?,
+        tree: row.get(4)?,
+        manifest: row.get(5)?,
+        since: Timestamp(row.get(6)?),
+        applied: row.get(7)?,
+    })
 }

@@ -120,6 +120,18 @@ impl ProjectState {
             status: ControlledStatus::new(path),
         }
     }
+
+    /// This is the last good revision from now on.
+    fn take(&mut self, record: Controlled) {
+        self.bad = None;
+        let status = &mut self.status;
+        // What was measured was measured against the revision before.
+        status.sync = Sync::OutOfSync;
+        status.project = Some(record.project.clone());
+        status.revision = Some(record.revision.clone()).filter(|revision| !revision.is_empty());
+        status.diagnostics.clear();
+        self.good = Some(record);
+    }
 }
 
 /// News for one receiver. One that does not answer holds up no other.

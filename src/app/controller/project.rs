@@ -156,17 +156,27 @@ impl Controller {
     async fn work(&self, at: At<'_>, cancel: &Cancel) -> Result<Verdict, Error> {
         let At { source, settings, key } = at;
         let app = self.app.showing(&settings.account.env);
-        let Some((newest, gone, bad, mut good)) =
-            self.state().projects.get(key).map(|project| {
-                (project.newest.clone(), project.gone, project.bad.clone(), project.good.clone())
-            })
-        else {
+        let Some(mut good) = self.recall(key).await? else {
+            return Ok(Verdict::waiting("", settings.resync.max(source.interval)));
+        };
+        let Some((newest, gone, bad, looked_at)) = ({
+            let state = self.state();
+            let looked_at = state.sources.get(&key.0).and_then(|source| source.looked_at);
+            let project = state.projects.get(key);
+            project.map(|project| (project.newest.clone(), project.gone, project.bad.clone(), looked_at))
+        }) else {
             return Ok(Verdict::waiting("", settings.resync));
         };
-        if gone {
+        // What another controller took since we looked at the source is newer than anything that we saw there.
+        // What is of the future says nothing: the clock was set back.
+        let now = self.now();
+        let is_behind = good
+            .as_ref()
+            .is_some_and(|good| looked_at.is_some_and(|at| at < good.since && good.since <= now));
+        if gone && !is_behind {
             return self.removed(&app, at, good, cancel).await;
         }
-        if let Some((revision, found)) = newest {
+        if let Some((revision, found)) = newest.filter(|_| !is_behind) {
             let have = good.as_ref().is_some_and(|good| {
                 let manifest = Path::new(&good.manifest);
                 good.tree == found.tree && manifest.ends_with(&found.manifest) && manifest.exists()
@@ -214,6 +224,30 @@ impl Controller {
         }
     }
 
+    /// The last good revision as the store has it, which another controller may have moved on; `None` if there is no such project. What was
+    /// let go of by another is not to be kept any more: it is taken again only once the source has been looked at again.
+    async fn recall(&self, key: &Key) -> Result<Option<Option<Controlled>>, Error> {
+        let (source, path) = key;
+        let recorded = self.app.store().await?.controlled_in(source, path).await?;
+        let mut state = self.state();
+        let Some(project) = state.projects.get_mut(key) else { return Ok(None) };
+        if project.good == recorded {
+            return Ok(Some(recorded));
+        }
+        let Some(recorded) = recorded else {
+            project.good = None;
+            return Ok(None);
+        };
+        match &project.good {
+            // Only that it was applied.
+            Some(good) if good.tree == recorded.tree && good.project == recorded.project => {
+                project.good = Some(recorded.clone());
+            }
+            _ => project.take(recorded.clone()),
+        }
+        Ok(Some(Some(recorded)))
+    }
+
     /// Takes what is new as the last good revision, if it can be used.
     async fn take(
         &self,
@@ -249,6 +283,10 @@ impl Controller {
         };
         let project = resolved.desired.project;
         let store = self.app.store().await?;
+        if store.controlled_in(&key.0, &key.1).await?.as_ref() != before {
+            let message = "another controller took another revision at the same time".to_owned();
+            return Ok(Err(Refusal::Later(message)));
+        }
         if let Some(old) = before.filter(|old| old.project != project) {
             // The project was renamed: what it was called before is one that the source has no more.
             if settings.prune_projects {
@@ -273,11 +311,7 @@ impl Controller {
             return Ok(Err(Refusal::Bad { message, diagnostics: Vec::new() }));
         }
         self.note_on(key, |state| {
-            state.good = Some(record.clone());
-            state.bad = None;
-            state.status.project = Some(project);
-            state.status.revision = Some(record.revision.clone()).filter(|revision| !revision.is_empty());
-            state.status.diagnostics.clear();
+            state.take(record.clone());
         });
         Ok(Ok(record))
     }

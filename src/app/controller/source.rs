@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Config, Controller, Error, Key, ProjectState, Projects, Source, jittered};
 use crate::gitops::{Found, GitError, MAX_PROJECTS, Mirror, Remote};
-use crate::model::Duration;
 use crate::model::with_causes;
+use crate::model::{Duration, Timestamp};
 use crate::reconcile::queue::Ended;
 
 /// The most files and directories that are looked at below a directory.
@@ -78,17 +78,19 @@ impl Controller {
             return (Ended::Failed { retry_after: None }, Vec::new());
         };
         let mut changed = Vec::new();
+        // What is found is at least as new as this.
+        let began = self.now();
         let failed = match &feed.from {
             From::Directory(directory) => {
                 for source in &feed.sources {
-                    changed.extend(self.look_at_directory(source, directory).await);
+                    changed.extend(self.look_at_directory(source, directory, began).await);
                 }
                 false
             }
             From::Git(remote) => match self.fetch(remote, feed.timeout).await {
                 Ok((mirror, commit)) => {
                     for name in &feed.sources {
-                        changed.extend(self.look_at_commit(name, &mirror, remote, &commit).await);
+                        changed.extend(self.look_at_commit(name, &mirror, remote, &commit, began).await);
                     }
                     false
                 }
@@ -96,7 +98,7 @@ impl Controller {
                     self.metrics.error("git");
                     // Not having the ref is an answer; whatever was good stays.
                     let answered = matches!(error, GitError::NoSuchRef(_));
-                    feed.sources.iter().for_each(|name| self.looked(name, None, with_causes(&error)));
+                    feed.sources.iter().for_each(|name| self.looked(name, began, None, with_causes(&error)));
                     !answered
                 }
             },
@@ -119,19 +121,25 @@ impl Controller {
         Ok((mirror, commit))
     }
 
-    fn looked(&self, name: &str, revision: Option<&str>, message: String) {
-        let now = self.now();
+    fn looked(&self, name: &str, began: Timestamp, revision: Option<&str>, message: String) {
         if let Some(source) = self.state().sources.get_mut(name) {
             source.looked = true;
             source.message = message;
-            source.looked_at = Some(now);
+            source.looked_at = Some(began);
             if let Some(revision) = revision {
                 source.revision = Some(revision.to_owned());
             }
         }
     }
 
-    async fn look_at_commit(&self, name: &str, mirror: &Mirror, remote: &Remote, commit: &str) -> Vec<Key> {
+    async fn look_at_commit(
+        &self,
+        name: &str,
+        mirror: &Mirror,
+        remote: &Remote,
+        commit: &str,
+        began: Timestamp,
+    ) -> Vec<Key> {
         let Some(source) = self.source(name) else { return Vec::new() };
         let Some(git) = &source.git else { return Vec::new() };
         // The same commit has the same projects.
@@ -141,7 +149,7 @@ impl Controller {
             .get(name)
             .is_some_and(|known| known.message.is_empty() && known.revision.as_deref() == Some(commit))
         {
-            self.looked(name, Some(commit), String::new());
+            self.looked(name, began, Some(commit), String::new());
             return Vec::new();
         }
         let many = git.projects == Projects::Many;
@@ -151,11 +159,11 @@ impl Controller {
             Err(error @ GitError::NoSuchPath { .. }) => (Vec::new(), error.to_string()),
             Err(error) => {
                 self.metrics.error("git");
-                self.looked(name, None, with_causes(&error));
+                self.looked(name, began, None, with_causes(&error));
                 return Vec::new();
             }
         };
-        self.looked(name, Some(commit), message);
+        self.looked(name, began, Some(commit), message);
         self.note(source, commit, found, many)
     }
 
@@ -197,19 +205,19 @@ impl Controller {
     }
 
     /// A directory of this machine is used in place: there is no revision, and what is in it tells by its files whether it changed.
-    async fn look_at_directory(&self, name: &str, directory: &Path) -> Vec<Key> {
+    async fn look_at_directory(&self, name: &str, directory: &Path, began: Timestamp) -> Vec<Key> {
         let Some(source) = self.source(name) else { return Vec::new() };
         let (path, many) = (directory.to_owned(), source.projects == Some(Projects::Many));
         let found =
             tokio::task::spawn_blocking(move || if many { all_in(&path) } else { one_in(&path) }).await;
         match found.unwrap_or_else(|_| Err("looking at it was given up".to_owned())) {
             Ok(found) => {
-                self.looked(name, None, String::new());
+                self.looked(name, began, None, String::new());
                 self.note(source, "", found, many)
             }
             // A directory that is not there may be one that is not mounted: nothing is concluded from that.
             Err(message) => {
-                self.looked(name, None, message);
+                self.looked(name, began, None, message);
                 Vec::new()
             }
         }

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::support::{Forge, empty};
+use super::support::{Forge, cloud, empty, run};
+use crate::sim::world::count;
 
 #[test]
 fn a_push_converges_and_a_bad_one_keeps_the_last_good_and_tells_the_line() {
@@ -130,4 +131,23 @@ fn a_killed_controller_resumes_and_two_take_turns() {
     one.until_applied("a", &good);
     two.until_applied("a", &good);
     assert_eq!((one.stop(), two.stop()), (0, 0));
+}
+
+#[test]
+fn a_new_revision_is_not_called_in_sync_before_it_is() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &["create.latency=2s"]);
+    let manifest =
+        |boxes: &str| format!("version: 1\nname: a\ndefaults: {{ provider: sim }}\nsandboxes:\n{boxes}");
+    forge.write("a/pocketenv.yaml", &manifest("  one: {}\n"));
+    let first = forge.push();
+    let controller = forge.control(&forge.source(""));
+    controller.until_applied("a", &first);
+    forge.write("a/pocketenv.yaml", &manifest("  one: {}\n  two: {}\n"));
+    let second = forge.push();
+    let project = controller.until("a", "the new revision is taken", |project| project["revision"] == second);
+    let made = count(&run(sim.inventory()), "created");
+    assert!(made == 2 || project["sync"] == "OutOfSync", "{made} of 2 are there: {project}");
+    controller.until_applied("a", &second);
+    assert_eq!(count(&run(sim.inventory()), "created"), 2);
 }

@@ -77,6 +77,33 @@ fn a_controller_that_is_killed_at_any_moment_goes_on_exactly_where_it_was() {
 }
 
 #[test]
+fn a_controller_that_has_not_looked_yet_does_not_undo_what_another_took() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    // What is new is heard of at the start only; what exists is compared again and again.
+    let source = forge.source("    prune: true\n    allow_data_loss: true\n");
+    let source = source.replace("interval: 1s", "interval: 1h").replace("resync: 2s", "resync: 1s");
+    forge.write("fleet/pocketenv.yaml", &chain("fleet", 3, 0));
+    let first = forge.push();
+    let behind = forge.control(&source);
+    behind.until_applied("fleet", &first);
+    forge.write("fleet/pocketenv.yaml", &chain("fleet", 2, 1));
+    let second = forge.push();
+    let ahead = forge.control(&source);
+    ahead.until_applied("fleet", &second);
+    let settled = effects(&run(sim.inventory()));
+    for controller in [&behind, &ahead] {
+        let compared = controller.metric("pocketenv_reconcile_duration_seconds_count");
+        controller.until("fleet", "it is compared again", |_| {
+            controller.metric("pocketenv_reconcile_duration_seconds_count") >= compared + 2.0
+        });
+        controller.until_applied("fleet", &second);
+    }
+    assert_eq!(effects(&run(sim.inventory())), settled, "nobody went back");
+    assert_eq!((behind.stop(), ahead.stop()), (0, 0));
+}
+
+#[test]
 fn two_controllers_on_one_store_never_both_write() {
     const PROJECTS: [&str; 3] = ["p0", "p1", "p2"];
     const ROUNDS: usize = 4;

@@ -261,7 +261,8 @@ fn said(doing: &str, code: u16, reason: &str, message: &str, wait: Option<u64>) 
         409 => ProviderError::AlreadyExists { what: message },
         400 | 413 | 422 => ProviderError::Invalid { message },
         429 => ProviderError::Throttled { retry_after: wait.map(Duration::from_secs) },
-        500..=599 => ProviderError::Transient { message, source: None },
+        // A listing took longer than the cluster keeps its pages: it is begun anew.
+        410 | 500..=599 => ProviderError::Transient { message, source: None },
         _ => ProviderError::Permanent { message, source: None },
     }
 }
@@ -280,7 +281,7 @@ mod tests {
         assert!(matches!(of(403, "Forbidden", "no"), ProviderError::Unauthorised { .. }));
         assert!(matches!(of(403, "Forbidden", "exceeded quota: q"), ProviderError::Permanent { .. }));
         assert!(of(409, "Conflict", "").is_retryable() && !of(409, "AlreadyExists", "").is_retryable());
-        assert!(of(503, "", "").is_retryable());
+        assert!(of(503, "", "").is_retryable() && of(410, "Expired", "").is_retryable());
         let ProviderError::Throttled { retry_after } = of(429, "", "") else { panic!("it is throttled") };
         assert_eq!(retry_after, Some(Duration::from_secs(3)));
     }

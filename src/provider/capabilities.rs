@@ -179,6 +179,29 @@ impl Capabilities {
     }
 }
 
+/// A row of a sheet: the field is honoured, and a change of it needs `class`.
+pub(super) const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
+    FieldSupport { path, support: Support::Honoured(class) }
+}
+
+/// A row of a sheet: the field is refused, `because` of this, with what to do `instead`.
+pub(super) const fn refused(
+    path: &'static str,
+    because: &'static str,
+    instead: &'static str,
+) -> FieldSupport {
+    FieldSupport { path, support: Support::Refused { because, instead } }
+}
+
+/// A setting that is no credential and may be left out.
+pub(super) const fn setting(
+    name: &'static str,
+    variable: Option<&'static str>,
+    summary: &'static str,
+) -> ProviderSetting {
+    ProviderSetting { name, variable, secret: false, required: false, summary }
+}
+
 impl FieldSupport {
     /// How specifically this row speaks of the field: the number of matching segments, a value counting as one more. `None` if it does not.
     fn matches(&self, path: &[&str], value: Option<&str>) -> Option<usize> {

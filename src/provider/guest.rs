@@ -56,6 +56,16 @@ impl Command {
         Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
+    /// Does `run`, which dropping kills, within the command's time limit.
+    pub(super) async fn limited<T>(
+        &self,
+        run: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, GuestError> {
+        let Some(limit) = self.timeout else { return run.await };
+        let over = |_| Err(GuestError::TimedOut { program: self.program().to_owned(), limit });
+        tokio::time::timeout(limit, run).await.unwrap_or_else(over)
+    }
+
     /// argv\[0\], for messages.
     pub fn program(&self) -> &str {
         self.argv.first().map_or("", String::as_str)

@@ -1,16 +1,7 @@
 //! What Docker can do.
 
-use crate::provider::{
-    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
-};
-
-const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
-    FieldSupport { path, support: Support::Honoured(class) }
-}
-
-const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
-    FieldSupport { path, support: Support::Refused { because, instead } }
-}
+use crate::provider::capabilities::{honoured, refused};
+use crate::provider::{Capabilities, ChangeClass, ProviderSetting, Range, ResourceRanges, StopMeaning};
 
 /// The smallest quota of a processor that Linux has, in thousandths, and the least memory that Docker grants, in bytes.
 pub(super) const MIN_CPU_MILLIS: u64 = 10;

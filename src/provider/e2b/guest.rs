@@ -348,13 +348,7 @@ impl Drop for Running {
 #[async_trait]
 impl Guest for E2bGuest {
     async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
-        match command.timeout {
-            None => self.run(command, io).await,
-            // Dropping the run ends the process.
-            Some(limit) => tokio::time::timeout(limit, self.run(command, io)).await.unwrap_or_else(|_| {
-                Err(GuestError::TimedOut { program: command.program().to_owned(), limit })
-            }),
-        }
+        command.limited(self.run(command, io)).await
     }
 
     async fn pty(&self, command: &Command, size: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {

@@ -1,21 +1,10 @@
 //! What E2B can do.
 
+use crate::provider::capabilities::{honoured, refused, setting};
 use crate::provider::{Capabilities, ChangeClass, FieldSupport, ProviderSetting, StopMeaning, Support};
 
 const fn made_anew(path: &'static str) -> FieldSupport {
-    FieldSupport { path, support: Support::Honoured(ChangeClass::Recreate) }
-}
-
-const fn setting(
-    name: &'static str,
-    variable: Option<&'static str>,
-    summary: &'static str,
-) -> ProviderSetting {
-    ProviderSetting { name, variable, secret: false, required: false, summary }
-}
-
-const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
-    FieldSupport { path, support: Support::Refused { because, instead } }
+    honoured(path, ChangeClass::Recreate)
 }
 
 /// The sheet of provider `e2b`.

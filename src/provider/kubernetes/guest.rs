@@ -191,14 +191,7 @@ impl KubernetesGuest {
 #[async_trait]
 impl Guest for KubernetesGuest {
     async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
-        let run = async { self.run(self.spawn(command, None).await?, io).await };
-        match command.timeout {
-            None => run.await,
-            // Dropping the run kills the command.
-            Some(limit) => timeout(limit, run).await.unwrap_or_else(|_| {
-                Err(GuestError::TimedOut { program: command.program().to_owned(), limit })
-            }),
-        }
+        command.limited(async { self.run(self.spawn(command, None).await?, io).await }).await
     }
 
     async fn pty(&self, command: &Command, size: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {

@@ -1,24 +1,7 @@
 //! What a Kubernetes cluster can do.
 
-use crate::provider::{
-    Capabilities, ChangeClass, FieldSupport, ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
-};
-
-const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
-    FieldSupport { path, support: Support::Honoured(class) }
-}
-
-const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
-    FieldSupport { path, support: Support::Refused { because, instead } }
-}
-
-const fn setting(
-    name: &'static str,
-    variable: Option<&'static str>,
-    summary: &'static str,
-) -> ProviderSetting {
-    ProviderSetting { name, variable, secret: false, required: false, summary }
-}
+use crate::provider::capabilities::{honoured, refused, setting};
+use crate::provider::{Capabilities, ChangeClass, Range, ResourceRanges, StopMeaning};
 
 /// The least memory that a container can start with, in bytes.
 pub(super) const MIN_MEMORY: u64 = 12 << 20;

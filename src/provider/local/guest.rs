@@ -73,14 +73,7 @@ fn local_io(what: &str) -> impl Fn(io::Error) -> GuestError {
 #[async_trait]
 impl Guest for LocalGuest {
     async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
-        let run = self.run(command, io);
-        match command.timeout {
-            None => run.await,
-            // Dropping the run drops the handle, which kills the command.
-            Some(limit) => tokio::time::timeout(limit, run).await.unwrap_or_else(|_| {
-                Err(GuestError::TimedOut { program: command.program().to_owned(), limit })
-            }),
-        }
+        command.limited(self.run(command, io)).await
     }
 
     async fn pty(&self, command: &Command, size: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {

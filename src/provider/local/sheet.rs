@@ -1,14 +1,7 @@
 //! What the local engine can do.
 
-use crate::provider::{Capabilities, ChangeClass, FieldSupport, ResourceRanges, StopMeaning, Support};
-
-const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
-    FieldSupport { path, support: Support::Honoured(class) }
-}
-
-const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
-    FieldSupport { path, support: Support::Refused { because, instead } }
-}
+use crate::provider::capabilities::{honoured, refused};
+use crate::provider::{Capabilities, ChangeClass, ResourceRanges, StopMeaning};
 
 const HOST_ONLY: &str = "only runs sandboxes on the programs of this machine so far";
 const USE_HOST: &str = "use `image: host`, or leave it out";

@@ -105,12 +105,7 @@ async fn write(to: &mut (dyn tokio::io::AsyncWrite + Send + Unpin), bytes: &[u8]
 #[async_trait]
 impl Guest for SimGuest {
     async fn exec(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
-        match command.timeout {
-            None => self.run(command, io).await,
-            Some(limit) => tokio::time::timeout(limit, self.run(command, io)).await.unwrap_or_else(|_| {
-                Err(GuestError::TimedOut { program: command.program().to_owned(), limit })
-            }),
-        }
+        command.limited(self.run(command, io)).await
     }
 
     async fn pty(&self, _: &Command, _: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {

@@ -1,16 +1,7 @@
 //! What the simulated cloud can do. The fields stand here; its manners are asked for when it is opened.
 
-use crate::provider::{
-    Capabilities, ChangeClass, FieldSupport, ProviderSetting, ResourceRanges, StopMeaning, Support,
-};
-
-const fn honoured(path: &'static str, class: ChangeClass) -> FieldSupport {
-    FieldSupport { path, support: Support::Honoured(class) }
-}
-
-const fn refused(path: &'static str, because: &'static str, instead: &'static str) -> FieldSupport {
-    FieldSupport { path, support: Support::Refused { because, instead } }
-}
+use crate::provider::capabilities::{honoured, refused};
+use crate::provider::{Capabilities, ChangeClass, ProviderSetting, ResourceRanges, StopMeaning};
 
 /// The sheet of provider `sim` while nothing is known of its manners: the worst is assumed of each.
 pub static SHEET: Capabilities = Capabilities {

@@ -2,14 +2,20 @@
 //! vendors' own agents, which run as root.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncReadExt as _, DuplexStream};
+use tokio_util::io::ReaderStream;
 
 use crate::model::Timestamp;
 use crate::provider::{Command, ExecIo, ExitStatus, Guest, GuestError, Input, Output, capture};
 
+/// One read of a file, in bytes.
+const CHUNK: usize = 256 << 10;
 /// The user that programs run as unless they say otherwise, made where there is none.
 pub(super) const USER: &str = "user";
 /// How long one operation that moves no contents may take.
@@ -267,9 +273,23 @@ pub(super) struct Reading {
     pub whole: tokio::sync::oneshot::Receiver<Result<(), FileError>>,
 }
 
+impl Reading {
+    /// What it holds, piece by piece. A file that broke off ends with an error: it must not look like one that ended.
+    pub fn contents(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
+        let end = futures::stream::once(async move {
+            match self.whole.await {
+                Ok(Ok(())) => Ok(Bytes::new()),
+                Ok(Err(error)) => Err(io::Error::other(error)),
+                Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        });
+        ReaderStream::with_capacity(self.data, CHUNK).chain(end)
+    }
+}
+
 /// Reads a file.
 pub(super) async fn read(guest: Arc<dyn Guest>, path: &str) -> Result<Reading, FileError> {
-    let (mut out, mut data) = tokio::io::duplex(256 << 10);
+    let (mut out, mut data) = tokio::io::duplex(CHUNK);
     let (done, mut whole) = tokio::sync::oneshot::channel();
     let (command, path) = (script(&["read", path]), path.to_owned());
     tokio::spawn(async move {

@@ -153,6 +153,7 @@ files.delete_file("/tmp/d/text")
 files.delete_file("/tmp/d", recursive=True)
 raises("deleted", DaytonaNotFoundError, lambda: files.get_file_info("/tmp/d"))
 raises("a missing file", DaytonaNotFoundError, lambda: files.download_file("/tmp/none"))
+raises("a missing directory is not an empty one", DaytonaNotFoundError, lambda: files.search_files("/tmp/none", "*"))
 
 # Terminals.
 screen = bytearray()

@@ -12,9 +12,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
-use tokio_util::io::{ReaderStream, StreamReader};
+use tokio_util::io::StreamReader;
 
-use super::super::files::{self, Entry, FileError, Reading};
+use super::super::files::{self, Entry, FileError};
 use super::super::record;
 use super::super::request::{parameter, parameters};
 use super::toolbox::{Call, done, missing};
@@ -22,8 +22,6 @@ use super::{answer as say, body, refuse};
 use crate::model::with_causes;
 use crate::provider::{CapturedOutput, Command, capture};
 
-/// One read of a file.
-const CHUNK: usize = 256 << 10;
 /// The longest list of matches.
 const MATCHES: usize = 16 << 20;
 /// The largest file in which text is replaced.
@@ -98,6 +96,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
         }
         ("GET", ["search"]) => {
             let path = call.path(&given, "path")?;
+            files::stat(guest, &path).await.map_err(|error| refused(&error))?;
             let pattern = query("pattern").ok_or_else(|| refuse(400, "pattern is required"))?;
             let output = run(call, &["find", &path, "-mindepth", "1", "-name", pattern, "-print0"]).await?;
             let names = output.stdout.split(|&byte| byte == 0).filter(|name| !name.is_empty());
@@ -117,7 +116,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
             let path = call.path(&given, "path")?;
             let reading = files::read(call.guest.clone(), &path).await.map_err(|error| refused(&error))?;
             let size = reading.size;
-            let mut response = Response::new(Body::from_stream(contents(reading)));
+            let mut response = Response::new(Body::from_stream(reading.contents()));
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
             if let Some(size) = size {
@@ -236,19 +235,6 @@ async fn replace_in(call: &Call<'_>, path: &str, asked: &Replace) -> Result<(), 
     files::write(&*call.guest, path, &user, false, &mut text.as_bytes()).await
 }
 
-/// A file as it comes. One that broke off must not look like one that ended.
-fn contents(reading: Reading) -> impl futures::Stream<Item = io::Result<Bytes>> + Send {
-    let whole = reading.whole;
-    let end = futures::stream::once(async move {
-        match whole.await {
-            Ok(Ok(())) => Ok(Bytes::new()),
-            Ok(Err(error)) => Err(io::Error::other(error)),
-            Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    });
-    ReaderStream::with_capacity(reading.data, CHUNK).chain(end)
-}
-
 #[derive(Deserialize)]
 struct Paths {
     paths: Vec<String>,
@@ -278,7 +264,7 @@ fn bulk_download(call: &Call<'_>, asked: Paths) -> Result<Response, Response> {
             let body = match files::read(guest, &path).await {
                 Ok(reading) => {
                     let head = Ok(head("file", "application/octet-stream"));
-                    futures::stream::iter([head]).chain(contents(reading)).boxed()
+                    futures::stream::iter([head]).chain(reading.contents()).boxed()
                 }
                 Err(error) => {
                     let (status, code) = status_of(&error);

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 use super::super::process::{End, Event, Process};
@@ -187,8 +188,10 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
                 log: Mutex::default(),
                 changed: watch::Sender::new(()),
             });
-            let gone = |_| refuse(410, "the shell of the session has ended");
-            session.queue.try_send(run.clone()).map_err(gone)?;
+            session.queue.try_send(run.clone()).map_err(|error| match error {
+                TrySendError::Full(_) => refuse(429, format!("{QUEUE} commands wait in the session already")),
+                TrySendError::Closed(_) => refuse(410, "the shell of the session has ended"),
+            })?;
             lock(&session.commands).push(run.clone());
             if asked.run_async.or(asked.r#async).unwrap_or_default() {
                 let said = say(&json!({ "cmdId": run.id }));

@@ -11,7 +11,6 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD};
 use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
-use tokio_util::io::ReaderStream;
 
 use super::super::files::{self, FileError, User};
 use super::super::measure::measure;
@@ -20,9 +19,6 @@ use super::connect::Refusal;
 use super::{Server, filesystem, not_found, parameter, parameters, process, refuse, refused, same_secret};
 use crate::provider::Guest;
 use crate::provider::e2b::api;
-
-/// One read of a file.
-const CHUNK: usize = 256 << 10;
 
 /// Answers a request for the agent of a sandbox.
 pub(super) async fn serve(server: &Server, sandbox: Arc<Sandbox>, request: Request) -> Response {
@@ -101,21 +97,12 @@ impl Call<'_> {
     async fn download(&self, query: &[(String, String)]) -> Result<Response, Response> {
         let path = self.user_of(query).await?.path(parameter(query, "path").unwrap_or_default());
         let reading = files::read(self.guest.clone(), &path).await.map_err(|error| file_error(&error))?;
-        let whole = reading.whole;
-        // A file that broke off must not look like one that ended.
-        let end = futures::stream::once(async move {
-            match whole.await {
-                Ok(Ok(())) => Ok(axum::body::Bytes::new()),
-                Ok(Err(error)) => Err(io::Error::other(error)),
-                Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        });
-        let data = futures::StreamExt::chain(ReaderStream::with_capacity(reading.data, CHUNK), end);
-        let mut response = Response::new(Body::from_stream(data));
+        let size = reading.size;
+        let mut response = Response::new(Body::from_stream(reading.contents()));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-        if let Some(size) = reading.size {
+        if let Some(size) = size {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
         }
         Ok(response)

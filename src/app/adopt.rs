@@ -7,7 +7,7 @@ use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::manifest::Manifest;
 use crate::model::{
     Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, RunState, SandboxId,
-    SandboxSpec, hash_of, labels,
+    SandboxSpec, labels,
 };
 use crate::provider::{Owner, ProviderError};
 use crate::store::{Change, Holder, Store};
@@ -108,7 +108,7 @@ fn declare(text: &mut String, spec: &SandboxSpec) {
             let _ = writeln!(text, "    snapshot: {id}");
         }
         Image::Build { context, .. } => {
-            let _ = writeln!(text, "    build: {}", context.display());
+            let _ = writeln!(text, "    build: {}", context.0.display());
         }
     }
     if !spec.hostname.is_empty() {
@@ -204,7 +204,7 @@ impl Project<'_> {
             project: self.name.clone(),
             address: Address::Sandbox(name.to_owned()),
             owner: store.owner().clone(),
-            spec_hash: hash_of(spec),
+            spec_hash: spec.hash(),
             generation,
             intent: environment.ids.fresh(),
             expires_at: None,

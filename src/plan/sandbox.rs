@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::{
     Address, DesiredSandbox, DriftPolicy, Identity, IntentId, IntentOperation, Observation, ObservedSandbox,
-    PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, hash_of, labels,
+    PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, labels,
 };
 use crate::provider::{Capabilities, ChangeClass, StopMeaning};
 
@@ -227,7 +227,7 @@ impl<'a> One<'a, '_> {
         if recorded.is_some_and(|r| now.millis_since(r.created_at) < sheet.settle_ms) {
             return self.transition(b, "appearing in the provider's listing");
         }
-        let wanted = hash_of(&self.sandbox.spec);
+        let wanted = self.sandbox.spec.hash();
         let here = || self.creates.iter().filter(|i| i.provider == self.sandbox.provider).copied();
         let same = here().rfind(|i| i.spec_hash.as_ref() == Some(&wanted));
         // What an interrupted create made may only show up later. Going on with it is safe at once where the provider knows the token.
@@ -302,7 +302,7 @@ impl<'a> One<'a, '_> {
         let wanted = &self.sandbox.spec;
         let identity = Identity::from_labels(&existing.labels).ok().flatten();
         let labelled = identity.as_ref().map(|i| i.generation);
-        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
+        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == wanted.hash());
         // Updated since it was recorded, to a spec that nobody can tell any more.
         let is_unknown = existing.spec.is_none()
             && !hash_says_same
@@ -316,7 +316,7 @@ impl<'a> One<'a, '_> {
                 };
                 // We hold the only lease, so nobody else is making it.
                 let reasons = vec![Reason::Interrupted { intent: intent.id.clone() }];
-                if identity.is_none_or(|i| i.spec_hash != hash_of(wanted)) {
+                if identity.is_none_or(|i| i.spec_hash != wanted.hash()) {
                     return self.recreate(b, gates, existing, generation, reasons, left);
                 }
                 b.change(self.address.clone(), Verdict::Create, reasons);
@@ -343,7 +343,7 @@ impl<'a> One<'a, '_> {
         };
         let mut found = match current {
             Some(current) if current == wanted => Vec::new(),
-            Some(current) => diff::differences(current, wanted),
+            Some(current) => diff::differences(&current.without_places(), &wanted.without_places()),
             None => vec![diff::Difference { path: vec!["image".to_owned()], old: None, new: None }],
         };
         let is_drift = recorded.is_some_and(|r| r.spec == *wanted);

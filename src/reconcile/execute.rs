@@ -17,7 +17,7 @@ use super::{Backoff, Event, EventKind, EventSink, Failure, FailureKind};
 use crate::model::with_causes;
 use crate::model::{
     Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded,
-    RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, hash_of, labels,
+    RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, labels,
 };
 use crate::plan::{Action, Plan, Step, StepId};
 use crate::provider::{GuestError, Owner, Provider, ProviderError, Registry};
@@ -455,7 +455,7 @@ impl Run<'_> {
             project: self.cx.plan.project.clone(),
             address: step.address.clone(),
             owner: self.cx.store.owner().clone(),
-            spec_hash: hash_of(spec),
+            spec_hash: spec.hash(),
             generation,
             intent,
             expires_at: None,
@@ -479,7 +479,7 @@ impl Run<'_> {
             address: step.address.clone(),
             provider: step.provider.clone(),
             operation,
-            spec_hash: spec.map(hash_of),
+            spec_hash: spec.map(SandboxSpec::hash),
             begun_at: self.cx.clock.now(),
         };
         self.cx.store.begin(&self.cx.plan.project, intent).await?;

@@ -276,7 +276,7 @@ impl World {
             address: step.address.clone(),
             provider: step.provider.clone(),
             operation,
-            spec_hash: spec.map(hash_of),
+            spec_hash: spec.map(SandboxSpec::hash),
             begun_at: Timestamp(self.now),
         });
         id
@@ -475,7 +475,7 @@ impl World {
             project: PROJECT.into(),
             address: address.clone(),
             owner: OwnerId("store".into()),
-            spec_hash: hash_of(spec),
+            spec_hash: spec.hash(),
             generation,
             intent: intent.clone(),
             expires_at: None,

@@ -378,8 +378,11 @@ impl Run<'_> {
             Action::Create { spec, generation, resume } => {
                 self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
-            Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
-                self.update(step, provider, spec, *generation).await
+            Action::Adopt { spec, generation, state } => {
+                self.update(step, provider, spec, *generation, *state).await
+            }
+            Action::Update { spec, generation } => {
+                self.update(step, provider, spec, *generation, RunState::Running).await
             }
             Action::Quiesce { services } => {
                 self.quiesce(id, step, provider, services).await;
@@ -586,12 +589,14 @@ impl Run<'_> {
         Ok(made.map(|s| s.id))
     }
 
+    /// Writes spec and labels at the provider, and the record. `found` is the state of one that nothing was recorded of.
     async fn update(
         &self,
         step: &Step,
         provider: &dyn Provider,
         spec: &SandboxSpec,
         generation: u64,
+        found: RunState,
     ) -> Result<(), StepError> {
         let id = self.id(step).await?;
         let name = step.address.sandbox().unwrap_or_default();
@@ -606,7 +611,7 @@ impl Run<'_> {
             guest: before.and_then(|r| r.guest.clone()),
             generation,
             depends_on: self.depends_on(name),
-            state: before.map_or(RunState::Running, |r| r.state),
+            state: before.map_or(found, |r| r.state),
             created_at: before.map_or_else(|| self.cx.clock.now(), |r| r.created_at),
         };
         learned.ids.insert(name.to_owned(), id);

@@ -103,7 +103,10 @@ fn each_is_documented_pinned_idempotent_and_plain_posix_shell() {
 
 async fn apply(room: &Room, preset: &Preset) -> (Vec<StepOutcome>, String) {
     let path = format!("/root/.local/bin:{}", std::env::var("PATH").unwrap());
-    let env = BTreeMap::from([("PATH".to_owned(), path)]);
+    let mut env = BTreeMap::from([("PATH".to_owned(), path)]);
+    // How this machine gets out is not the sandbox's to know.
+    let outside = ["HTTPS_PROXY", "https_proxy", "NODE_EXTRA_CA_CERTS"];
+    env.extend(outside.into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))));
     let mut output = String::new();
     let mut outcomes = Vec::new();
     for step in steps(preset) {

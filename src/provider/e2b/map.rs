@@ -9,6 +9,7 @@ use crate::model::{
     Timestamp,
 };
 use crate::provider::ProviderError;
+use crate::provider::http::timestamp;
 use crate::provider::label::{SPEC, labelled_spec, labels};
 
 /// The metadata that says when a sandbox with a limited life ends, in milliseconds since the epoch.
@@ -124,10 +125,6 @@ fn encoded(text: &str) -> String {
         }
     }
     out
-}
-
-fn timestamp(text: &str) -> Option<Timestamp> {
-    text.parse::<jiff::Timestamp>().ok().map(|at| Timestamp(at.as_millisecond()))
 }
 
 /// What E2B reports, in our words. `domain` is where ports are reached if it does not say.

@@ -230,19 +230,8 @@ pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::model::{IntentId, OwnerId, PortSpec, SpecHash};
-
-    fn identity() -> Identity {
-        Identity {
-            project: "shop".to_owned(),
-            address: "sandbox/api".parse().unwrap(),
-            owner: OwnerId("o".to_owned()),
-            spec_hash: SpecHash("h".to_owned()),
-            generation: 1,
-            intent: IntentId("i".to_owned()),
-            expires_at: None,
-        }
-    }
+    use crate::model::PortSpec;
+    use crate::provider::label::any_identity as identity;
 
     fn made(spec: &SandboxSpec) -> Result<api::NewSandbox, ProviderError> {
         new_sandbox(spec, &identity(), None, Some("us"))

@@ -22,6 +22,7 @@ use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError
 use crate::model::{
     Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, labels,
 };
+use crate::secret::SecretValue;
 
 /// Where Daytona is.
 const API: &str = "https://app.daytona.io/api";
@@ -42,10 +43,12 @@ const SDK_VERSION: &str = "0.226.1";
 pub struct Daytona {
     api: Http,
     /// What every service of the account is given.
-    key: crate::secret::SecretValue,
+    key: SecretValue,
     organization: Option<String>,
     snapshot: Option<String>,
     target: Option<String>,
+    /// Whether the API is reached by HTTPS.
+    encrypted: bool,
 }
 
 impl Daytona {
@@ -66,6 +69,7 @@ impl Daytona {
             organization,
             snapshot: given("snapshot"),
             target: given("target"),
+            encrypted: url.starts_with("https://"),
         })
     }
 
@@ -170,11 +174,7 @@ impl Daytona {
 }
 
 /// A service of the account.
-fn service(
-    url: &str,
-    key: &crate::secret::SecretValue,
-    organization: Option<&str>,
-) -> Result<Http, ProviderError> {
+fn service(url: &str, key: &SecretValue, organization: Option<&str>) -> Result<Http, ProviderError> {
     let http = Http::new(url, message)?
         .header("x-daytona-source", "pocketenv")?
         .header("x-daytona-sdk-version", SDK_VERSION)?;
@@ -307,6 +307,11 @@ impl Provider for Daytona {
 
     async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError> {
         let found = self.existing(id).await?;
+        if self.encrypted && !found.toolbox_proxy_url.starts_with("https://") {
+            let message =
+                format!("sandbox {id} is said to be reached without encryption, and the key is not sent so");
+            return Err(ProviderError::Permanent { message, source: None });
+        }
         let http = service(&found.toolbox_proxy_url, &self.key, self.organization.as_deref())?;
         let running = map::state(&found) == Some(SandboxState::Running);
         Ok(Box::new(guest::DaytonaGuest::new(http, id.clone(), running)))

@@ -19,7 +19,7 @@ pub async fn open(dir: &Path, url: &str) -> Arc<dyn Provider> {
 async fn daytona() {
     let dir = tempfile::tempdir().unwrap();
     let emulator = Emulator::start("daytona", dir.path(), &[]);
-    passes(open(dir.path(), &emulator.url).await, 30).await;
+    passes(open(dir.path(), &emulator.url).await, 40).await;
     emulator.stop();
 }
 

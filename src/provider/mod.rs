@@ -5,6 +5,7 @@
 
 mod budget;
 mod capabilities;
+mod daytona;
 mod docker;
 pub mod e2b;
 mod error;
@@ -15,8 +16,11 @@ mod label;
 #[cfg(target_os = "linux")]
 mod local;
 mod registry;
+mod relay;
 mod script;
+mod settle;
 pub mod sim;
+mod socket;
 
 use std::collections::BTreeMap;
 
@@ -34,7 +38,7 @@ pub use guest::{
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
 };
 
 /// Which objects a listing is about.
@@ -44,6 +48,21 @@ pub struct Owner {
     pub project: Option<String>,
     /// The store; `None` for those of every store.
     pub owner: Option<OwnerId>,
+}
+
+impl Owner {
+    /// The labels that its objects carry.
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        let mut wanted = vec![(labels::MANAGED_BY, "pocketenv")];
+        wanted.extend(self.project.as_deref().map(|project| (labels::PROJECT, project)));
+        wanted.extend(self.owner.as_ref().map(|owner| (labels::OWNER, owner.0.as_str())));
+        wanted
+    }
+
+    /// Whether an object with these labels is one of its.
+    fn has(&self, found: &BTreeMap<String, String>) -> bool {
+        self.labels().into_iter().all(|(name, value)| found.get(name).is_some_and(|found| found == value))
+    }
 }
 
 /// The control plane: the reconciler's whole view of an engine or a cloud.

@@ -174,6 +174,9 @@ impl Project<'_> {
             Ok(Some(ObservedSandbox { state: SandboxState::Stopped { unclean: None }, .. })) => {
                 format!("is stopped; `pocketenv start {}` starts it", sandbox.name)
             }
+            Ok(Some(ObservedSandbox { state: SandboxState::Paused, .. })) => {
+                format!("is paused; `pocketenv resume {}` lets it go on", sandbox.name)
+            }
             _ => return error,
         };
         Error::NotRunning { name: sandbox.name.clone(), state }

@@ -12,6 +12,9 @@ pub enum EngineError {
     /// The sandbox is not running.
     #[error("sandbox `{0}` is not running")]
     NotRunning(String),
+    /// The sandbox is frozen, so that nothing in it answers.
+    #[error("sandbox `{0}` is paused; resume it first")]
+    Paused(String),
     /// The sandbox must be stopped for this.
     #[error("sandbox `{0}` is running; stop it first")]
     Running(String),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::cgroup::{self, Available};
+use super::cgroup::{self, Available, Controller};
 use super::client::{self, ExecHandle, Stdio};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
@@ -149,16 +149,59 @@ impl Engine {
         self.info(record).await
     }
 
-    /// Starts a stopped sandbox; one that runs is left alone.
+    /// Starts a stopped sandbox, and lets a paused one go on; one that runs is left alone.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::File`].
+    /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::Control`], [`EngineError::File`].
     pub async fn start(&self, id: &str) -> Result<(), EngineError> {
         let (lock, record) = self.existing(id).await?;
-        if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
-            return Ok(());
+        match self.liveness(id)? {
+            (BoxState::Running { .. }, _) => Ok(()),
+            (BoxState::Paused { .. }, Some(run)) => cgroup::thaw(&run.cgroups)
+                .map_err(|source| EngineError::Control { id: id.to_owned(), source }),
+            _ => self.launch(&record, &lock).await,
         }
-        self.launch(&record, &lock).await
+    }
+
+    /// Freezes all that runs inside, where it stands and with its memory; [`Engine::start`] lets it go on. One that is paused is left alone.
+    ///
+    /// # Errors
+    /// [`EngineError::Unenforceable`] where there is no control group to freeze it with, [`EngineError::NotRunning`],
+    /// [`EngineError::NotFound`], [`EngineError::Control`] where the kernel refuses, [`EngineError::File`].
+    pub async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        let (_lock, _) = self.existing(id).await?;
+        self.freeze(id).await.map(drop)
+    }
+
+    /// Freezes a sandbox whose lock is held; whether it ran until now.
+    pub(super) async fn freeze(&self, id: &str) -> Result<bool, EngineError> {
+        let (pid, mut run) = match self.liveness(id)? {
+            (BoxState::Running { pid, .. }, Some(run)) => (pid, run),
+            (BoxState::Paused { .. }, _) => return Ok(false),
+            _ => return Err(EngineError::NotRunning(id.to_owned())),
+        };
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
+        let known = run.cgroups.iter().find(|group| group.controller == Controller::Freezer);
+        let group = match known {
+            Some(group) => group.clone(),
+            None => {
+                let dir = absolute(&self.dir(id))?;
+                let available = Available::here().map_err(control)?;
+                let group =
+                    available.make_freezer(&cgroup::name(&dir, id)).map_err(EngineError::Unenforceable)?;
+                run.cgroups.push(group.clone());
+                // Written down before anything is in it: from here on whoever ends the sandbox lets it go on and removes the group.
+                let path = self.dir(id).join("run.json");
+                state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
+                group
+            }
+        };
+        let freezing = move || {
+            cgroup::enter_all(std::slice::from_ref(&group), pid)?;
+            cgroup::freeze(&group, true)
+        };
+        tokio::task::spawn_blocking(freezing).await.map_err(io::Error::other).flatten().map_err(control)?;
+        Ok(true)
     }
 
     /// Stops a sandbox: SIGTERM to everything inside, SIGKILL after `grace`. Its files stay. One that is stopped is left alone.
@@ -203,7 +246,7 @@ impl Engine {
         check_spec(spec)?;
         check_limits(&spec.limits)?;
         let (_lock, mut record) = self.existing(id).await?;
-        if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+        if self.liveness(id)?.0.pid().is_some() {
             return Err(EngineError::Running(id.to_owned()));
         }
         let dir = self.dir(id);
@@ -220,11 +263,13 @@ impl Engine {
         check_limits(limits)?;
         let (_lock, mut record) = self.existing(id).await?;
         let control = |source| EngineError::Control { id: id.to_owned(), source };
-        if let (BoxState::Running { pid, .. }, Some(mut run)) = self.liveness(id)? {
-            if run.cgroups.is_empty() && *limits != Limits::default() {
+        let (state, run) = self.liveness(id)?;
+        if let (Some(pid), Some(mut run)) = (state.pid(), run) {
+            let limited = run.cgroups.iter().any(|group| group.controller != Controller::Freezer);
+            if !limited && *limits != Limits::default() {
                 let dir = absolute(&self.dir(id))?;
                 let available = Available::here().map_err(control)?;
-                run.cgroups = available.make(&cgroup::name(&dir, id)).map_err(control)?;
+                run.cgroups.extend(available.make(&cgroup::name(&dir, id)).map_err(control)?);
                 // Written down before anything is in them: from here on whoever ends the sandbox removes them.
                 let path = self.dir(id).join("run.json");
                 state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
@@ -345,7 +390,7 @@ impl Engine {
     }
 
     async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
-        if !matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+        if self.liveness(id)?.0.pid().is_none() {
             return Ok(());
         }
         let (reply, _) = self.ask(id, &self.connect(id).await?, request).await?;
@@ -436,9 +481,9 @@ impl Engine {
         let stopped =
             |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
         let mut forwards: Vec<ForwardInfo> = record.forwards.iter().map(stopped).collect();
-        if matches!(state, BoxState::Running { .. }) && !forwards.is_empty() {
+        if state.pid().is_some() && !forwards.is_empty() {
             // Between the look at the processes and this question the sandbox may end: then nothing listens.
-            if let Ok(connection) = self.connect(&record.id).await
+            if let Ok(Some(connection)) = client::connect(&self.runtime.join(&record.id)).await
                 && let Ok((Reply::Status(open), _)) =
                     self.ask(&record.id, &connection, &Request::Status).await
             {
@@ -449,20 +494,14 @@ impl Engine {
             }
         }
         let groups = run.iter().flat_map(|run| &run.cgroups).cloned().collect::<Vec<_>>();
-        let limits = match &state {
-            BoxState::Running { .. } if !groups.is_empty() => {
-                // It may end between the two looks, and its groups with it: then nothing is in force.
-                Some(cgroup::measure(&groups).unwrap_or_default())
-            }
-            BoxState::Running { .. } if record.spec.limits != Limits::default() => {
-                Some(LimitsInfo::default())
-            }
+        let limited = groups.iter().any(|group| group.controller != Controller::Freezer);
+        let limits = match state.pid() {
+            // It may end between the two looks, and its groups with it: then nothing is in force.
+            Some(_) if limited => Some(cgroup::measure(&groups).unwrap_or_default()),
+            Some(_) if record.spec.limits != Limits::default() => Some(LimitsInfo::default()),
             _ => None,
         };
-        let lost = match &state {
-            BoxState::Running { pid, .. } => lost_mounts(&record.spec, *pid),
-            _ => Vec::new(),
-        };
+        let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
         Ok(BoxInfo {
             limits,
             lost,
@@ -495,7 +534,13 @@ impl Engine {
                 BoxState::Stopped { unclean: Some("the machine restarted".to_owned()) }
             }
             None => match (run.shim.alive().map_err(cannot)?, run.init.alive().map_err(cannot)?) {
-                (Some(_), Some(_)) => BoxState::Running { pid: run.init.pid, since: run.since },
+                (Some(_), Some(_)) => {
+                    let (pid, since) = (run.init.pid, run.since);
+                    match cgroup::is_frozen(&run.cgroups).map_err(cannot)? {
+                        true => BoxState::Paused { pid, since },
+                        false => BoxState::Running { pid, since },
+                    }
+                }
                 (None, _) => {
                     BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) }
                 }
@@ -596,6 +641,12 @@ impl Engine {
     async fn connect(&self, id: &str) -> Result<Seq, EngineError> {
         check_name(id)?;
         let control = |source| EngineError::Control { id: id.to_owned(), source };
+        // What is frozen never answers.
+        if let Ok(Some(run)) = self.run(id)
+            && cgroup::is_frozen(&run.cgroups).map_err(control)?
+        {
+            return Err(EngineError::Paused(id.to_owned()));
+        }
         match client::connect(&self.runtime.join(id)).await.map_err(control)? {
             Some(connection) => Ok(connection),
             None if self.record(id)?.is_none() => Err(EngineError::NotFound(id.to_owned())),
@@ -632,6 +683,7 @@ impl Engine {
             && run.boot == state::boot_id().map_err(control)?
         {
             let groups = run.cgroups;
+            cgroup::thaw(&groups).map_err(control)?; // what is frozen neither hears a signal nor ends
             let (shim, init) = (run.shim.alive().map_err(control)?, run.init.alive().map_err(control)?);
             if let (Some(grace), Some(_), Some(init)) = (grace, &shim, &init) {
                 self.ask_to_stop(id, grace, init).await;

@@ -141,6 +141,13 @@ pub enum BoxState {
         /// When it started, in milliseconds since the Unix epoch.
         since: u64,
     },
+    /// Both of its processes live, and all that is inside is frozen.
+    Paused {
+        /// As of one that runs.
+        pid: i32,
+        /// As of one that runs.
+        since: u64,
+    },
     /// Not running; its files are kept.
     Stopped {
         /// Why it ended, when nobody asked it to.
@@ -150,6 +157,16 @@ pub enum BoxState {
     Creating,
     /// Its state cannot be read; the reason. It can be deleted.
     Broken(String),
+}
+
+impl BoxState {
+    /// The first process, where the processes live, frozen or not.
+    pub fn pid(&self) -> Option<i32> {
+        match self {
+            BoxState::Running { pid, .. } | BoxState::Paused { pid, .. } => Some(*pid),
+            BoxState::Stopped { .. } | BoxState::Creating | BoxState::Broken(_) => None,
+        }
+    }
 }
 
 /// One sandbox as it is now.

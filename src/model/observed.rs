@@ -89,6 +89,8 @@ pub enum SandboxState {
     Creating,
     /// Runs.
     Running,
+    /// What runs in it is frozen and keeps its memory.
+    Paused,
     /// On its way to stopped.
     Stopping,
     /// Does not run and keeps its disk. `unclean` says why if nobody asked for it.

@@ -66,11 +66,20 @@ pub struct Policy {
     /// another id, so that this asks for it once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rebuild: BTreeMap<SandboxId, String>,
+    /// Sandboxes, by name, that are to be paused and left alone but for that.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub pause: BTreeSet<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { prune: true, prune_volumes: false, targets: Vec::new(), rebuild: BTreeMap::new() }
+        Self {
+            prune: true,
+            prune_volumes: false,
+            targets: Vec::new(),
+            rebuild: BTreeMap::new(),
+            pause: BTreeSet::new(),
+        }
     }
 }
 
@@ -148,6 +157,8 @@ pub enum Verdict {
     Recreate,
     /// It is started.
     Start,
+    /// It is paused.
+    Pause,
     /// It is stopped.
     Stop,
     /// It is deleted.
@@ -308,8 +319,10 @@ pub enum Action {
         /// The generation that this spec is.
         generation: u64,
     },
-    /// Start a stopped sandbox.
+    /// Start a stopped sandbox, or let a paused one go on.
     Start,
+    /// Freeze what runs in a sandbox.
+    Pause,
     /// Ask the services of a sandbox that is about to stop or go to end, each in its own way, one after the other. What cannot be asked is
     /// ended by the stop or delete that follows: this never fails.
     Quiesce {
@@ -398,6 +411,7 @@ impl Action {
             Self::AdoptVolume { .. } | Self::Adopt { .. } => "adopt",
             Self::Update { .. } => "update",
             Self::Start => "start",
+            Self::Pause => "pause",
             Self::Quiesce { .. } => "end services of",
             Self::Stop => "stop",
             Self::Discard => "discard",

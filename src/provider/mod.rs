@@ -70,8 +70,15 @@ pub trait Provider: Send + Sync {
         identity: &Identity,
     ) -> Result<(), ProviderError>;
 
-    /// Starts a stopped sandbox; already running is fine.
+    /// Starts a stopped sandbox, and lets a paused one go on; already running is fine.
     async fn start(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// Freezes what runs in a sandbox, where it stands and with its memory; already paused is fine. Only where the sheet says that there is
+    /// such a thing.
+    async fn pause(&self, _id: &SandboxId) -> Result<(), ProviderError> {
+        let message = format!("provider `{}` cannot pause a sandbox", self.capabilities().provider);
+        Err(ProviderError::Unsupported { message })
+    }
 
     /// Stops a running sandbox; already stopped is fine.
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError>;

@@ -112,6 +112,8 @@ const VERBS: &[&[&str]] = &[
     &["start"],
     &["stop"],
     &["restart"],
+    &["pause"],
+    &["resume"],
     &["preset"],
     &["preset", "list"],
     &["preset", "show"],

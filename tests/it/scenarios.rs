@@ -31,6 +31,8 @@ mod isolation;
 mod limits;
 #[path = "../scenarios/order/scenario.rs"]
 mod order;
+#[path = "../scenarios/pause/scenario.rs"]
+mod pause;
 #[path = "../scenarios/ports/scenario.rs"]
 mod ports;
 #[path = "../scenarios/prune/scenario.rs"]

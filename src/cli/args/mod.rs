@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
-pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
+pub use control::{ControlArgs, PauseArgs, RestartArgs, ResumeArgs, StartArgs, StopArgs};
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use emulate::{EmulateArgs, EmulateCommand};
 pub use info::{
@@ -233,6 +233,10 @@ pub enum Verb {
     Stop(StopArgs),
     /// Stop and start sandboxes or services
     Restart(RestartArgs),
+    /// Freeze what runs in sandboxes, with its memory, until resume or apply
+    Pause(PauseArgs),
+    /// Let paused sandboxes go on
+    Resume(ResumeArgs),
     /// Keep projects as their repositories say, until stopped
     #[command(subcommand)]
     Controller(ControllerCommand),

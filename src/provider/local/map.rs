@@ -180,13 +180,14 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         })
         .collect();
     let started_at = match &info.state {
-        BoxState::Running { since, .. } => Some(timestamp(*since)),
+        BoxState::Running { since, .. } | BoxState::Paused { since, .. } => Some(timestamp(*since)),
         _ => None,
     };
     ObservedSandbox {
         id: SandboxId(info.id.clone()),
         state: match &info.state {
             BoxState::Running { .. } => SandboxState::Running,
+            BoxState::Paused { .. } => SandboxState::Paused,
             BoxState::Stopped { unclean } => SandboxState::Stopped { unclean: unclean.clone() },
             BoxState::Creating => SandboxState::Creating,
             BoxState::Broken(reason) => SandboxState::Failed(reason.clone()),

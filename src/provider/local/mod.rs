@@ -152,6 +152,10 @@ impl Provider for Local {
         self.engine.start(&id.0).await.map_err(map::error)
     }
 
+    async fn pause(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        self.engine.pause(&id.0).await.map_err(map::error)
+    }
+
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
         match self.engine.stop(&id.0, STOP_GRACE).await {
             Err(EngineError::NotRunning(_)) => Ok(()),

@@ -11,6 +11,7 @@ pub static SHEET: Capabilities = Capabilities {
     provider: "local",
     summary: "Linux namespaces on this machine, by Pocketenv itself: nothing to install, no account",
     stop: StopMeaning::Suspend,
+    pause: true,
     labels: true,
     idempotent_create: true,
     settle_ms: 0,

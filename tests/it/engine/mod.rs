@@ -8,6 +8,7 @@ mod lifecycle;
 mod limits;
 mod network;
 pub mod ordinary_user;
+mod pause;
 mod recovery;
 pub mod support;
 mod volumes;

@@ -146,7 +146,10 @@ impl Project<'_> {
     }
 
     /// Name, provider, id and what is declared to be inside of the sandbox that `name` means.
-    async fn locate(&self, name: &str) -> Result<(String, String, SandboxId, Option<GuestSpec>), Error> {
+    pub(super) async fn locate(
+        &self,
+        name: &str,
+    ) -> Result<(String, String, SandboxId, Option<GuestSpec>), Error> {
         let recorded = self.store.recorded(&self.name).await?;
         let known = recorded
             .sandboxes

@@ -161,6 +161,8 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Restart(args) => cx.block_on(verb::control::run(cx, Control::Restart, &args.control)),
         Verb::Pause(args) => cx.block_on(verb::control::run(cx, Control::Pause, &args.control)),
         Verb::Resume(args) => cx.block_on(verb::control::run(cx, Control::Resume, &args.control)),
+        Verb::Snapshot(command) => cx.block_on(verb::snapshot::run(cx, command)),
+        Verb::Fork(args) => cx.block_on(verb::fork::run(cx, args)),
         Verb::Watch(args) => cx.block_on(verb::watch::run(cx, args)),
         Verb::Status(args) => cx.block_on_one(verb::status::run(cx, args)),
         Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),

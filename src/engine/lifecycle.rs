@@ -16,6 +16,7 @@ use super::client::{self, ExecHandle, Stdio};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::launch::LaunchRequest;
+use super::lifetime::Moment;
 use super::mounts;
 use super::proto::{Reply, Request};
 use super::proxy::Upstream;
@@ -61,6 +62,11 @@ impl Engine {
         }
     }
 
+    /// The engine that a shim belongs to.
+    pub(super) fn of_shim(root: &Path, sockets: &Path) -> Engine {
+        Engine { root: root.to_owned(), runtime: sockets.to_owned(), exe: "/proc/self/exe".into() }
+    }
+
     /// Every sandbox. One whose state is unreadable is listed as [`BoxState::Broken`], never left out.
     ///
     /// # Errors
@@ -88,6 +94,13 @@ impl Engine {
         match self.record(id)? {
             None if self.dir(id).exists() => self.without_record(id).await,
             None => Ok(None),
+            // Its shim sees to it while it runs, and nobody while it does not.
+            Some(record) if self.is_over(&record)? && self.liveness(id)?.0.pid().is_none() => {
+                match self.expire(id).await {
+                    Ok(()) | Err(EngineError::NotFound(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
             Some(record) => self.info(record).await.map(Some),
         }
     }
@@ -129,7 +142,7 @@ impl Engine {
             }
             Some(record) if self.run(id)?.is_some() => return self.info(record).await,
             Some(record) => record,
-            None => self.new_record(id, spec, labels)?,
+            None => self.new_record(id, spec, labels).await?,
         };
         // The record is written before the first process starts. A power cut would end that process too, so the disk may catch
         // up meanwhile; nothing is reported before it has.
@@ -161,47 +174,6 @@ impl Engine {
                 .map_err(|source| EngineError::Control { id: id.to_owned(), source }),
             _ => self.launch(&record, &lock).await,
         }
-    }
-
-    /// Freezes all that runs inside, where it stands and with its memory; [`Engine::start`] lets it go on. One that is paused is left alone.
-    ///
-    /// # Errors
-    /// [`EngineError::Unenforceable`] where there is no control group to freeze it with, [`EngineError::NotRunning`],
-    /// [`EngineError::NotFound`], [`EngineError::Control`] where the kernel refuses, [`EngineError::File`].
-    pub async fn pause(&self, id: &str) -> Result<(), EngineError> {
-        let (_lock, _) = self.existing(id).await?;
-        self.freeze(id).await.map(drop)
-    }
-
-    /// Freezes a sandbox whose lock is held; whether it ran until now.
-    pub(super) async fn freeze(&self, id: &str) -> Result<bool, EngineError> {
-        let (pid, mut run) = match self.liveness(id)? {
-            (BoxState::Running { pid, .. }, Some(run)) => (pid, run),
-            (BoxState::Paused { .. }, _) => return Ok(false),
-            _ => return Err(EngineError::NotRunning(id.to_owned())),
-        };
-        let control = |source| EngineError::Control { id: id.to_owned(), source };
-        let known = run.cgroups.iter().find(|group| group.controller == Controller::Freezer);
-        let group = match known {
-            Some(group) => group.clone(),
-            None => {
-                let dir = absolute(&self.dir(id))?;
-                let available = Available::here().map_err(control)?;
-                let group =
-                    available.make_freezer(&cgroup::name(&dir, id)).map_err(EngineError::Unenforceable)?;
-                run.cgroups.push(group.clone());
-                // Written down before anything is in it: from here on whoever ends the sandbox lets it go on and removes the group.
-                let path = self.dir(id).join("run.json");
-                state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
-                group
-            }
-        };
-        let freezing = move || {
-            cgroup::enter_all(std::slice::from_ref(&group), pid)?;
-            cgroup::freeze(&group, true)
-        };
-        tokio::task::spawn_blocking(freezing).await.map_err(io::Error::other).flatten().map_err(control)?;
-        Ok(true)
     }
 
     /// Stops a sandbox: SIGTERM to everything inside, SIGKILL after `grace`. Its files stay. One that is stopped is left alone.
@@ -248,6 +220,9 @@ impl Engine {
         let (_lock, mut record) = self.existing(id).await?;
         if self.liveness(id)?.0.pid().is_some() {
             return Err(EngineError::Running(id.to_owned()));
+        }
+        if spec.snapshot != record.spec.snapshot {
+            return Err(EngineError::Invalid("what a sandbox starts from cannot be changed".to_owned()));
         }
         let dir = self.dir(id);
         rootfs::forget_network_files(&dir).map_err(EngineError::file("update", &dir))?;
@@ -389,11 +364,16 @@ impl Engine {
         Ok(read_state(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
     }
 
-    async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
+    pub(super) async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
         if self.liveness(id)?.0.pid().is_none() {
             return Ok(());
         }
-        let (reply, _) = self.ask(id, &self.connect(id).await?, request).await?;
+        // Links are made inside; the rest is the shim's alone, which is awake when all else is frozen.
+        let connection = match request {
+            Request::SetLinks(_) => self.connect(id).await?,
+            _ => self.reach(id).await?,
+        };
+        let (reply, _) = self.ask(id, &connection, request).await?;
         match reply {
             Reply::Failed { what, errno } => {
                 let reason = io::Error::from_raw_os_error(errno).to_string();
@@ -415,7 +395,7 @@ impl Engine {
         Lock::is_held(&self.root.join("locks"), &format!("box-{id}"))
     }
 
-    fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
+    pub(super) fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
         read_state(id, &self.dir(id).join("state.json"))
     }
 
@@ -423,14 +403,14 @@ impl Engine {
         read_state(id, &self.dir(id).join("run.json"))
     }
 
-    fn write_record(&self, record: &Record) -> Result<(), EngineError> {
+    pub(super) fn write_record(&self, record: &Record) -> Result<(), EngineError> {
         let path = self.dir(&record.id).join("state.json");
         state::write(&path, record, true)
             .and_then(|()| state::sync(&path))
             .map_err(EngineError::file("write", &path))
     }
 
-    async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
+    pub(super) async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
         check_name(id)?;
         let not_found = || EngineError::NotFound(id.to_owned());
         if !self.dir(id).exists() {
@@ -447,19 +427,37 @@ impl Engine {
         }
     }
 
-    fn new_record(
+    async fn new_record(
         &self,
         id: &str,
         spec: &BoxSpec,
         labels: &BTreeMap<String, String>,
     ) -> Result<Record, EngineError> {
         let id_map = rootfs::choose_ids().map_err(EngineError::file("read", Path::new("/etc/subuid")))?;
+        let mut spec = spec.clone();
+        // Held until the record is there: from then on the snapshot is in use.
+        let _snapshot = match &spec.snapshot {
+            None => None,
+            Some(name) => {
+                let (kept, lock) = self.hold_snapshot(name).await?;
+                if kept.id_map != id_map {
+                    return Err(EngineError::Invalid(format!(
+                        "snapshot `{name}` belongs to other ids ({}) than this user's sandboxes have now ({})",
+                        kept.id_map.describe(),
+                        id_map.describe()
+                    )));
+                }
+                spec.image = kept.image;
+                Some(lock)
+            }
+        };
         let record = Record {
             version: state::VERSION,
             id: id.to_owned(),
             labels: labels.clone(),
-            spec: spec.clone(),
+            spec,
             created_at: state::now_ms(),
+            born: Moment::now().ok(), // without it the clock has to do
             id_map,
             forwards: Vec::new(),
             links: Vec::new(),
@@ -502,9 +500,11 @@ impl Engine {
             _ => None,
         };
         let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
+        let left = self.left(&record)?;
         Ok(BoxInfo {
             limits,
             lost,
+            expires_at: left.map(|left| state::now_ms().saturating_add(left)),
             id: record.id,
             labels: record.labels,
             spec: record.spec,
@@ -517,7 +517,7 @@ impl Engine {
     }
 
     /// What the recorded run has come to.
-    fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
+    pub(super) fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
         let Some(run) = self.run(id)? else {
             // Whoever creates a sandbox holds its lock until it runs.
             let state = match self.is_locked(id)? {
@@ -567,12 +567,14 @@ impl Engine {
                 spec: record.spec.clone(),
                 id_map: record.id_map,
                 mount_paths,
+                snapshots: self.layers(record.spec.snapshot.as_deref())?,
             },
             dir: absolute(&self.dir(id))?,
             skeletons: absolute(&self.root.join("skeletons"))?,
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),
+            created: (record.created_at, record.born.clone()),
             upstream: Upstream::from_environment(),
         };
         let failed = |step: &str, reason: String| EngineError::Launch {
@@ -584,7 +586,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready)) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Copied(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -593,7 +595,7 @@ impl Engine {
         }
     }
 
-    async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
+    pub(super) async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = tokio::process::Command::new(&self.exe)
@@ -647,6 +649,12 @@ impl Engine {
         {
             return Err(EngineError::Paused(id.to_owned()));
         }
+        self.reach(id).await
+    }
+
+    /// A connection to its shim.
+    async fn reach(&self, id: &str) -> Result<Seq, EngineError> {
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
         match client::connect(&self.runtime.join(id)).await.map_err(control)? {
             Some(connection) => Ok(connection),
             None if self.record(id)?.is_none() => Err(EngineError::NotFound(id.to_owned())),
@@ -694,7 +702,9 @@ impl Engine {
             if let Some(shim) = shim {
                 // it has its end to record
                 let gone = shim.try_clone().map_err(control)?;
-                if tokio::time::timeout(END_TIMEOUT, state::wait_gone(gone)).await.is_err() {
+                // The shim of a sandbox whose time is over deletes it itself, as the last thing it does.
+                let is_itself = run.shim.pid == std::process::id() as i32;
+                if !is_itself && tokio::time::timeout(END_TIMEOUT, state::wait_gone(gone)).await.is_err() {
                     state::kill_and_wait(shim).await.map_err(control)?;
                 }
             }
@@ -716,7 +726,7 @@ impl Engine {
     }
 
     /// Ends and removes everything, the state last, so that a removal that was cut short is still listed.
-    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+    pub(super) async fn remove(&self, id: &str) -> Result<(), EngineError> {
         self.end(id, None).await?;
         let dir = self.dir(id);
         if !dir.exists() {
@@ -752,7 +762,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Ready | Answer::Copied(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }
@@ -765,6 +775,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         labels: BTreeMap::new(),
         spec: BoxSpec::default(),
         created_at: 0,
+        expires_at: None,
         state: BoxState::Broken(reason),
         forwards: Vec::new(),
         links: Vec::new(),
@@ -873,6 +884,6 @@ fn check_limits(limits: &Limits) -> Result<(), EngineError> {
     available.check(limits).map_err(EngineError::Unenforceable)
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
     std::path::absolute(path).map_err(EngineError::file("resolve", path))
 }

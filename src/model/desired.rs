@@ -157,7 +157,7 @@ pub enum Image {
         /// The Dockerfile, relative to the context.
         dockerfile: Option<String>,
     },
-    /// A snapshot by its id at the provider.
+    /// A snapshot by its name in the project, or by its id at the provider.
     Snapshot(String),
 }
 

@@ -45,6 +45,9 @@ pub struct ObservedProvider {
     pub sandboxes: BTreeMap<SandboxId, ObservedSandbox>,
     /// Volumes by name.
     pub volumes: BTreeMap<String, ObservedVolume>,
+    /// Snapshots by id.
+    #[serde(default)]
+    pub snapshots: BTreeMap<String, ObservedSnapshot>,
 }
 
 /// A sandbox as its provider reports it.
@@ -111,6 +114,19 @@ pub struct ObservedVolume {
     pub labels: BTreeMap<String, String>,
     /// When it was created, by the provider's clock.
     pub created_at: Option<Timestamp>,
+}
+
+/// A snapshot as its provider reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedSnapshot {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was created, by the provider's clock.
+    pub created_at: Option<Timestamp>,
+    /// The bytes that it takes by itself, where the provider tells.
+    pub bytes: Option<u64>,
+    /// What is made from it and keeps it: ids of sandboxes and other snapshots.
+    pub used_by: Vec<String>,
 }
 
 /// The inside of a running sandbox.

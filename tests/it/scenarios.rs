@@ -23,10 +23,14 @@ mod egress;
 mod failure;
 #[path = "../scenarios/fleet/scenario.rs"]
 mod fleet;
+#[path = "../scenarios/fork/scenario.rs"]
+mod fork;
 #[path = "../scenarios/inside/scenario.rs"]
 mod inside;
 #[path = "../scenarios/isolation/scenario.rs"]
 mod isolation;
+#[path = "../scenarios/lifetime/scenario.rs"]
+mod lifetime;
 #[path = "../scenarios/limits/scenario.rs"]
 mod limits;
 #[path = "../scenarios/order/scenario.rs"]

@@ -12,6 +12,7 @@ mod look;
 mod manifest;
 mod repair;
 mod sim;
+mod snapshot;
 mod value;
 mod watch;
 
@@ -33,6 +34,7 @@ pub use look::{
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use repair::{GcArgs, ImportArgs, RollbackArgs};
 pub use sim::{RehearseArgs, SimArgs};
+pub use snapshot::{ForkArgs, SnapshotCommand};
 pub use value::{CopyEnd, KeyValue, LogSource};
 pub use watch::WatchArgs;
 
@@ -237,6 +239,11 @@ pub enum Verb {
     Pause(PauseArgs),
     /// Let paused sandboxes go on
     Resume(ResumeArgs),
+    /// Keep the files of sandboxes under names, to start others from
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make sandboxes like another one, with its files as they are now
+    Fork(ForkArgs),
     /// Keep projects as their repositories say, until stopped
     #[command(subcommand)]
     Controller(ControllerCommand),

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use super::snapshot::Fork;
 use super::{Environment, Error, credentials, ports};
-use crate::manifest::{self, Confinement, Input, LoadRequest, Manifest, Origins, Resolved};
+use crate::manifest::{self, Confinement, DeclaredPort, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
     Address, Desired, DriftPolicy, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded,
     SandboxId, Timestamp,
@@ -148,6 +149,7 @@ impl App {
             manifest: None,
             checked: Mutex::default(),
             pinned: None,
+            forks: BTreeMap::new(),
             drift: None,
             store,
             registry,
@@ -204,6 +206,7 @@ impl App {
             manifest,
             checked: Mutex::new(checked),
             pinned: None,
+            forks: BTreeMap::new(),
             drift: selection.drift,
             store,
             registry,
@@ -221,6 +224,7 @@ impl App {
             manifest: None,
             checked: Mutex::default(),
             pinned: Some(goal),
+            forks: BTreeMap::new(),
             drift: None,
             store,
             registry,
@@ -298,6 +302,8 @@ pub struct Project<'a> {
     checked: Mutex<Option<Resolved>>,
     /// What an earlier run was to achieve, instead of what the manifest says now.
     pub(super) pinned: Option<KeptGoal>,
+    /// Sandboxes that are declared for this opening only.
+    pub(super) forks: BTreeMap<String, Fork>,
     /// What is done about drift, over what the manifest says.
     drift: Option<DriftPolicy>,
     pub(super) store: Store,
@@ -381,9 +387,12 @@ impl Project<'_> {
                 (empty, None)
             }
             (None, Some(manifest)) => {
+                let declared = self.declared_ports(manifest);
                 let endpoints =
-                    ports::endpoints(&self.store, manifest, &self.registry, &listings, keep).await?;
+                    ports::endpoints(&self.store, &self.name, &declared, &self.registry, &listings, keep)
+                        .await?;
                 let mut resolved = self.resolved(manifest, &endpoints)?;
+                self.add_forks(&mut resolved.desired);
                 self.place_ports(&mut resolved.desired, &endpoints);
                 (resolved.desired, Some(resolved.origins))
             }
@@ -411,6 +420,21 @@ impl Project<'_> {
         }
     }
 
+    /// The ports of the manifest, and those that forks have of their parents.
+    fn declared_ports(&self, manifest: &Manifest) -> Vec<DeclaredPort> {
+        let mut ports = manifest.ports().to_vec();
+        for (name, fork) in &self.forks {
+            let of_parent: Vec<DeclaredPort> =
+                ports.iter().filter(|declared| declared.port_ref.sandbox == fork.of).cloned().collect();
+            ports.extend(of_parent.into_iter().map(|declared| DeclaredPort {
+                port_ref: PortRef { sandbox: name.clone(), ..declared.port_ref },
+                host_port: None,
+                ..declared
+            }));
+        }
+        ports
+    }
+
     /// Writes the chosen host port of each declared port into the desired state, where the provider forwards ports from this host.
     fn place_ports(&self, desired: &mut Desired, endpoints: &BTreeMap<PortRef, (String, u16)>) {
         for (name, sandbox) in &mut desired.sandboxes {
@@ -432,8 +456,10 @@ impl Project<'_> {
         let (mut desired, origins) = match (&self.pinned, &self.manifest) {
             (Some(goal), _) => (goal.desired.clone(), None),
             (None, Some(manifest)) => {
+                let (declared, listings) = (manifest.ports(), Listings::new());
                 let endpoints =
-                    ports::endpoints(&self.store, manifest, &self.registry, &Listings::new(), false).await?;
+                    ports::endpoints(&self.store, &self.name, declared, &self.registry, &listings, false)
+                        .await?;
                 let mut resolved = self.resolved(manifest, &endpoints)?;
                 self.place_ports(&mut resolved.desired, &endpoints);
                 (resolved.desired, Some(resolved.origins))

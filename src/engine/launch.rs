@@ -84,6 +84,9 @@ pub struct LaunchRequest {
     pub id_map: IdMap,
     /// The host path of every mount of the spec, in its order.
     pub mount_paths: Vec<PathBuf>,
+    /// The directories of the snapshots that it starts from, the uppermost first.
+    #[serde(default)]
+    pub snapshots: Vec<PathBuf>,
 }
 
 /// Where the files of a sandbox are on the host.
@@ -102,6 +105,8 @@ pub enum Step {
     OpenSource { slot: usize, path: PathBuf },
     /// Open the skeleton, with the host identity that made the sandbox.
     OpenSkeleton(PathBuf),
+    /// Open the snapshots, the uppermost first, with the host identity that made the sandbox.
+    OpenSnapshots(Vec<PathBuf>),
     /// Become root inside.
     BecomeRoot { groups: bool },
     /// Die with the shim.
@@ -155,6 +160,7 @@ impl fmt::Display for Step {
         match self {
             Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
             Step::OpenSkeleton(path) => write!(f, "open {}", path.display()),
+            Step::OpenSnapshots(_) => f.write_str("open the snapshots it starts from"),
             Step::BecomeRoot { .. } => f.write_str("become root inside"),
             Step::DieWithParent => f.write_str("tie to the parent"),
             Step::Hostname(_) => f.write_str("set the host name"),
@@ -217,6 +223,9 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
+    if !request.snapshots.is_empty() {
+        steps.push(Step::OpenSnapshots(request.snapshots.clone()));
+    }
     // The death signal is cleared by a change of credentials, so it comes after.
     steps.push(Step::BecomeRoot { groups: request.id_map.has_range() });
     steps.push(Step::DieWithParent);
@@ -225,11 +234,15 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
         steps.push(Step::Loopback);
     }
     steps.push(Step::PrivateMounts);
-    steps.push(Step::Either {
-        first: Box::new(Step::OverlayRoot { source: places.dir.clone() }),
-        second: Box::new(Step::CopyRoot),
-        choice: "the root is a copy",
-    });
+    let root = Step::OverlayRoot { source: places.dir.clone() };
+    // Snapshots are layers of an overlay, and what they mean is lost in a copy.
+    let copies = request.snapshots.is_empty();
+    if copies {
+        let choice = "the root is a copy";
+        steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
+    } else {
+        steps.push(root);
+    }
     for name in &facts.system_dirs {
         let second = if name == "etc" {
             Step::Copy { name: name.clone() }
@@ -242,14 +255,13 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
             }
         };
         let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
-        steps.push(Step::Either {
-            first: Box::new(Step::Overlay {
-                name: name.clone(),
-                skeleton: skeleton::LAYERS.contains(&name.as_str()),
-            }),
-            second: Box::new(second),
-            choice,
-        });
+        let overlay =
+            Step::Overlay { name: name.clone(), skeleton: skeleton::LAYERS.contains(&name.as_str()) };
+        if copies {
+            steps.push(Step::Either { first: Box::new(overlay), second: Box::new(second), choice });
+        } else {
+            steps.push(overlay);
+        }
     }
     if facts.dpkg {
         let to = format!("{ROOT}/var/lib/dpkg");
@@ -367,7 +379,8 @@ mod tests {
         let spec =
             BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
         let mount_paths = vec!["/v/1".into(), "/v/2".into()];
-        LaunchRequest { id: "a.b".into(), spec, id_map: IdMap::High { base: 100_000 }, mount_paths }
+        let id_map = IdMap::High { base: 100_000 };
+        LaunchRequest { id: "a.b".into(), spec, id_map, mount_paths, snapshots: Vec::new() }
     }
 
     fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
@@ -426,6 +439,18 @@ mod tests {
                 .any(|s| matches!(s, Step::Bind { from, read_only: true, .. } if from == "/usr"))
         );
         assert!(recorder.done.contains(&Step::MoveRoot));
+    }
+
+    #[test]
+    fn snapshots_are_opened_as_the_caller_and_never_copied() {
+        let mut request = request(Network::None);
+        request.snapshots = vec!["/e/snapshots/s".into()];
+        let steps = plan(&request, &facts());
+        let opened = position(&steps, |s| matches!(s, Step::OpenSnapshots(_)));
+        assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
+        let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. }));
+        let (step, _) = execute(&steps, &mut recorder).unwrap_err();
+        assert_eq!(step, "overlay /usr");
     }
 
     #[test]

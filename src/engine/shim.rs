@@ -15,13 +15,15 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{self, Available, Group};
 use super::init::{self, Launched};
 use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
+use super::lifecycle::Engine;
+use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
-use super::serve;
+use super::serve::{self, End};
 use super::skeleton::Skeleton;
 use super::spec::{Forward, Limits, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
-use super::{rootfs, seccomp, seq, sys, syscalls};
+use super::{rootfs, seccomp, seq, snapshot, sys, syscalls};
 
 /// The first argument by which the program becomes a shim.
 pub const ARGUMENT: &str = "__engine-shim";
@@ -41,6 +43,15 @@ pub enum Task {
         /// The tree.
         path: PathBuf,
     },
+    /// Copy the files of a sandbox into a snapshot, as those ids.
+    Copy {
+        /// Those ids.
+        id_map: IdMap,
+        /// The sandbox's directory.
+        from: PathBuf,
+        /// The snapshot's.
+        to: PathBuf,
+    },
 }
 
 /// A sandbox to launch.
@@ -58,6 +69,8 @@ pub struct Order {
     pub forwards: Vec<Forward>,
     /// Ports inside that lead to the host.
     pub links: Vec<Link>,
+    /// When it was created, in milliseconds since the Unix epoch and by a clock that nobody sets.
+    pub created: (u64, Option<Moment>),
     /// The host's own proxies.
     pub upstream: Upstream,
 }
@@ -68,6 +81,8 @@ pub struct Order {
 pub enum Answer {
     /// The sandbox runs and its control socket listens.
     Ready,
+    /// Its files were copied; the bytes that they take.
+    Copied(u64),
     /// It does not run.
     Failed {
         /// The step.
@@ -113,20 +128,35 @@ pub fn main() -> ExitCode {
     }
     sys::set_process_name(c"pocketenv-shim");
     let result = read_task(&mut caller.socket).and_then(|task| match task {
-        Task::Remove { id_map, path } => remove(&id_map, &path).map(|()| None).map_err(step("remove files")),
+        Task::Remove { id_map, path } => {
+            let removed = as_owner(&id_map, || rootfs::remove_tree(&path).map(|()| 0));
+            removed.map(|_| Done::Answer(Answer::Ready)).map_err(step("remove files"))
+        }
+        Task::Copy { id_map, from, to } => {
+            let copied = as_owner(&id_map, || snapshot::copy_parts(&from, &to));
+            copied.map(|bytes| Done::Answer(Answer::Copied(bytes))).map_err(step("copy files"))
+        }
         Task::Launch(order) => {
             detach(&order).map_err(step("detach from the caller"))?;
             let launched = launch(&order)?;
-            Ok(Some((order, launched)))
+            Ok(Done::Launched(order, Box::new(launched)))
         }
     });
     let answer = match result {
-        Ok(Some((order, live))) => return served(run(*order, caller, live)),
-        Ok(None) => Answer::Ready,
+        Ok(Done::Launched(order, live)) => return served(run(*order, caller, *live)),
+        Ok(Done::Answer(answer)) => answer,
         Err((step, error)) => Answer::Failed { step, reason: error.to_string() },
     };
     caller.answer(&answer);
     ExitCode::SUCCESS
+}
+
+/// What became of a task.
+enum Done {
+    /// A sandbox that is to be served.
+    Launched(Box<Order>, Box<Live>),
+    /// Nothing is left to do but to say so.
+    Answer(Answer),
 }
 
 fn served(result: io::Result<()>) -> ExitCode {
@@ -139,17 +169,17 @@ fn served(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Removes a tree as root of a user namespace in which all its owners exist.
-fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
+/// Works on files as root of a user namespace in which all their owners exist.
+fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
     let (ours, theirs) = seq::pair()?;
     match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
         sys::Fork::Child => {
             drop(ours);
-            let removed = seq::recv(&theirs)
+            let done = seq::recv(&theirs)
                 .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
                 .and_then(|_| sys::become_user(0, 0, None))
-                .and_then(|()| rootfs::remove_tree(path));
-            let _ = seq::send(&theirs, &removed.map_err(|error| error.to_string()).err(), &[]); // its end says the same, without the reason
+                .and_then(|()| work());
+            let _ = seq::send(&theirs, &done.map_err(|error| error.to_string()), &[]); // its end says the same, without the reason
             sys::exit_now(0)
         }
         sys::Fork::Parent { pid, .. } => {
@@ -157,10 +187,7 @@ fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
             write_id_maps(pid, id_map)?;
             seq::send(&ours, &(), &[])?;
             let (bytes, _) = seq::recv(&ours)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            match seq::decode::<Option<String>>(&bytes)? {
-                None => Ok(()),
-                Some(reason) => Err(io::Error::other(reason)),
-            }
+            seq::decode::<Result<u64, String>>(&bytes)?.map_err(io::Error::other)
         }
     }
 }
@@ -367,14 +394,18 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
 fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let Live { init, pidfd, listener, skeleton: _held, mut run } = live;
     let control = order.control.clone();
+    let (id, dir) = (order.request.id.clone(), order.dir.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));
-    runtime.shutdown_background();
     let status = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
-    run.ended = Some(match (asked?, status.and_then(|(_, status)| status.terminating_signal())) {
-        (true, _) => Ended::Stopped,
-        (false, Some(signal)) => Ended::Unclean(format!("its first process was killed by signal {signal}")),
-        (false, None) => Ended::Unclean("its first process ended".to_owned()),
+    let asked = asked?;
+    run.ended = Some(match (asked, status.and_then(|(_, status)| status.terminating_signal())) {
+        (End::Asked, _) => Ended::Stopped,
+        (End::Over(over), _) => Ended::Unclean(over.to_string()),
+        (End::Alone, Some(signal)) => {
+            Ended::Unclean(format!("its first process was killed by signal {signal}"))
+        }
+        (End::Alone, None) => Ended::Unclean("its first process ended".to_owned()),
     });
     // The engine may have added groups since.
     if let Ok(Some(now)) = state::read::<Run>(Path::new("run.json")) {
@@ -387,10 +418,17 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let written = state::write(Path::new("run.json"), &run, false);
     let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
     let _ = fs::remove_dir(&control);
+    if matches!(asked, End::Over(Over::Old(_)))
+        && let (Some(root), Some(sockets)) = (dir.ancestors().nth(2), control.parent())
+        && let Err(error) = runtime.block_on(Engine::of_shim(root, sockets).expire(&id))
+    {
+        eprintln!("its time is over, and it could not be deleted: {error}"); // whoever looks at it next tries again
+    }
+    runtime.shutdown_background();
     written
 }
 
 /// Whether a client may ask this of the shim.
 pub fn is_for_clients(request: &Request) -> bool {
-    !matches!(request, Request::Listen(_))
+    !matches!(request, Request::Listen(_) | Request::Idle)
 }

@@ -36,6 +36,8 @@ pub struct Real {
     pub sources: Vec<Option<OwnedFd>>,
     /// The skeleton, once it is open.
     skeleton: Option<OwnedFd>,
+    /// The snapshots, the uppermost first, once they are open.
+    snapshots: Vec<OwnedFd>,
 }
 
 impl Syscalls for Real {
@@ -45,6 +47,12 @@ impl Syscalls for Real {
             Step::OpenSkeleton(path) => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 self.skeleton = Some(rustix::fs::open(path, flags, Mode::empty())?);
+                Ok(())
+            }
+            Step::OpenSnapshots(paths) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let open = |path| Ok(rustix::fs::open(path, flags, Mode::empty())?);
+                self.snapshots = paths.iter().map(open).collect::<io::Result<_>>()?;
                 Ok(())
             }
             Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),
@@ -60,7 +68,9 @@ impl Syscalls for Real {
             }
             Step::Device(name) => Ok(device(name)?),
             Step::OverlayRoot { source } => {
-                overlay(source, ROOT, &[self.skeleton()?.join("root")], ROOT, "work/rootfs")
+                let mut lowers = self.of_snapshots("rootfs");
+                lowers.push(self.skeleton()?.join("root"));
+                overlay(source, ROOT, &lowers, ROOT, "work/rootfs")
             }
             Step::CopyRoot => {
                 copy_tree(&self.skeleton()?.join("root"), Path::new(ROOT), &mut MAX_COPY.clone())?;
@@ -68,9 +78,13 @@ impl Syscalls for Real {
             }
             Step::Overlay { name, skeleton } => {
                 let host = PathBuf::from("/").join(name);
-                let lowers = if *skeleton { vec![self.skeleton()?.join(name), host] } else { vec![host] };
                 let (target, upper, work) =
                     (format!("{ROOT}/{name}"), format!("upper/{name}"), format!("work/{name}"));
+                let mut lowers = self.of_snapshots(&upper);
+                if *skeleton {
+                    lowers.push(self.skeleton()?.join(name));
+                }
+                lowers.push(host);
                 overlay(Path::new("overlay"), &target, &lowers, &upper, &work)
             }
             Step::Copy { name } => self.copy_over(name),
@@ -141,6 +155,12 @@ impl Real {
     fn skeleton(&self) -> io::Result<PathBuf> {
         let skeleton = self.skeleton.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Ok(format!("/proc/self/fd/{}", skeleton.as_raw_fd()).into())
+    }
+
+    /// The directory `name` of every snapshot that has it, through the open descriptors as above.
+    fn of_snapshots(&self, name: &str) -> Vec<PathBuf> {
+        let paths = self.snapshots.iter().map(|fd| format!("/proc/self/fd/{}/{name}", fd.as_raw_fd()).into());
+        paths.filter(|path: &PathBuf| path.is_dir()).collect()
     }
 
     /// The copy fallback: the sandbox's own files first, then the skeleton's, then what is readable of the host's.

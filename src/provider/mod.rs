@@ -89,8 +89,15 @@ pub trait Provider: Send + Sync {
         identity: &Identity,
     ) -> Result<(), ProviderError>;
 
-    /// Starts a stopped sandbox; already running is fine.
+    /// Starts a stopped sandbox, and lets a paused one go on; already running is fine.
     async fn start(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// Freezes what runs in a sandbox, where it stands and with its memory; already paused is fine. Only where the sheet says that there is
+    /// such a thing.
+    async fn pause(&self, _id: &SandboxId) -> Result<(), ProviderError> {
+        let message = format!("provider `{}` cannot pause a sandbox", self.capabilities().provider);
+        Err(ProviderError::Unsupported { message })
+    }
 
     /// Stops a running sandbox; already stopped is fine.
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError>;
@@ -106,6 +113,11 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// Snapshots, where the vendor has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
     /// The account of outbound connections, where the provider decides on them itself.
     fn egress(&self) -> Option<&dyn EgressLog> {
         None
@@ -117,6 +129,22 @@ pub trait Provider: Send + Sync {
 pub trait EgressLog: Send + Sync {
     /// What one sandbox tried to reach, by destination. The account may be bounded; the newest stay.
     async fn attempts(&self, id: &SandboxId) -> Result<Vec<EgressAttempt>, ProviderError>;
+}
+
+/// Snapshots of sandboxes: an optional power of a provider. A sandbox starts from one by `snapshot` in its spec.
+#[async_trait]
+pub trait Snapshots: Send + Sync {
+    /// Keeps the files of a sandbox as they are at one moment, under a name of the labels' project. One that exists is never written over:
+    /// [`ProviderError::AlreadyExists`].
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError>;
+
+    /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

@@ -5,9 +5,12 @@
 mod exec;
 mod hardening;
 mod lifecycle;
+mod lifetime;
 mod limits;
 mod network;
 pub mod ordinary_user;
+mod pause;
 mod recovery;
+mod snapshot;
 pub mod support;
 mod volumes;

@@ -90,6 +90,9 @@ pub enum EngineError {
         /// What the system said.
         reason: String,
     },
+    /// An image cannot be had, or cannot be used.
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
     /// The volume is mounted by a sandbox.
     #[error("volume `{name}` is used by sandbox `{user}`")]
     VolumeInUse {

@@ -522,6 +522,7 @@ impl Engine {
                 spec: record.spec.clone(),
                 id_map: record.id_map,
                 mount_paths,
+                layers: self.layer_paths(&record.spec.image)?,
             },
             dir: absolute(&self.dir(id))?,
             skeletons: absolute(&self.root.join("skeletons"))?,
@@ -539,7 +540,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready)) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Unpacked(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -548,7 +549,7 @@ impl Engine {
         }
     }
 
-    async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
+    pub(super) async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = tokio::process::Command::new(&self.exe)
@@ -700,7 +701,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready) => Ok(()),
+            Ok(Answer::Ready | Answer::Unpacked(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }
@@ -821,6 +822,6 @@ fn check_limits(limits: &Limits) -> Result<(), EngineError> {
     available.check(limits).map_err(EngineError::Unenforceable)
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, EngineError> {
     std::path::absolute(path).map_err(EngineError::file("resolve", path))
 }

@@ -6,7 +6,7 @@
 //! streams and answers go straight between caller and init.
 //!
 //! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`,
-//! `skeletons/<hash>/` with what sandboxes have in common, `locks/`;
+//! `skeletons/<hash>/` with what sandboxes have in common, `images/` (see `image::Store`), `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
 mod cgroup;
@@ -16,6 +16,7 @@ mod destination;
 mod egress;
 mod error;
 mod hello;
+mod images;
 mod init;
 mod launch;
 mod lifecycle;
@@ -43,5 +44,5 @@ pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Limits, LimitsInfo, Link,
-    Mount, MountSource, Network, VolumeInfo,
+    Mount, MountSource, Network, OciImage, VolumeInfo,
 };

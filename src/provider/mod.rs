@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, ProviderSetting, Range, ResourceRanges,
+    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range, ResourceRanges,
     StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};

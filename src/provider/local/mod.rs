@@ -14,7 +14,7 @@ pub use sheet::SHEET;
 use super::{
     Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label,
 };
-use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError};
+use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
     labels,
@@ -101,7 +101,13 @@ impl Provider for Local {
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
         let id = map::sandbox_id(identity);
         let labels = label::labels(spec, identity)?;
-        let made = map::box_spec(spec, &identity.project)?;
+        let mut made = map::box_spec(spec, &identity.project)?;
+        // Nobody removes the image until the sandbox is there, which keeps it.
+        let mut _hold = None;
+        if let Some(reference) = map::image(spec)? {
+            let (image, hold) = self.engine.image(&reference, false).await.map_err(map::error)?;
+            (made.image, _hold) = (Image::Oci(image), Some(hold));
+        }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));
         if !forwards.is_empty() || !info.forwards.is_empty() {
@@ -121,7 +127,9 @@ impl Provider for Local {
     ) -> Result<(), ProviderError> {
         let missing = || ProviderError::NotFound { what: format!("sandbox {id}") };
         let info = self.engine.get(&id.0).await.map_err(map::error)?.ok_or_else(missing)?;
-        let wanted = map::box_spec(spec, &identity.project)?;
+        // Another image needs another sandbox, so that it is the same here.
+        let image = info.spec.image.clone();
+        let wanted = BoxSpec { image, ..map::box_spec(spec, &identity.project)? };
         if info.spec.egress != wanted.egress {
             self.engine.set_egress(&id.0, wanted.egress.as_deref()).await.map_err(map::error)?;
         }

@@ -41,7 +41,7 @@ pub fn prepare(
     command: Command,
     fds: Vec<OwnedFd>,
 ) -> Result<Prepared, (String, io::Error)> {
-    let user = head.user.as_deref().or(context.user.as_deref());
+    let user = head.user.as_deref();
     let identity =
         user::resolve(user).map_err(|error| (format!("find user {}", user.unwrap_or("root")), error))?;
     let (stdio, pty) = match head.pty {

@@ -1,15 +1,21 @@
 //! Images of the engine: brought here, unpacked once for all sandboxes, and removed when no sandbox needs them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::error::EngineError;
 use super::launch::IdMap;
-use super::lifecycle::{Engine, absolute};
+use super::lifecycle::{Engine, absolute, names};
 use super::rootfs;
 use super::shim::{Answer, Task, Unpack};
-use super::spec::{Image, OciImage};
+use super::spec::{Image, ImageInfo, OciImage};
 use super::state::{self, Lock};
-use crate::image::{self, Expected, Hold, ImageError, Pinned, Reference, Source, Store};
+use crate::image::{self, Expected, Hold, ImageError, Pinned, Progress, Reference, Removed, Source, Store};
+
+/// How many layers come and are unpacked at once.
+const AT_ONCE: usize = 4;
 
 impl Engine {
     fn images(&self) -> Store {
@@ -21,7 +27,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Image`], [`EngineError::File`].
-    pub async fn image(&self, reference: &Reference, again: bool) -> Result<(OciImage, Hold), EngineError> {
+    pub async fn image(
+        &self,
+        reference: &Reference,
+        again: bool,
+        say: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(OciImage, Hold), EngineError> {
         let store = self.images();
         let holding = store.clone();
         let hold = blocking(move || holding.hold()).await?;
@@ -41,10 +52,14 @@ impl Engine {
         }
         let source = Source::find(reference).await?;
         let image = source.pin(&store, state::now_ms()).await?;
-        let mut told = Vec::new();
-        for layer in missing(&image) {
-            told.extend(self.unpack(&store, &source, &image.pinned, &layer, &owner, id_map).await?);
-        }
+        let unpacking = missing(&image).into_iter().map(|layer| {
+            let (source, image) = (&source, &image);
+            let (store, owner) = (&store, owner.as_str());
+            async move { self.unpack(store, source, &image.pinned, &layer, owner, id_map, say).await }
+        });
+        let told: Vec<Vec<String>> =
+            futures::stream::iter(unpacking).buffer_unordered(AT_ONCE).try_collect().await?;
+        let told = told.concat();
         Ok((described(&image, &owner, told), hold))
     }
 
@@ -57,13 +72,14 @@ impl Engine {
         layer: &Expected,
         owner: &str,
         id_map: IdMap,
+        say: &(dyn Fn(Progress) + Sync),
     ) -> Result<Vec<String>, EngineError> {
         let lock = Lock::acquire(&self.root.join("locks"), &format!("layer-{}", layer.diff_id.hex())).await?;
         let path = store.layer(owner, &layer.diff_id);
         if path.exists() {
             return Ok(Vec::new());
         }
-        let place = source.layer(layer).await?;
+        let place = source.layer(layer, store, say).await?;
         let new = store.new_layer(owner, &layer.diff_id)?;
         self.remove_tree(&new).await?; // somebody was cut short
         let task =
@@ -84,6 +100,7 @@ impl Engine {
         };
         match unpacked {
             Ok(unpacked) => {
+                source.forget(layer, store);
                 lock.remove();
                 Ok(unpacked.told)
             }
@@ -94,6 +111,98 @@ impl Engine {
                 Err(error.into())
             }
         }
+    }
+
+    /// The images that are here, in the order of their references.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`], [`EngineError::Broken`], [`EngineError::File`].
+    pub async fn list_images(&self) -> Result<Vec<ImageInfo>, EngineError> {
+        let store = self.images();
+        let users = self.users()?;
+        let mut found = Vec::new();
+        for pinned in store.list()? {
+            let users =
+                users.iter().filter(|(_, image)| is_of(image, &pinned)).map(|(id, _)| id.clone()).collect();
+            let size = image::load(&store, pinned.clone())?.map(|image| image.size());
+            found.push(ImageInfo {
+                reference: pinned.reference,
+                digest: pinned.digest.to_string(),
+                size,
+                pulled_at: pinned.pulled_at,
+                users,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Removes an image, with what no other one and no sandbox needs of it; `None` where there is none of this name.
+    ///
+    /// # Errors
+    /// [`ImageError::InUse`] where a sandbox was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
+    pub async fn remove_image(&self, reference: &Reference) -> Result<Option<Removed>, EngineError> {
+        let store = self.images();
+        let alone = store.clone();
+        let _alone = blocking(move || alone.alone()).await?;
+        let Some(pinned) = store.pinned(&reference.to_string())? else { return Ok(None) };
+        if let Some((user, _)) = self.users()?.iter().find(|(_, image)| is_of(image, &pinned)) {
+            return Err(ImageError::InUse { reference: pinned.reference, user: user.clone() }.into());
+        }
+        store.unpin(&pinned.reference)?;
+        let removed = self.sweep(&store).await?;
+        Ok(Some(Removed { images: 1, ..removed }))
+    }
+
+    /// Removes every image that no sandbox was made from, and whatever belongs to nothing. Waits for those who are creating a sandbox.
+    ///
+    /// # Errors
+    /// As [`Engine::remove_image`].
+    pub async fn collect_images(&self) -> Result<Removed, EngineError> {
+        let store = self.images();
+        let alone = store.clone();
+        let _alone = blocking(move || alone.alone()).await?;
+        let users = self.users()?;
+        let mut images = 0;
+        for pinned in store.list()? {
+            if !users.iter().any(|(_, image)| is_of(image, &pinned)) {
+                store.unpin(&pinned.reference)?;
+                images += 1;
+            }
+        }
+        let removed = self.sweep(&store).await?;
+        Ok(Removed { images, ..removed })
+    }
+
+    async fn sweep(&self, store: &Store) -> Result<Removed, EngineError> {
+        let (mut documents, mut layers) = (BTreeSet::new(), BTreeSet::new());
+        for pinned in store.list()? {
+            documents.insert(pinned.manifest.clone());
+            if let Some(image) = image::load(store, pinned)? {
+                documents.insert(image.config);
+                layers.extend(image.layers.iter().map(|layer| layer.diff_id.hex().to_owned()));
+            }
+        }
+        for (_, image) in self.users()? {
+            layers.extend(image.layers.iter().filter_map(|layer| Some(layer.rsplit_once('/')?.1.to_owned())));
+        }
+        let left = store.leftovers(&documents, &layers)?;
+        for path in left.files.iter().chain(&left.layers) {
+            self.remove_tree(path).await?;
+        }
+        Ok(Removed { images: 0, layers: left.layers.len() })
+    }
+
+    /// The sandboxes that were made from images. One whose record cannot be read may be among them, so that it is an error.
+    fn users(&self) -> Result<Vec<(String, OciImage)>, EngineError> {
+        let mut users = Vec::new();
+        for id in names(&self.root.join("boxes"))? {
+            if let Some(record) = self.record(&id)?
+                && let Image::Oci(image) = record.spec.image
+            {
+                users.push((id, image));
+            }
+        }
+        Ok(users)
     }
 
     /// Where the layers of an image are, the lowest first.
@@ -107,6 +216,11 @@ impl Engine {
                 .collect(),
         }
     }
+}
+
+/// Whether this image of a sandbox is the one that was pinned, by its name or by what it is.
+fn is_of(image: &OciImage, pinned: &Pinned) -> bool {
+    image.reference == pinned.reference || image.digest == pinned.digest.to_string()
 }
 
 /// Layers have the owners that the ids of this user's sandboxes are outside: with other ids they are others.
@@ -124,6 +238,13 @@ fn described(image: &image::Image, owner: &str, told: Vec<String>) -> OciImage {
     let command: Vec<&str> = execution.entrypoint.iter().chain(&execution.cmd).map(String::as_str).collect();
     if !command.is_empty() {
         notes.push(format!("its command is not run, a service is: {}", command.join(" ")));
+    }
+    // What sets a sandbox up needs root, which is nobody outside.
+    if !matches!(execution.user.split(':').next(), None | Some("" | "0" | "root")) {
+        notes.push(format!(
+            "it wants to be run by another user than root; `user: {}` says so",
+            execution.user
+        ));
     }
     let list = |names: Vec<&String>| names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     if !execution.exposed_ports.is_empty() {
@@ -149,7 +270,6 @@ fn described(image: &image::Image, owner: &str, told: Vec<String>) -> OciImage {
         reference: image.pinned.reference.clone(),
         digest: image.pinned.digest.to_string(),
         layers: image.layers.iter().map(|layer| format!("{owner}/{}", layer.diff_id.hex())).collect(),
-        user: Some(execution.user.clone()).filter(|user| !user.is_empty()),
         working_dir: Some(PathBuf::from(&execution.working_dir)).filter(|dir| dir.is_absolute()),
         env: execution
             .env

@@ -49,8 +49,6 @@ pub struct Context {
     pub single_id: bool,
     /// The system call filter.
     pub filter: Vec<libc::sock_filter>,
-    /// Who runs commands that name no user; root when absent.
-    pub user: Option<String>,
     /// Where commands start that name no directory.
     pub working_dir: Option<CString>,
 }

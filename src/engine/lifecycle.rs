@@ -370,7 +370,7 @@ impl Engine {
         Lock::is_held(&self.root.join("locks"), &format!("box-{id}"))
     }
 
-    fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
+    pub(super) fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
         read_state(id, &self.dir(id).join("state.json"))
     }
 

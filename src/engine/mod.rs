@@ -43,6 +43,6 @@ pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Limits, LimitsInfo, Link,
-    Mount, MountSource, Network, OciImage, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Limits,
+    LimitsInfo, Link, Mount, MountSource, Network, OciImage, VolumeInfo,
 };

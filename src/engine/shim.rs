@@ -268,7 +268,6 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         env: environment(order),
         single_id: !request.id_map.has_range(),
         filter: seccomp::program(!request.id_map.has_range()),
-        user: image.and_then(|image| image.user.clone()),
         working_dir: image
             .and_then(|image| image.working_dir.as_ref())
             .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),

@@ -29,14 +29,27 @@ pub struct OciImage {
     pub digest: String,
     /// Its layers, the lowest first: paths below the engine's directory of layers.
     pub layers: Vec<String>,
-    /// Who runs commands that name no user.
-    pub user: Option<String>,
     /// Where commands start that name no directory; made if it is not there.
     pub working_dir: Option<PathBuf>,
     /// Environment under everything else.
     pub env: Vec<(String, String)>,
     /// What of the image is not as it says, in words.
     pub notes: Vec<String>,
+}
+
+/// An image that is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageInfo {
+    /// The reference, written out.
+    pub reference: String,
+    /// The digest that it stands for here.
+    pub digest: String,
+    /// How many bytes its layers came in; absent where its manifest is lost.
+    pub size: Option<u64>,
+    /// When it was pulled, in milliseconds since the Unix epoch.
+    pub pulled_at: u64,
+    /// Ids of the sandboxes that were made from it.
+    pub users: Vec<String>,
 }
 
 /// What the sandbox can reach.

@@ -9,7 +9,7 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 /// The most bytes of one unpacked layer.
 const MAX_LAYER: u64 = 64 << 30;
 /// What may come out of any layer, however small it is.
-const FREE: u64 = 512 << 20;
+const FREE: u64 = 256 << 20;
 /// How much larger than the layer the rest may be. Real layers are below 20; gzip can do 1032, zstd has no limit.
 const MAX_RATIO: u64 = 100;
 

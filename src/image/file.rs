@@ -69,6 +69,13 @@ pub struct Found {
     places: BTreeMap<Digest, Place>,
 }
 
+impl Found {
+    /// An image whose blobs are where their digests say.
+    pub fn new(digest: Digest, manifest: Vec<u8>) -> Found {
+        Found { digest, manifest, places: BTreeMap::new() }
+    }
+}
+
 impl Files {
     /// Looks at what is at `path`.
     ///
@@ -230,7 +237,7 @@ impl Files {
                 )));
             }
         };
-        let mut found = Found { digest: top.digest.clone(), manifest: Vec::new(), places: BTreeMap::new() };
+        let mut found = Found::new(top.digest.clone(), Vec::new());
         let mut descriptor = top;
         // An index may lead to an index; nobody needs more.
         for _ in 0..3 {

@@ -4,10 +4,12 @@
 //! beneath the directory they belong to. Who unpacks has the ids of the sandbox; that is the engine's part.
 
 mod compression;
+mod credentials;
 mod digest;
 mod error;
 mod file;
 mod reference;
+mod registry;
 mod source;
 mod spec;
 mod store;
@@ -33,6 +35,17 @@ pub struct Image {
     pub layers: Vec<Expected>,
     /// The digest of its config, which goes with its manifest.
     pub config: Digest,
+}
+
+/// How far a layer has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The layer.
+    pub layer: Digest,
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes that it has.
+    pub size: u64,
 }
 
 impl Image {

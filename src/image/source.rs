@@ -2,18 +2,28 @@
 
 use std::io;
 
-use super::Image;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::file::{self, Files, Found, Place};
-use super::reference::Reference;
+use super::reference::{Reference, RegistryReference};
+use super::registry::Registry;
 use super::spec::{Config, Descriptor, Index, MAX_LAYERS, Manifest, Platform};
 use super::store::{Pinned, Store};
 use super::unpack::Expected;
+use super::{Image, Progress};
 
 /// An image at its source.
 #[derive(Debug)]
 pub enum Source {
+    /// In a registry.
+    Registry {
+        /// The repository.
+        registry: Registry,
+        /// The image in it.
+        found: Found,
+        /// The reference, written out.
+        reference: String,
+    },
     /// In files of this machine.
     Files {
         /// The reference, written out.
@@ -35,12 +45,7 @@ impl Source {
         let (path, name, archive) = match reference {
             Reference::Layout { path, name } => (path.clone(), name.clone(), false),
             Reference::Archive { path, name } => (path.clone(), name.clone(), true),
-            Reference::Registry(_) => {
-                return Err(ImageError::Unusable {
-                    reference: text,
-                    why: "registries are not supported yet".to_owned(),
-                });
-            }
+            Reference::Registry(named) => return Self::find_in_registry(named, text).await,
         };
         let opened = move || {
             let files = Files::open(&path, archive)?;
@@ -52,17 +57,50 @@ impl Source {
         Ok(Source::Files { reference: text, files, found })
     }
 
+    async fn find_in_registry(named: &RegistryReference, reference: String) -> Result<Source, ImageError> {
+        let unusable = |why: String| ImageError::Unusable { reference: reference.clone(), why };
+        let registry = Registry::new(named)?;
+        let (mut document, top, mut kind) =
+            registry.manifest(&named.version(), named.digest.as_ref()).await?;
+        // An index may lead to an index; nobody needs more.
+        for _ in 0..3 {
+            if !file::is_index(&kind, &document) {
+                let found = Found::new(top, document);
+                return Ok(Source::Registry { registry, found, reference });
+            }
+            let index = file::parse("index", &document).map_err(|error| unusable(error.to_string()))?;
+            let chosen = choose(&index).map_err(unusable)?;
+            (document, _, kind) = registry.manifest(&chosen.digest.to_string(), Some(&chosen.digest)).await?;
+        }
+        Err(unusable("its index leads to an index, and that to another".to_owned()))
+    }
+
+    /// The reference, written out, and the image.
+    fn parts(&self) -> (&str, &Found) {
+        match self {
+            Source::Registry { reference, found, .. } | Source::Files { reference, found, .. } => {
+                (reference, found)
+            }
+        }
+    }
+
     /// Brings manifest and config into the store, and pins the reference to them.
     ///
     /// # Errors
     /// As [`Source::find`]; [`ImageError::File`].
     pub async fn pin(&self, store: &Store, now_ms: u64) -> Result<Image, ImageError> {
-        let Source::Files { reference, files, found } = self;
+        let (reference, found) = self.parts();
         let unusable = |error: io::Error| wrong(reference, &error);
         let manifest: Manifest = file::parse("manifest", &found.manifest).map_err(unusable)?;
-        let config = files.read(&manifest.config.digest, found).map_err(unusable)?;
+        let config = match (store.document(&manifest.config.digest)?, self) {
+            (Some(config), _) => config,
+            (None, Source::Registry { registry, .. }) => registry.small_blob(&manifest.config.digest).await?,
+            (None, Source::Files { files, .. }) => {
+                files.read(&manifest.config.digest, found).map_err(unusable)?
+            }
+        };
         let pinned = Pinned {
-            reference: reference.clone(),
+            reference: reference.to_owned(),
             digest: found.digest.clone(),
             manifest: Digest::of(&found.manifest),
             pulled_at: now_ms,
@@ -74,14 +112,36 @@ impl Source {
         Ok(image)
     }
 
-    /// Where a layer is now, on this machine.
+    /// Where a layer is now, on this machine; one of a registry is brought here first. `say` hears how far it has come.
     ///
     /// # Errors
     /// As [`Source::find`]; [`ImageError::File`].
-    pub async fn layer(&self, layer: &Expected) -> Result<Place, ImageError> {
-        let Source::Files { reference, files, found } = self;
+    pub async fn layer(
+        &self,
+        layer: &Expected,
+        store: &Store,
+        say: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Place, ImageError> {
         let digest = layer.digest.as_ref().unwrap_or(&layer.diff_id);
-        files.blob(digest, found).map_err(|error| wrong(reference, &error))
+        match self {
+            Source::Registry { registry, .. } => {
+                let path = store.partial(digest)?;
+                registry.blob(digest, layer.size, &path, say).await?;
+                Ok(Place { path, offset: 0, length: layer.size })
+            }
+            Source::Files { reference, files, found } => {
+                files.blob(digest, found).map_err(|error| wrong(reference, &error))
+            }
+        }
+    }
+
+    /// Forgets what was brought here of a layer that is unpacked now.
+    pub fn forget(&self, layer: &Expected, store: &Store) {
+        if let (Source::Registry { .. }, Some(digest)) = (self, &layer.digest)
+            && let Ok(path) = store.partial(digest)
+        {
+            let _ = std::fs::remove_file(path); // what is left is found as a leftover
+        }
     }
 }
 

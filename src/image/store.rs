@@ -51,10 +51,8 @@ pub struct Pinned {
 pub struct Removed {
     /// Images.
     pub images: usize,
-    /// Layers.
+    /// Layers, whole ones and halves.
     pub layers: usize,
-    /// Bytes on the disk, as far as they could be counted.
-    pub bytes: u64,
 }
 
 impl Store {
@@ -199,32 +197,41 @@ impl Store {
         Ok(dir.join(format!("{UNFINISHED}{}", diff_id.hex())))
     }
 
-    /// Files and directories that belong to no layer and no document of these. Call it alone.
+    /// What belongs to none of these documents and layers. Call it alone.
     ///
     /// # Errors
     /// [`ImageError::File`].
     pub fn leftovers(
         &self,
         documents: &BTreeSet<Digest>,
-        layers: &BTreeSet<PathBuf>,
-    ) -> Result<Vec<PathBuf>, ImageError> {
-        let mut left = Vec::new();
+        layers: &BTreeSet<String>,
+    ) -> Result<Leftovers, ImageError> {
+        let mut left = Leftovers::default();
         let blobs = self.root.join("blobs/sha256");
         let known: BTreeSet<&str> = documents.iter().map(Digest::hex).collect();
-        left.extend(
-            names(&blobs)?.into_iter().filter(|name| !known.contains(name.as_str())).map(|n| blobs.join(n)),
-        );
-        let partial = self.root.join("partial");
-        left.extend(names(&partial)?.into_iter().map(|name| partial.join(name)));
+        let unknown = |name: &String| !known.contains(name.as_str());
+        left.files.extend(names(&blobs)?.into_iter().filter(unknown).map(|name| blobs.join(name)));
+        for dir in [self.root.join("partial"), self.root.join("refs")] {
+            let unfinished = |name: &String| dir.ends_with("partial") || name.starts_with(UNFINISHED);
+            left.files.extend(names(&dir)?.into_iter().filter(unfinished).map(|name| dir.join(name)));
+        }
         let all = self.root.join("layers");
         for owner in names(&all)? {
             let dir = all.join(owner);
-            left.extend(
-                names(&dir)?.into_iter().map(|name| dir.join(name)).filter(|path| !layers.contains(path)),
-            );
+            let unknown = |name: &String| !layers.contains(name);
+            left.layers.extend(names(&dir)?.into_iter().filter(unknown).map(|name| dir.join(name)));
         }
         Ok(left)
     }
+}
+
+/// What belongs to nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Files.
+    pub files: Vec<PathBuf>,
+    /// Directories of layers, whose files may belong to the ids of sandboxes.
+    pub layers: Vec<PathBuf>,
 }
 
 /// Names in a directory, in order; none where it is not there.
@@ -320,16 +327,9 @@ mod tests {
         }
         fs::create_dir_all(store.new_layer("x", &kept).unwrap()).unwrap();
         fs::write(store.partial(&lost).unwrap(), b"half").unwrap();
-        let layers = BTreeSet::from([store.layer("x", &kept)]);
-        let mut left = store.leftovers(&BTreeSet::from([kept.clone()]), &layers).unwrap();
-        left.sort();
-        let mut expected = vec![
-            store.blob_path(&lost),
-            store.new_layer("x", &kept).unwrap(),
-            store.layer("x", &lost),
-            store.partial(&lost).unwrap(),
-        ];
-        expected.sort();
-        assert_eq!(left, expected);
+        let layers = BTreeSet::from([kept.hex().to_owned()]);
+        let left = store.leftovers(&BTreeSet::from([kept.clone()]), &layers).unwrap();
+        assert_eq!(left.files, [store.blob_path(&lost), store.partial(&lost).unwrap()]);
+        assert_eq!(left.layers, [store.new_layer("x", &kept).unwrap(), store.layer("x", &lost)]);
     }
 }

@@ -24,7 +24,8 @@ pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use emulate::{EmulateArgs, EmulateCommand};
 pub use info::{
-    CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, SecretCommand, VersionArgs,
+    CompletionArgs, DoctorArgs, ImageCommand, ManArgs, PresetCommand, ProviderCommand, SecretCommand,
+    VersionArgs,
 };
 pub use inside::{CpArgs, EgressArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
@@ -236,6 +237,10 @@ pub enum Verb {
     /// Keep projects as their repositories say, until stopped
     #[command(subcommand)]
     Controller(ControllerCommand),
+    /// Show, pull and remove the images of the local engine
+    #[cfg(target_os = "linux")]
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Show the presets there are
     #[command(subcommand)]
     Preset(PresetCommand),

@@ -16,6 +16,8 @@ pub mod exec;
 pub mod fmt;
 pub mod gc;
 pub mod history;
+#[cfg(target_os = "linux")]
+pub mod image;
 pub mod import;
 pub mod init;
 pub mod logs;

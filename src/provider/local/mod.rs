@@ -105,7 +105,7 @@ impl Provider for Local {
         // Nobody removes the image until the sandbox is there, which keeps it.
         let mut _hold = None;
         if let Some(reference) = map::image(spec)? {
-            let (image, hold) = self.engine.image(&reference, false).await.map_err(map::error)?;
+            let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
             (made.image, _hold) = (Image::Oci(image), Some(hold));
         }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;

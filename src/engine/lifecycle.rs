@@ -270,6 +270,20 @@ impl Engine {
         }
     }
 
+    /// Reads a regular file of root's below `/run`, which is in memory, without starting a program; `None` if its directory is there and it is not.
+    ///
+    /// # Errors
+    /// [`EngineError::Read`] if it is something else, longer than `limit` bytes, in no directory of root's, or the sandbox was started by a version
+    /// that does not know the request; [`EngineError::NotRunning`], [`EngineError::NotFound`], [`EngineError::Control`].
+    pub async fn read_run_file(
+        &self,
+        id: &str,
+        path: &str,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, EngineError> {
+        client::read_run_file(id, &self.connect(id).await?, path, limit).await
+    }
+
     /// Makes this the whole set of forwards, at once where the sandbox runs, and at every start from now on.
     ///
     /// # Errors

@@ -177,7 +177,11 @@ impl Shim {
             }
         };
         match request {
-            Request::Exec(_) | Request::Dial(_) | Request::Stop(_) | Request::Listen(_) => {
+            Request::Exec(_)
+            | Request::Dial(_)
+            | Request::Open(_)
+            | Request::Stop(_)
+            | Request::Listen(_) => {
                 if matches!(request, Request::Stop(_)) {
                     self.asked.store(true, Ordering::Relaxed);
                 }

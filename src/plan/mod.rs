@@ -25,8 +25,8 @@ pub use digest::{env_digest, file_digest, repository_digest, service_digest};
 
 use crate::model::{
     Address, Desired, DesiredFile, HealthCheck, IntentId, Location, Observation, Observed, ObservedSandbox,
-    ObservedService, PresetStep, Recorded, RepositorySpec, SandboxId, SandboxSpec, SandboxState, ServiceSpec,
-    ServiceStatus, Timestamp,
+    ObservedService, PresetStep, Recorded, RepositorySpec, RunState, SandboxId, SandboxSpec, SandboxState,
+    ServiceSpec, ServiceStatus, Timestamp,
 };
 use crate::provider::Capabilities;
 
@@ -66,11 +66,20 @@ pub struct Policy {
     /// another id, so that this asks for it once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rebuild: BTreeMap<SandboxId, String>,
+    /// Sandboxes that were asked to be started or stopped, by name. Bringing them to that state is no repair of drift.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub asked: BTreeSet<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { prune: true, prune_volumes: false, targets: Vec::new(), rebuild: BTreeMap::new() }
+        Self {
+            prune: true,
+            prune_volumes: false,
+            targets: Vec::new(),
+            rebuild: BTreeMap::new(),
+            asked: BTreeSet::new(),
+        }
     }
 }
 
@@ -300,6 +309,8 @@ pub enum Action {
         spec: SandboxSpec,
         /// The generation that its labels state.
         generation: u64,
+        /// Whether it was found up.
+        state: RunState,
     },
     /// Bring a sandbox to a spec.
     Update {

@@ -67,6 +67,7 @@ async fn one(
             prune: false,
             prune_volumes: false,
             targets: addresses.to_vec(),
+            asked: overrides.sandboxes.keys().cloned().collect(),
             ..Policy::default()
         },
         overrides,

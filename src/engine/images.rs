@@ -63,6 +63,14 @@ impl Engine {
         Ok((described(&image, &owner, told), hold))
     }
 
+    /// The digest that a reference stands for here; `None` where it was not pulled.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`].
+    pub fn image_digest(&self, reference: &Reference) -> Result<Option<String>, EngineError> {
+        Ok(self.images().pinned(&reference.to_string())?.map(|pinned| pinned.digest.to_string()))
+    }
+
     /// Unpacks one layer, unless somebody else is faster.
     async fn unpack(
         &self,

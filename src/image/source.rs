@@ -108,7 +108,11 @@ impl Source {
         store.keep(&manifest.config.digest, &config)?;
         store.keep(&pinned.manifest, &found.manifest)?;
         let image = assembled(pinned, &manifest, &config)?;
-        store.pin(&image.pinned)?;
+        // What stands there already needs no writing, and no waiting for the disk.
+        match store.pinned(&image.pinned.reference)? {
+            Some(old) if (&old.digest, &old.manifest) == (&image.pinned.digest, &image.pinned.manifest) => {}
+            _ => store.pin(&image.pinned)?,
+        }
         Ok(image)
     }
 

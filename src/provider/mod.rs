@@ -87,6 +87,11 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// The images that it keeps, where it pulls them itself.
+    fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
     /// The account of outbound connections, where the provider decides on them itself.
     fn egress(&self) -> Option<&dyn EgressLog> {
         None
@@ -98,6 +103,16 @@ pub trait Provider: Send + Sync {
 pub trait EgressLog: Send + Sync {
     /// What one sandbox tried to reach, by destination. The account may be bounded; the newest stay.
     async fn attempts(&self, id: &SandboxId) -> Result<Vec<EgressAttempt>, ProviderError>;
+}
+
+/// Images that a provider keeps for itself: an optional power of a provider.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
+    fn pin(&self, digests: BTreeMap<String, String>);
+
+    /// The digest that a reference stands for; `None` where it was not pulled yet.
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

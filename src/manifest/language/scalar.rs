@@ -372,7 +372,7 @@ scalar!(
     HostPath, "string", "minLength": 1
 );
 scalar!(
-    /// `host` or an OCI image reference.
+    /// `host`, an OCI image reference, or an image of this machine: `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`.
     ImageRef, "string", "minLength": 1
 );
 scalar!(

@@ -40,11 +40,22 @@ pub(super) fn volume_name(labels: &BTreeMap<String, String>) -> Option<&str> {
     labels.get(names::ADDRESS)?.strip_prefix("volume/")
 }
 
-/// The image to make a sandbox from; `None` for the programs of this machine.
-pub(super) fn image(spec: &SandboxSpec) -> Result<Option<Reference>, ProviderError> {
+/// An image by what the manifest calls it.
+pub(super) fn reference(text: &str) -> Result<Reference, ProviderError> {
+    text.parse().map_err(|error| self::error(EngineError::Image(error)))
+}
+
+/// The image to make a sandbox from; `None` for the programs of this machine. `pinned` knows digests of references without one.
+pub(super) fn image(
+    spec: &SandboxSpec,
+    pinned: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Reference>, ProviderError> {
     match &spec.image {
         Image::Host => Ok(None),
-        Image::Oci(text) => text.parse().map(Some).map_err(|error| self::error(EngineError::Image(error))),
+        Image::Oci(text) => match pinned(text) {
+            Some(digest) => reference(&format!("{text}@{digest}")).map(Some),
+            None => reference(text).map(Some),
+        },
         Image::Base(_) | Image::Build { .. } | Image::Snapshot(_) => Err(ProviderError::Unsupported {
             message:
                 "provider `local` makes sandboxes on the programs of this machine or from images; use `image`"

@@ -5,6 +5,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +13,7 @@ use async_trait::async_trait;
 pub use sheet::SHEET;
 
 use super::{
-    Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label,
+    Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Volumes, label,
 };
 use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
@@ -26,6 +27,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// The provider `local`.
 pub struct Local {
     engine: Engine,
+    /// Digests of references that have none themselves.
+    pins: Mutex<BTreeMap<String, String>>,
 }
 
 impl Local {
@@ -37,7 +40,12 @@ impl Local {
                 runtime_dir: context.runtime_dir.clone(),
                 exe: context.executable.clone(),
             }),
+            pins: Mutex::default(),
         }
+    }
+
+    fn pinned(&self, reference: &str) -> Option<String> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
     }
 
     async fn observed(
@@ -104,7 +112,7 @@ impl Provider for Local {
         let mut made = map::box_spec(spec, &identity.project)?;
         // Nobody removes the image until the sandbox is there, which keeps it.
         let mut _hold = None;
-        if let Some(reference) = map::image(spec)? {
+        if let Some(reference) = map::image(spec, |reference| self.pinned(reference))? {
             let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
             (made.image, _hold) = (Image::Oci(image), Some(hold));
         }
@@ -179,8 +187,26 @@ impl Provider for Local {
         Some(self)
     }
 
+    fn images(&self) -> Option<&dyn Images> {
+        Some(self)
+    }
+
     fn egress(&self) -> Option<&dyn EgressLog> {
         Some(self)
+    }
+}
+
+#[async_trait]
+impl Images for Local {
+    fn pin(&self, digests: BTreeMap<String, String>) {
+        *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = digests;
+    }
+
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError> {
+        match self.pinned(reference) {
+            Some(digest) => Ok(Some(digest)),
+            None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
+        }
     }
 }
 

@@ -585,6 +585,48 @@ async fn an_image_is_pulled_from_a_registry_and_kept_until_it_is_pulled_again() 
     assert!(matches!(image(&fixture, &unknown).await, Err(EngineError::Image(ImageError::Registry { .. }))));
 }
 
+/// Whoever applies the same manifest and lock gets the same image, wherever the tag has gone since.
+#[tokio::test]
+async fn a_lock_keeps_the_digest_of_a_tag() {
+    let (fixture, other) = (Fixture::new(), Fixture::new());
+    let Some(layout) = made_by_umoci(fixture.dir.path()) else { return };
+    let Some(registry) = registry(fixture.dir.path()).await else { return };
+    let source = format!("oci:{}:v1", layout.display());
+    let name = format!("{}/test/image:v1", registry.host);
+    let target = format!("docker://{name}");
+    let push = || tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target]);
+    push();
+    let manifest = format!("version: 1\nname: locked\nsandboxes: {{ box: {{ image: '{name}' }} }}\n");
+    for fixture in [&fixture, &other] {
+        fs::write(fixture.dir.path().join("pocketenv.yaml"), &manifest).unwrap();
+    }
+    let made_by = |fixture: &Fixture| pocketenv(fixture, &["exec", "box", "--", "sh", "-c", "echo $MADE_BY"]);
+    let (code, text) = pocketenv(&fixture, &["apply", "--yes"]);
+    assert!(code == 0 && text.contains("pocketenv.lock"), "{text}");
+    let lock = fs::read_to_string(fixture.dir.path().join("pocketenv.lock")).unwrap();
+    assert!(lock.contains(&name) && lock.contains("sha256:"), "{lock}");
+
+    tool("umoci", &["config", "--image", &source[4..], "--config.env", "MADE_BY=somebody else"]);
+    push();
+    fs::write(other.dir.path().join("pocketenv.lock"), &lock).unwrap();
+    let (code, text) = pocketenv(&other, &["apply", "--yes"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(made_by(&other), (0, "umoci\n".to_owned()));
+    assert_eq!(fs::read_to_string(other.dir.path().join("pocketenv.lock")).unwrap(), lock);
+    // The lock is no part of what a sandbox is.
+    assert_eq!(pocketenv(&other, &["plan", "--detailed-exitcode"]).0, 0);
+
+    fs::remove_file(other.dir.path().join("pocketenv.lock")).unwrap();
+    assert_eq!(pocketenv(&other, &["destroy", "--yes"]).0, 0);
+    let (code, text) = pocketenv(&other, &["apply", "--yes"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(made_by(&other), (0, "somebody else\n".to_owned()));
+
+    fs::write(other.dir.path().join("pocketenv.lock"), "version: 7\nimages: {}\n").unwrap();
+    let (code, text) = pocketenv(&other, &["plan"]);
+    assert!(code != 0 && text.contains("pocketenv.lock") && text.contains("version"), "{code}: {text}");
+}
+
 /// A registry that wants a token for credentials, serves one layer in two halves and cuts the first one off.
 #[tokio::test]
 async fn a_pull_with_credentials_goes_on_where_it_was_cut_off() {

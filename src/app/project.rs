@@ -200,7 +200,7 @@ impl App {
             Some(registry) => registry,
             None => self.registry(&providers, manifest.as_ref()).await?,
         };
-        Ok(Project {
+        let project = Project {
             app: self,
             name,
             manifest,
@@ -211,7 +211,9 @@ impl App {
             store,
             registry,
             providers,
-        })
+        };
+        project.pin_images()?;
+        Ok(project)
     }
 
     /// A project whose goal, store and providers are given instead of read and opened, for simulations: what runs on them is the real loop.

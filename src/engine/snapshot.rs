@@ -164,7 +164,7 @@ impl Engine {
         let copied = match self.spawn_shim(&task, Some(lock)).await {
             Ok(Answer::Copied(bytes)) => return Ok(bytes),
             Ok(Answer::Failed { reason, .. }) => io::Error::other(reason),
-            Ok(Answer::Ready) => io::ErrorKind::InvalidData.into(),
+            Ok(Answer::Ready | Answer::Unpacked(_)) => io::ErrorKind::InvalidData.into(),
             Err(error) => error,
         };
         Err(EngineError::file("copy", &from)(copied))
@@ -256,7 +256,7 @@ impl Engine {
         Ok(layers)
     }
 
-    fn snapshot(&self, name: &str) -> Result<Option<Kept>, EngineError> {
+    pub(super) fn snapshot(&self, name: &str) -> Result<Option<Kept>, EngineError> {
         let path = self.snapshot_dir(name).join("snapshot.json");
         match state::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, ProviderSetting, Range, ResourceRanges,
+    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range, ResourceRanges,
     StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
@@ -118,6 +118,11 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// The images that it keeps, where it pulls them itself.
+    fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
     /// The account of outbound connections, where the provider decides on them itself.
     fn egress(&self) -> Option<&dyn EgressLog> {
         None
@@ -145,6 +150,16 @@ pub trait Snapshots: Send + Sync {
 
     /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+}
+
+/// Images that a provider keeps for itself: an optional power of a provider.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
+    fn pin(&self, digests: BTreeMap<String, String>);
+
+    /// The digest that a reference stands for; `None` where it was not pulled yet.
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

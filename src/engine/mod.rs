@@ -23,6 +23,7 @@ mod mounts;
 mod probe;
 mod proto;
 mod proxy;
+mod remove;
 mod rootfs;
 mod seccomp;
 mod seq;

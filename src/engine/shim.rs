@@ -17,6 +17,7 @@ use super::init::{self, Launched};
 use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
 use super::proto::Request;
 use super::proxy::Upstream;
+use super::remove;
 use super::serve;
 use super::skeleton::Skeleton;
 use super::spec::{Forward, Limits, Link, Network};
@@ -148,7 +149,7 @@ fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
             let removed = seq::recv(&theirs)
                 .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
                 .and_then(|_| sys::become_user(0, 0, None))
-                .and_then(|()| rootfs::remove_tree(path));
+                .and_then(|()| remove::remove_tree(path));
             let _ = seq::send(&theirs, &removed.map_err(|error| error.to_string()).err(), &[]); // its end says the same, without the reason
             sys::exit_now(0)
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::confine::Confinement;
 use super::diagnostic::{Problem, Problems};
@@ -35,15 +36,29 @@ pub(crate) struct Declared {
 }
 
 /// Files of the host read for the desired state; replicas share them.
-#[derive(Default)]
 pub(crate) struct FileCache {
     env: HashMap<PathBuf, Result<BTreeMap<String, String>, String>>,
     text: HashMap<PathBuf, Result<String, String>>,
     source: HashMap<PathBuf, Result<FileContent, String>>,
     sync: HashMap<(PathBuf, Vec<String>), Result<FileContent, String>>,
+    hashes: Arc<Hashes>,
 }
 
+/// What the files of each directory hashed to, for as long as the manifest is held: looking again costs no reading.
+pub(crate) type Hashes = Mutex<HashMap<PathBuf, tree::HashCache>>;
+
 impl FileCache {
+    /// Nothing read yet, but for these hashes.
+    pub fn new(hashes: &Arc<Hashes>) -> Self {
+        Self {
+            env: HashMap::new(),
+            text: HashMap::new(),
+            source: HashMap::new(),
+            sync: HashMap::new(),
+            hashes: Arc::clone(hashes),
+        }
+    }
+
     /// What was read, or should have been, except what `watch` keeps in step by itself.
     pub fn paths(self) -> BTreeSet<PathBuf> {
         self.env
@@ -451,7 +466,7 @@ impl Lowering<'_> {
         let at = ["files", path, "source"];
         let host = self.host_path(&at, &source.0)?;
         let cache = self.files.as_deref_mut()?;
-        match cache.source.entry(host.clone()).or_insert_with(|| read_source(&host)).clone() {
+        match cache.source.entry(host.clone()).or_insert_with(|| read_source(&host, &cache.hashes)).clone() {
             Ok(content) => Some(content),
             Err(why) => {
                 let problem = self.error("unreadable", &at, why);
@@ -760,7 +775,8 @@ impl Lowering<'_> {
             }
             let Some(cache) = self.files.as_deref_mut().filter(|_| usable) else { continue };
             let key = (from.clone(), ignore);
-            match cache.sync.entry(key).or_insert_with_key(|(from, ignore)| read_sync(from, ignore)).clone() {
+            let read = |(from, ignore): &(PathBuf, Vec<String>)| read_sync(from, ignore, &cache.hashes);
+            match cache.sync.entry(key).or_insert_with_key(read).clone() {
                 Ok(content) => {
                     guest.files.insert(to, DesiredFile { content, mode: None });
                 }
@@ -901,11 +917,16 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-fn read_source(host: &Path) -> Result<FileContent, String> {
+fn scan(scan: tree::Scan<'_>, hashes: &Hashes) -> Result<Vec<tree::TreeEntry>, String> {
+    let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+    scan.run(hashes.entry(scan.root.to_owned()).or_default()).map_err(|e| e.to_string())
+}
+
+fn read_source(host: &Path, hashes: &Hashes) -> Result<FileContent, String> {
     let at = |e: std::io::Error| format!("{}: {}", host.display(), io_text(&e));
     let metadata = std::fs::metadata(host).map_err(at)?;
     if metadata.is_dir() {
-        let entries = tree::scan(host).map_err(|e| e.to_string())?;
+        let entries = scan(tree::Scan { root: host, ignore: None, only: None }, hashes)?;
         Ok(FileContent::Tree { path: absolute(host), sha256: tree::tree_sha256(&entries), ignore: None })
     } else if metadata.is_file() {
         let (sha256, _) = tree::file_sha256(host).map_err(at)?;
@@ -915,13 +936,12 @@ fn read_source(host: &Path) -> Result<FileContent, String> {
     }
 }
 
-fn read_sync(host: &Path, ignore: &[String]) -> Result<FileContent, String> {
+fn read_sync(host: &Path, ignore: &[String], hashes: &Hashes) -> Result<FileContent, String> {
     let metadata = std::fs::metadata(host).map_err(|e| format!("{}: {}", host.display(), io_text(&e)))?;
     if !metadata.is_dir() {
         return Err(format!("{} is not a directory; `files` brings a single file", host.display()));
     }
-    let scan = tree::Scan { root: host, ignore: Some(ignore), only: None };
-    let entries = scan.run(&mut tree::HashCache::default()).map_err(|e| e.to_string())?;
+    let entries = scan(tree::Scan { root: host, ignore: Some(ignore), only: None }, hashes)?;
     let sha256 = tree::tree_sha256(&entries);
     Ok(FileContent::Tree { path: absolute(host), sha256, ignore: Some(ignore.to_vec()) })
 }

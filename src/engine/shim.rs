@@ -23,6 +23,7 @@ use super::lifecycle::Engine;
 use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
+use super::remove;
 use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
 use super::spec::{Forward, Image, Limits, Link, Network};
@@ -160,7 +161,7 @@ pub fn main() -> ExitCode {
                 Err(failure) => Err(failure),
             }
         }
-        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || rootfs::remove_tree(&path))
+        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || remove::remove_tree(&path))
             .map(|()| Answer::Ready)
             .map_err(step("remove files")),
         Ok(Task::Copy { id_map, from, to }) => with_ids(&id_map, || snapshot::copy_parts(&from, &to))

@@ -151,6 +151,8 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, args),
 
+        #[cfg(target_os = "linux")]
+        Verb::Image(command) => cx.block_on(verb::image::run(cx, command)),
         Verb::Provider(command) => cx.block_on(verb::provider::run(cx, command)),
         Verb::Secret(command) => cx.block_on(verb::secret::run(cx, command)),
         Verb::Plan(args) => cx.block_on_one(verb::plan::run(cx, args)),
@@ -159,6 +161,10 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Start(args) => cx.block_on(verb::control::run(cx, Control::Start, &args.control)),
         Verb::Stop(args) => cx.block_on(verb::control::run(cx, Control::Stop, &args.control)),
         Verb::Restart(args) => cx.block_on(verb::control::run(cx, Control::Restart, &args.control)),
+        Verb::Pause(args) => cx.block_on(verb::control::run(cx, Control::Pause, &args.control)),
+        Verb::Resume(args) => cx.block_on(verb::control::run(cx, Control::Resume, &args.control)),
+        Verb::Snapshot(command) => cx.block_on(verb::snapshot::run(cx, command)),
+        Verb::Fork(args) => cx.block_on(verb::fork::run(cx, args)),
         Verb::Watch(args) => cx.block_on(verb::watch::run(cx, args)),
         Verb::Status(args) => cx.block_on_one(verb::status::run(cx, args)),
         Verb::Ls(args) => cx.block_on(verb::ls::run(cx, args)),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::skeleton;
-use super::spec::{BoxSpec, MountSource, Network};
+use super::spec::{BoxSpec, Image, MountSource, Network};
 
 /// The new root, relative to the sandbox's directory, which is init's working directory throughout.
 pub const ROOT: &str = "rootfs";
@@ -84,6 +84,12 @@ pub struct LaunchRequest {
     pub id_map: IdMap,
     /// The host path of every mount of the spec, in its order.
     pub mount_paths: Vec<PathBuf>,
+    /// The directories of the snapshots that it starts from, the uppermost first.
+    #[serde(default)]
+    pub snapshots: Vec<PathBuf>,
+    /// The host path of every layer of its image, the lowest first.
+    #[serde(default)]
+    pub layers: Vec<PathBuf>,
 }
 
 /// Where the files of a sandbox are on the host.
@@ -102,6 +108,10 @@ pub enum Step {
     OpenSource { slot: usize, path: PathBuf },
     /// Open the skeleton, with the host identity that made the sandbox.
     OpenSkeleton(PathBuf),
+    /// Open the snapshots, the uppermost first, with the host identity that made the sandbox.
+    OpenSnapshots(Vec<PathBuf>),
+    /// Open the layers of the image, with the host identity that made the sandbox.
+    OpenLayers(Vec<PathBuf>),
     /// Become root inside.
     BecomeRoot { groups: bool },
     /// Die with the shim.
@@ -118,6 +128,8 @@ pub enum Step {
     Device(&'static str),
     /// The skeleton's root under writes kept in `rootfs`, mounted there. `source` is what the mount is called.
     OverlayRoot { source: PathBuf },
+    /// The layers of the image between the skeleton's mount points and its other directories, under writes kept in `rootfs`.
+    OverlayImage { source: PathBuf },
     /// Copy the skeleton's root into `rootfs`, where nothing is yet.
     CopyRoot,
     /// The host's `/NAME`, with the skeleton's files over it if it has any, under writes kept in `upper/NAME`.
@@ -140,6 +152,8 @@ pub enum Step {
     Protect(&'static str),
     /// Put mount number `slot` in place, resolving `target` beneath the new root.
     Mount { slot: usize, target: PathBuf, read_only: bool },
+    /// Make a directory of the new root, resolved beneath it, unless it is there.
+    MakeDir(PathBuf),
     /// Swap the root and let the old one go.
     PivotRoot,
     /// The same where the old root cannot be pivoted away.
@@ -155,6 +169,8 @@ impl fmt::Display for Step {
         match self {
             Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
             Step::OpenSkeleton(path) => write!(f, "open {}", path.display()),
+            Step::OpenSnapshots(_) => f.write_str("open the snapshots it starts from"),
+            Step::OpenLayers(_) => f.write_str("open the layers of the image"),
             Step::BecomeRoot { .. } => f.write_str("become root inside"),
             Step::DieWithParent => f.write_str("tie to the parent"),
             Step::Hostname(_) => f.write_str("set the host name"),
@@ -163,6 +179,7 @@ impl fmt::Display for Step {
             Step::Bind { from, to, .. } => write!(f, "bind {from} to {to}"),
             Step::Device(name) => write!(f, "bind /dev/{name}"),
             Step::OverlayRoot { .. } => f.write_str("overlay the root"),
+            Step::OverlayImage { .. } => f.write_str("overlay the layers of the image"),
             Step::CopyRoot => f.write_str("copy the root"),
             Step::Overlay { name, .. } => write!(f, "overlay /{name}"),
             Step::Copy { name } => write!(f, "copy /{name}"),
@@ -174,6 +191,7 @@ impl fmt::Display for Step {
             Step::Mask { path, .. } => write!(f, "mask {path}"),
             Step::Protect(path) => write!(f, "protect {path}"),
             Step::Mount { target, .. } => write!(f, "mount {}", target.display()),
+            Step::MakeDir(path) => write!(f, "make {}", path.display()),
             Step::PivotRoot => f.write_str("pivot the root"),
             Step::MoveRoot => f.write_str("move the root"),
             Step::Lockdown => f.write_str("drop privileges"),
@@ -217,6 +235,12 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
+    if !request.snapshots.is_empty() {
+        steps.push(Step::OpenSnapshots(request.snapshots.clone()));
+    }
+    if matches!(spec.image, Image::Oci(_)) {
+        steps.push(Step::OpenLayers(request.layers.clone()));
+    }
     // The death signal is cleared by a change of credentials, so it comes after.
     steps.push(Step::BecomeRoot { groups: request.id_map.has_range() });
     steps.push(Step::DieWithParent);
@@ -225,35 +249,11 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
         steps.push(Step::Loopback);
     }
     steps.push(Step::PrivateMounts);
-    steps.push(Step::Either {
-        first: Box::new(Step::OverlayRoot { source: places.dir.clone() }),
-        second: Box::new(Step::CopyRoot),
-        choice: "the root is a copy",
-    });
-    for name in &facts.system_dirs {
-        let second = if name == "etc" {
-            Step::Copy { name: name.clone() }
-        } else {
-            Step::Bind {
-                from: format!("/{name}"),
-                to: format!("{ROOT}/{name}"),
-                read_only: true,
-                recursive: true,
-            }
-        };
-        let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
-        steps.push(Step::Either {
-            first: Box::new(Step::Overlay {
-                name: name.clone(),
-                skeleton: skeleton::LAYERS.contains(&name.as_str()),
-            }),
-            second: Box::new(second),
-            choice,
-        });
-    }
-    if facts.dpkg {
-        let to = format!("{ROOT}/var/lib/dpkg");
-        steps.push(Step::Bind { from: "/var/lib/dpkg".into(), to, read_only: true, recursive: true });
+    match &spec.image {
+        // Snapshots are layers of an overlay, and what they mean is lost in a copy.
+        Image::Host => host_root(places, facts, request.snapshots.is_empty(), &mut steps),
+        // A copy would be as large as the image, for each sandbox.
+        Image::Oci(_) => steps.push(Step::OverlayImage { source: places.dir.clone() }),
     }
     dev(request.id_map.has_range(), &mut steps);
     steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
@@ -288,10 +288,50 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, mount) in mounts {
         steps.push(Step::Mount { slot, target: mount.target.clone(), read_only: mount.read_only });
     }
+    if let Image::Oci(image) = &spec.image
+        && let Some(dir) = &image.working_dir
+    {
+        steps.push(Step::MakeDir(dir.clone()));
+    }
     let choice = "the root was moved, not pivoted";
     steps.push(Step::Either { first: Box::new(Step::PivotRoot), second: Box::new(Step::MoveRoot), choice });
     steps.push(Step::Lockdown);
     steps
+}
+
+/// The root of a sandbox on the programs of this machine.
+fn host_root(places: &Places, facts: &HostFacts, copies: bool, steps: &mut Vec<Step>) {
+    let root = Step::OverlayRoot { source: places.dir.clone() };
+    if copies {
+        let choice = "the root is a copy";
+        steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
+    } else {
+        steps.push(root);
+    }
+    for name in &facts.system_dirs {
+        let second = if name == "etc" {
+            Step::Copy { name: name.clone() }
+        } else {
+            Step::Bind {
+                from: format!("/{name}"),
+                to: format!("{ROOT}/{name}"),
+                read_only: true,
+                recursive: true,
+            }
+        };
+        let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
+        let overlay =
+            Step::Overlay { name: name.clone(), skeleton: skeleton::LAYERS.contains(&name.as_str()) };
+        if copies {
+            steps.push(Step::Either { first: Box::new(overlay), second: Box::new(second), choice });
+        } else {
+            steps.push(overlay);
+        }
+    }
+    if facts.dpkg {
+        let to = format!("{ROOT}/var/lib/dpkg");
+        steps.push(Step::Bind { from: "/var/lib/dpkg".into(), to, read_only: true, recursive: true });
+    }
 }
 
 fn dev(group: bool, steps: &mut Vec<Step>) {
@@ -336,7 +376,7 @@ pub fn wants_idmap(id_map: &IdMap, source: &MountSource) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::spec::Mount;
+    use super::super::spec::{Mount, OciImage};
     use super::*;
 
     struct Recorder {
@@ -367,7 +407,14 @@ mod tests {
         let spec =
             BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
         let mount_paths = vec!["/v/1".into(), "/v/2".into()];
-        LaunchRequest { id: "a.b".into(), spec, id_map: IdMap::High { base: 100_000 }, mount_paths }
+        LaunchRequest {
+            id: "a.b".into(),
+            spec,
+            id_map: IdMap::High { base: 100_000 },
+            mount_paths,
+            snapshots: Vec::new(),
+            layers: Vec::new(),
+        }
     }
 
     fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
@@ -429,6 +476,18 @@ mod tests {
     }
 
     #[test]
+    fn snapshots_are_opened_as_the_caller_and_never_copied() {
+        let mut request = request(Network::None);
+        request.snapshots = vec!["/e/snapshots/s".into()];
+        let steps = plan(&request, &facts());
+        let opened = position(&steps, |s| matches!(s, Step::OpenSnapshots(_)));
+        assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
+        let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. }));
+        let (step, _) = execute(&steps, &mut recorder).unwrap_err();
+        assert_eq!(step, "overlay /usr");
+    }
+
+    #[test]
     fn a_refused_step_without_another_way_is_named() {
         let mut recorder = recorder(|s| matches!(s, Step::Lockdown));
         let (step, error) = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap_err();
@@ -440,6 +499,25 @@ mod tests {
         assert!(!plan(&request(Network::Host), &facts()).contains(&Step::Loopback));
         assert_eq!(namespaces(Network::Host) & libc::CLONE_NEWNET, 0);
         assert_ne!(namespaces(Network::None) & libc::CLONE_NEWNET, 0);
+    }
+
+    #[test]
+    fn an_image_is_opened_as_the_caller_and_nothing_of_the_host_is_in_it() {
+        let mut request = request(Network::None);
+        let working_dir = Some("/srv/app".into());
+        request.spec.image = Image::Oci(OciImage { working_dir, ..OciImage::default() });
+        request.layers = vec!["/e/images/layers/x/1".into()];
+        let steps = plan(&request, &facts());
+        let opened = position(&steps, |s| *s == Step::OpenLayers(request.layers.clone()));
+        assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
+        let of_host = |s: &Step| match s {
+            Step::Bind { from, .. } => from != "/proc",
+            Step::Overlay { .. } | Step::Copy { .. } | Step::OverlayRoot { .. } | Step::CopyRoot => true,
+            Step::Either { first, .. } => matches!(**first, Step::Overlay { .. } | Step::OverlayRoot { .. }),
+            _ => false,
+        };
+        assert!(!steps.iter().any(of_host), "{steps:?}");
+        assert!(steps.contains(&Step::MakeDir("/srv/app".into())));
     }
 
     #[test]

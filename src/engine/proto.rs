@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressRule;
-use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Link};
+use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link};
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
 const MAX_COMMAND: u64 = 8 * 1024 * 1024;
@@ -24,6 +24,8 @@ pub enum Request {
     Exec(ExecHead),
     /// Connect to a port of the sandbox's loopback; answered with the socket.
     Dial(u16),
+    /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
+    Open(String),
     /// Listen on a port of the sandbox's loopback; answered with the socket. Only from the shim.
     Listen(u16),
     /// End everything inside: SIGTERM, then SIGKILL after the grace in milliseconds.
@@ -34,6 +36,10 @@ pub enum Request {
     SetForwards(Vec<Forward>),
     /// Replace the set of links.
     SetLinks(Vec<Link>),
+    /// For how long no command has run inside that somebody waits for. Only from the shim.
+    Idle,
+    /// Replace when it ends by itself.
+    SetLifetime(Lifetime),
     /// Replace the rules of egress.
     SetEgress(Option<Vec<EgressRule>>),
 }
@@ -57,7 +63,7 @@ pub struct ExecHead {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// Done. For `Dial` and `Listen` the socket comes along.
+    /// Done. For `Dial` and `Listen` the socket comes along, for `Open` the file if there is one.
     Done,
     /// The command runs (its pid inside). For a terminal its master comes along.
     Started(i32),
@@ -70,6 +76,8 @@ pub enum Reply {
         /// An `errno` value.
         errno: i32,
     },
+    /// So many milliseconds.
+    Idle(u64),
     /// The forwards.
     Status(Vec<ForwardInfo>),
 }

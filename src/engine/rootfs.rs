@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Mode, OFlags};
+
 use super::launch::{HostFacts, IdMap, LaunchRequest, default_hostname};
 use super::skeleton;
-use super::spec::Network;
+use super::spec::{Image, Network};
 
 /// Looks at the machine.
 pub fn host_facts() -> HostFacts {
@@ -34,10 +37,22 @@ pub fn prepare(dir: &Path, request: &LaunchRequest, facts: &HostFacts) -> io::Re
         files.dir(&dir.join("upper").join(name), 0o755)?;
         files.dir(&dir.join("work").join(name), 0o755)?;
     }
-    if facts.system_dirs.iter().any(|name| name == "etc") {
-        files.network_files(&dir.join("upper/etc"), request)?;
+    match &request.spec.image {
+        Image::Host if facts.system_dirs.iter().any(|name| name == "etc") => {
+            files.network_files(&dir.join("upper/etc"), request)
+        }
+        Image::Host => Ok(()),
+        Image::Oci(_) => {
+            files.dir(&dir.join("rootfs/etc"), 0o755)?;
+            let Some(etc) = real_dir(&dir.join("rootfs/etc"))? else { return Ok(()) };
+            let etc = PathBuf::from(format!("/proc/self/fd/{}", etc.as_raw_fd()));
+            files.network_files(&etc, request)?;
+            if request.spec.network != Network::Host {
+                files.file(&etc.join("resolv.conf"), skeleton::NO_RESOLVER, 0o644)?;
+            }
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// Makes files that belong to root inside.
@@ -100,16 +115,27 @@ pub(super) fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// A directory that root inside may have replaced by a link, which is not followed; `None` if so.
+fn real_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => Ok(None),
+        Err(error) => Err(at(path, &error.into())),
+    }
+}
+
 /// Forgets the files that depend on the spec, so that the next launch writes them anew.
 ///
 /// # Errors
 /// What the file system reports.
 pub fn forget_network_files(dir: &Path) -> io::Result<()> {
-    for name in ["hostname", "hosts", "resolv.conf"] {
-        for etc in ["upper/etc", "rootfs/etc"] {
-            match fs::remove_file(dir.join(etc).join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+    for etc in ["upper/etc", "rootfs/etc"] {
+        let Some(etc) = real_dir(&dir.join(etc))? else { continue };
+        for name in ["hostname", "hosts", "resolv.conf"] {
+            match rustix::fs::unlinkat(&etc, name, AtFlags::empty()) {
+                Err(rustix::io::Errno::NOENT) => {}
+                other => other?,
             }
         }
     }

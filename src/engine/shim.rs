@@ -1,27 +1,34 @@
 //! The host side of one sandbox: makes its namespaces, then serves its control socket until the sandbox ends.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, Available, Group};
 use super::init::{self, Launched};
-use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
+use super::launch::{self, HostFacts, IdMap, LaunchRequest, Places, wants_idmap};
+use super::lifecycle::Engine;
+use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
-use super::serve;
-use super::skeleton::Skeleton;
-use super::spec::{Forward, Limits, Link, Network};
+use super::serve::{self, End};
+use super::skeleton::{self, Skeleton};
+use super::spec::{Forward, Image, Limits, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
-use super::{rootfs, seccomp, seq, sys, syscalls};
+use super::{rootfs, seccomp, seq, snapshot, sys, syscalls};
+use crate::image;
 
 /// The first argument by which the program becomes a shim.
 pub const ARGUMENT: &str = "__engine-shim";
@@ -41,6 +48,32 @@ pub enum Task {
         /// The tree.
         path: PathBuf,
     },
+    /// Copy the files of a sandbox into a snapshot, as those ids.
+    Copy {
+        /// Those ids.
+        id_map: IdMap,
+        /// The sandbox's directory.
+        from: PathBuf,
+        /// The snapshot's.
+        to: PathBuf,
+    },
+    /// Unpack a layer of an image with the ids of a sandbox.
+    Unpack(Box<Unpack>),
+}
+
+/// A layer to unpack.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Unpack {
+    /// The ids.
+    pub id_map: IdMap,
+    /// Where the layer is.
+    pub place: image::Place,
+    /// What it must be.
+    pub expected: image::Expected,
+    /// Where it comes into being.
+    pub new: PathBuf,
+    /// Where it is when it is whole and on the disk.
+    pub path: PathBuf,
 }
 
 /// A sandbox to launch.
@@ -58,6 +91,8 @@ pub struct Order {
     pub forwards: Vec<Forward>,
     /// Ports inside that lead to the host.
     pub links: Vec<Link>,
+    /// When it was created, in milliseconds since the Unix epoch and by a clock that nobody sets.
+    pub created: (u64, Option<Moment>),
     /// The host's own proxies.
     pub upstream: Upstream,
 }
@@ -68,6 +103,10 @@ pub struct Order {
 pub enum Answer {
     /// The sandbox runs and its control socket listens.
     Ready,
+    /// Its files were copied; the bytes that they take.
+    Copied(u64),
+    /// The layer is there.
+    Unpacked(image::Unpacked),
     /// It does not run.
     Failed {
         /// The step.
@@ -112,19 +151,25 @@ pub fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     sys::set_process_name(c"pocketenv-shim");
-    let result = read_task(&mut caller.socket).and_then(|task| match task {
-        Task::Remove { id_map, path } => remove(&id_map, &path).map(|()| None).map_err(step("remove files")),
-        Task::Launch(order) => {
-            detach(&order).map_err(step("detach from the caller"))?;
-            let launched = launch(&order)?;
-            Ok(Some((order, launched)))
+    let done = match read_task(&mut caller.socket) {
+        Ok(Task::Launch(order)) => {
+            let launched =
+                detach(&order).map_err(step("detach from the caller")).and_then(|()| launch(&order));
+            match launched {
+                Ok(live) => return served(run(*order, caller, live)),
+                Err(failure) => Err(failure),
+            }
         }
-    });
-    let answer = match result {
-        Ok(Some((order, live))) => return served(run(*order, caller, live)),
-        Ok(None) => Answer::Ready,
-        Err((step, error)) => Answer::Failed { step, reason: error.to_string() },
+        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || rootfs::remove_tree(&path))
+            .map(|()| Answer::Ready)
+            .map_err(step("remove files")),
+        Ok(Task::Copy { id_map, from, to }) => with_ids(&id_map, || snapshot::copy_parts(&from, &to))
+            .map(Answer::Copied)
+            .map_err(step("copy files")),
+        Ok(Task::Unpack(task)) => unpack(&task).map(Answer::Unpacked).map_err(step("unpack")),
+        Err(failure) => Err(failure),
     };
+    let answer = done.unwrap_or_else(|(step, error)| Answer::Failed { step, reason: error.to_string() });
     caller.answer(&answer);
     ExitCode::SUCCESS
 }
@@ -139,17 +184,21 @@ fn served(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Removes a tree as root of a user namespace in which all its owners exist.
-fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
+/// Works as root of a user namespace in which the ids of a sandbox exist, and nobody else.
+fn with_ids<T: Serialize + DeserializeOwned>(
+    id_map: &IdMap,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
     let (ours, theirs) = seq::pair()?;
     match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
         sys::Fork::Child => {
             drop(ours);
-            let removed = seq::recv(&theirs)
+            let done = seq::recv(&theirs)
                 .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
                 .and_then(|_| sys::become_user(0, 0, None))
-                .and_then(|()| rootfs::remove_tree(path));
-            let _ = seq::send(&theirs, &removed.map_err(|error| error.to_string()).err(), &[]); // its end says the same, without the reason
+                .and_then(|()| sys::die_with_parent())
+                .and_then(|()| work());
+            let _ = seq::send(&theirs, &done.map_err(|error| error.to_string()), &[]); // its end says the same, without the reason
             sys::exit_now(0)
         }
         sys::Fork::Parent { pid, .. } => {
@@ -157,12 +206,27 @@ fn remove(id_map: &IdMap, path: &Path) -> io::Result<()> {
             write_id_maps(pid, id_map)?;
             seq::send(&ours, &(), &[])?;
             let (bytes, _) = seq::recv(&ours)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            match seq::decode::<Option<String>>(&bytes)? {
-                None => Ok(()),
-                Some(reason) => Err(io::Error::other(reason)),
-            }
+            seq::decode::<Result<T, String>>(&bytes)?.map_err(io::Error::other)
         }
     }
+}
+
+/// Unpacks a layer into a new directory, and gives it its name when all of it is on the disk.
+fn unpack(task: &Unpack) -> io::Result<image::Unpacked> {
+    let archive = task.place.open()?;
+    fs::DirBuilder::new().mode(0o755).create(&task.new)?;
+    let (uid, gid) = task.id_map.root();
+    std::os::unix::fs::chown(&task.new, Some(uid), Some(gid))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&task.new, flags, Mode::empty())?;
+    let unpacked = with_ids(&task.id_map, || {
+        rustix::process::umask(Mode::empty());
+        image::unpack(archive, &root, &task.expected, task.id_map.has_range())
+    })?;
+    rustix::fs::syncfs(&root)?;
+    fs::rename(&task.new, &task.path)?;
+    state::sync(&task.path)?;
+    Ok(unpacked)
 }
 
 fn read_task(caller: &mut File) -> Result<Task, Failure> {
@@ -199,18 +263,32 @@ struct Live {
 
 fn launch(order: &Order) -> Result<Live, Failure> {
     let request = &order.request;
-    let facts = rootfs::host_facts();
+    let facts = match &request.spec.image {
+        Image::Host => rootfs::host_facts(),
+        Image::Oci(_) => HostFacts::default(),
+    };
     rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
-    let skeleton = Skeleton::find_or_make(&order.skeletons, request.id_map.root(), &facts)
+    let entries = match &request.spec.image {
+        Image::Host => skeleton::for_host(&facts),
+        Image::Oci(_) => skeleton::for_image(),
+    };
+    let skeleton = Skeleton::find_or_make(&order.skeletons, request.id_map.root(), &entries)
         .map_err(step("prepare the files"))?;
     let places = Places { dir: order.dir.clone(), skeleton: skeleton.path().to_owned() };
     let plan = launch::plan(request, &places, &facts);
     let listener = listen(&order.control).map_err(step("open the control socket"))?;
     let (ours, theirs) = seq::pair().map_err(step("make a socket"))?;
+    let image = match &request.spec.image {
+        Image::Host => None,
+        Image::Oci(image) => Some(image),
+    };
     let context = init::Context {
         env: environment(order),
         single_id: !request.id_map.has_range(),
         filter: seccomp::program(!request.id_map.has_range()),
+        working_dir: image
+            .and_then(|image| image.working_dir.as_ref())
+            .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
     let cgroups = limited(order).map_err(step("make the control groups"))?;
@@ -238,6 +316,10 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         Launched::Ready(taken) => choices.extend(taken),
     }
     choices.insert(0, request.id_map.describe());
+    if let Some(image) = image {
+        choices.push(format!("image: {}", image.digest));
+        choices.extend(image.notes.iter().map(|note| format!("image: {note}")));
+    }
     let run = Run {
         boot: state::boot_id().map_err(step("read /proc"))?,
         shim,
@@ -292,6 +374,11 @@ fn listen(dir: &Path) -> io::Result<OwnedFd> {
 
 fn environment(order: &Order) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut env = BTreeMap::new();
+    if let Image::Oci(image) = &order.request.spec.image {
+        for (name, value) in &image.env {
+            env.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
+        }
+    }
     if order.request.spec.network == Network::Isolated {
         for (name, value) in super::proxy::environment() {
             env.insert(name.as_bytes().to_vec(), value.into_bytes());
@@ -367,14 +454,18 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
 fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let Live { init, pidfd, listener, skeleton: _held, mut run } = live;
     let control = order.control.clone();
+    let (id, dir) = (order.request.id.clone(), order.dir.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));
-    runtime.shutdown_background();
     let status = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
-    run.ended = Some(match (asked?, status.and_then(|(_, status)| status.terminating_signal())) {
-        (true, _) => Ended::Stopped,
-        (false, Some(signal)) => Ended::Unclean(format!("its first process was killed by signal {signal}")),
-        (false, None) => Ended::Unclean("its first process ended".to_owned()),
+    let asked = asked?;
+    run.ended = Some(match (asked, status.and_then(|(_, status)| status.terminating_signal())) {
+        (End::Asked, _) => Ended::Stopped,
+        (End::Over(over), _) => Ended::Unclean(over.to_string()),
+        (End::Alone, Some(signal)) => {
+            Ended::Unclean(format!("its first process was killed by signal {signal}"))
+        }
+        (End::Alone, None) => Ended::Unclean("its first process ended".to_owned()),
     });
     // The engine may have added groups since.
     if let Ok(Some(now)) = state::read::<Run>(Path::new("run.json")) {
@@ -387,10 +478,17 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let written = state::write(Path::new("run.json"), &run, false);
     let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
     let _ = fs::remove_dir(&control);
+    if matches!(asked, End::Over(Over::Old(_)))
+        && let (Some(root), Some(sockets)) = (dir.ancestors().nth(2), control.parent())
+        && let Err(error) = runtime.block_on(Engine::of_shim(root, sockets).expire(&id))
+    {
+        eprintln!("its time is over, and it could not be deleted: {error}"); // whoever looks at it next tries again
+    }
+    runtime.shutdown_background();
     written
 }
 
 /// Whether a client may ask this of the shim.
 pub fn is_for_clients(request: &Request) -> bool {
-    !matches!(request, Request::Listen(_))
+    !matches!(request, Request::Listen(_) | Request::Idle)
 }

@@ -25,8 +25,8 @@ pub use digest::{env_digest, file_digest, repository_digest, service_digest};
 
 use crate::model::{
     Address, Desired, DesiredFile, HealthCheck, IntentId, Location, Observation, Observed, ObservedSandbox,
-    ObservedService, PresetStep, Recorded, RepositorySpec, SandboxId, SandboxSpec, SandboxState, ServiceSpec,
-    ServiceStatus, Timestamp,
+    ObservedService, PresetStep, Recorded, RepositorySpec, RunState, SandboxId, SandboxSpec, SandboxState,
+    ServiceSpec, ServiceStatus, Timestamp,
 };
 use crate::provider::Capabilities;
 
@@ -66,11 +66,24 @@ pub struct Policy {
     /// another id, so that this asks for it once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rebuild: BTreeMap<SandboxId, String>,
+    /// Sandboxes that were asked to be started or stopped, by name. Bringing them to that state is no repair of drift.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub asked: BTreeSet<String>,
+    /// Sandboxes, by name, that are to be paused and left alone but for that.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub pause: BTreeSet<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { prune: true, prune_volumes: false, targets: Vec::new(), rebuild: BTreeMap::new() }
+        Self {
+            prune: true,
+            prune_volumes: false,
+            targets: Vec::new(),
+            rebuild: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            pause: BTreeSet::new(),
+        }
     }
 }
 
@@ -148,6 +161,8 @@ pub enum Verdict {
     Recreate,
     /// It is started.
     Start,
+    /// It is paused.
+    Pause,
     /// It is stopped.
     Stop,
     /// It is deleted.
@@ -300,6 +315,8 @@ pub enum Action {
         spec: SandboxSpec,
         /// The generation that its labels state.
         generation: u64,
+        /// Whether it was found up.
+        state: RunState,
     },
     /// Bring a sandbox to a spec.
     Update {
@@ -308,8 +325,10 @@ pub enum Action {
         /// The generation that this spec is.
         generation: u64,
     },
-    /// Start a stopped sandbox.
+    /// Start a stopped sandbox, or let a paused one go on.
     Start,
+    /// Freeze what runs in a sandbox.
+    Pause,
     /// Ask the services of a sandbox that is about to stop or go to end, each in its own way, one after the other. What cannot be asked is
     /// ended by the stop or delete that follows: this never fails.
     Quiesce {
@@ -398,6 +417,7 @@ impl Action {
             Self::AdoptVolume { .. } | Self::Adopt { .. } => "adopt",
             Self::Update { .. } => "update",
             Self::Start => "start",
+            Self::Pause => "pause",
             Self::Quiesce { .. } => "end services of",
             Self::Stop => "stop",
             Self::Discard => "discard",

@@ -11,6 +11,8 @@ pub struct Capabilities {
     pub summary: &'static str,
     /// What stopping a sandbox means.
     pub stop: StopMeaning,
+    /// Whether what runs in a sandbox can be frozen where it stands, with its memory, and go on later.
+    pub pause: bool,
     /// Whether objects carry labels; `false` means that identities are encoded in names.
     pub labels: bool,
     /// Whether creating twice with one token makes one sandbox.
@@ -93,6 +95,10 @@ pub struct ProviderSetting {
 /// The value that stands for every host name in a row for `network.allow.*`, beside those for addresses.
 pub const EGRESS_NAME: &str = "NAME";
 
+/// The value that stands for every image of this machine (`oci:PATH` and the like) in a row for `image`. A sheet without such a row takes
+/// images of registries only.
+pub const IMAGE_FILE: &str = "PATH";
+
 /// What a provider does with one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldSupport {
@@ -136,6 +142,7 @@ impl Capabilities {
         provider: "",
         summary: "",
         stop: StopMeaning::Destroy,
+        pause: false,
         labels: false,
         idempotent_create: false,
         settle_ms: 0,

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, ProviderSetting, Range, ResourceRanges,
+    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range, ResourceRanges,
     StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
@@ -89,8 +89,15 @@ pub trait Provider: Send + Sync {
         identity: &Identity,
     ) -> Result<(), ProviderError>;
 
-    /// Starts a stopped sandbox; already running is fine.
+    /// Starts a stopped sandbox, and lets a paused one go on; already running is fine.
     async fn start(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// Freezes what runs in a sandbox, where it stands and with its memory; already paused is fine. Only where the sheet says that there is
+    /// such a thing.
+    async fn pause(&self, _id: &SandboxId) -> Result<(), ProviderError> {
+        let message = format!("provider `{}` cannot pause a sandbox", self.capabilities().provider);
+        Err(ProviderError::Unsupported { message })
+    }
 
     /// Stops a running sandbox; already stopped is fine.
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError>;
@@ -106,6 +113,16 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// Snapshots, where the vendor has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    /// The images that it keeps, where it pulls them itself.
+    fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
     /// The account of outbound connections, where the provider decides on them itself.
     fn egress(&self) -> Option<&dyn EgressLog> {
         None
@@ -117,6 +134,32 @@ pub trait Provider: Send + Sync {
 pub trait EgressLog: Send + Sync {
     /// What one sandbox tried to reach, by destination. The account may be bounded; the newest stay.
     async fn attempts(&self, id: &SandboxId) -> Result<Vec<EgressAttempt>, ProviderError>;
+}
+
+/// Snapshots of sandboxes: an optional power of a provider. A sandbox starts from one by `snapshot` in its spec.
+#[async_trait]
+pub trait Snapshots: Send + Sync {
+    /// Keeps the files of a sandbox as they are at one moment, under a name of the labels' project. One that exists is never written over:
+    /// [`ProviderError::AlreadyExists`].
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError>;
+
+    /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+}
+
+/// Images that a provider keeps for itself: an optional power of a provider.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
+    fn pin(&self, digests: BTreeMap<String, String>);
+
+    /// The digest that a reference stands for; `None` where it was not pulled yet.
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

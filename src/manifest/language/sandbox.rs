@@ -19,15 +19,17 @@ use crate::model::{
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sandbox {
-    /// The root filesystem: `host` (the system directories of this machine, read-only beneath a private layer) or an OCI image
-    /// reference. Default: `host`. Only one of `image`, `base`, `build` and `snapshot` may be written.
+    /// The root filesystem: `host` (the system directories of this machine, read-only beneath a private layer), an OCI image
+    /// reference, or an image of this machine: `oci:DIR[:NAME]` (an image layout), `oci-archive:FILE[:NAME]` or
+    /// `docker-archive:FILE[:NAME]`. Default: `host`. Only one of `image`, `base`, `build` and `snapshot` may be written.
     pub image: Option<ImageRef>,
     /// One of Pocketenv's own base images, by name.
     pub base: Option<Name>,
     /// An image built from a directory: its path, or a mapping.
     #[schemars(with = "Option<short::Build>")]
     pub build: Option<Build>,
-    /// A snapshot, by its id at the provider.
+    /// A snapshot that the sandbox starts from: at `local` by the name that `pocketenv snapshot create` gave it in this project, elsewhere by its id
+    /// at the provider.
     pub snapshot: Option<Text>,
     /// Where the sandbox lives. Default: the default provider.
     pub provider: Option<Name>,
@@ -98,7 +100,8 @@ pub(crate) struct Sandbox {
     pub ssh: Option<Ssh>,
     /// Membership of a tailnet.
     pub tailscale: Option<Tailscale>,
-    /// What is done about drift. Default: `defaults.drift`, else `heal`.
+    /// What is done about drift: what somebody else changed, its being stopped or started included. `pocketenv stop` is no drift.
+    /// Default: `defaults.drift`, else `heal`.
     pub drift: Option<DriftPolicy>,
     /// Never deleted or recreated while true. Default: `defaults.protect`, else false.
     pub protect: Option<bool>,

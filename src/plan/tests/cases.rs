@@ -1,5 +1,7 @@
 //! Histories that are worth a name: each was wrong once, or would be the first to go wrong.
 
+use std::collections::BTreeSet;
+
 use super::world::{Crash, LONG, World};
 use super::{applied, generate, named, sandbox, shop};
 use crate::model::*;
@@ -175,6 +177,55 @@ fn drift_that_is_only_reported_does_not_hold_up_an_edit() {
     let plan = world.plan(&desired, &Policy::default());
     assert!(matches!(&plan.steps[..], [step] if matches!(step.action, Action::Setup(_))), "{plan:#?}");
     assert!(matches!(&plan.notes[..], [Note::Drift { .. }]), "{plan:#?}");
+}
+
+#[test]
+fn a_state_that_somebody_else_brought_about_is_drift() {
+    let with = |state, drift| only("api", DesiredSandbox { state, drift, ..sandbox() });
+    let (stopped, running) = (SandboxState::Stopped { unclean: None }, SandboxState::Running);
+    for (wanted, found, what) in
+        [(RunState::Running, &stopped, "it was stopped"), (RunState::Stopped, &running, "it was started")]
+    {
+        for drift in [DriftPolicy::Heal, DriftPolicy::Warn, DriftPolicy::Ignore] {
+            let desired = with(wanted, drift);
+            let mut world = applied(&desired);
+            for sandbox in world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut() {
+                sandbox.seen.state = found.clone();
+            }
+            let plan = world.plan(&desired, &Policy::default());
+            let noted = matches!(&plan.notes[..], [Note::Drift { what: said, .. }] if said == what);
+            assert_eq!(noted, drift == DriftPolicy::Warn, "{plan:#?}");
+            let healed =
+                plan.changes.iter().any(|c| c.reasons == [Reason::Drifted { what: what.to_owned() }]);
+            assert_eq!(healed, drift == DriftPolicy::Heal, "{plan:#?}");
+            assert_eq!(plan.steps.is_empty(), !healed, "{plan:#?}");
+
+            // Whoever asks for the state by name gets it.
+            let asked = Policy { asked: BTreeSet::from(["api".to_owned()]), ..Policy::default() };
+            assert!(!world.plan(&desired, &asked).steps.is_empty());
+
+            // An edit is no drift, whatever stands in the way of it.
+            let mut edited = desired.clone();
+            named(&mut edited, "api").spec.hostname = "other".into();
+            world.converge(&edited, &Policy::default(), 1).unwrap();
+            let (_, sandbox) = world.ours().next().unwrap();
+            assert_eq!(sandbox.seen.state.run_state(), wanted, "{drift:?}");
+            assert_eq!(sandbox.spec.hostname, "other");
+        }
+    }
+    // Neither is a state that the manifest had before, nor one that nothing is recorded of.
+    for (before, after) in [(RunState::Running, RunState::Stopped), (RunState::Stopped, RunState::Running)] {
+        for lost in [false, true] {
+            let mut world = applied(&with(before, DriftPolicy::Warn));
+            if lost {
+                world.record.sandboxes.clear();
+            }
+            let desired = with(after, DriftPolicy::Warn);
+            world.converge(&desired, &Policy::default(), 1).unwrap();
+            let (_, sandbox) = world.ours().next().unwrap();
+            assert_eq!(sandbox.seen.state.run_state(), after, "lost: {lost}");
+        }
+    }
 }
 
 #[test]

@@ -548,6 +548,14 @@ impl Provider for Docker {
         }
     }
 
+    async fn pause(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        if self.existing(id).await?.state == Some(State::PAUSED) {
+            return Ok(());
+        }
+        let doing = format!("pause sandbox {id}");
+        self.call(&doing, async |client| client.pause_container(&id.0).await).await
+    }
+
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
         let found = self.existing(id).await?;
         let doing = format!("stop sandbox {id}");

@@ -5,6 +5,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,12 +13,13 @@ use async_trait::async_trait;
 pub use sheet::SHEET;
 
 use super::{
-    Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label,
+    Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Snapshots,
+    Volumes, label,
 };
-use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError};
+use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
-    labels,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
+    SandboxSpec, labels,
 };
 
 /// How long the processes of a sandbox may take to end when it is stopped.
@@ -26,6 +28,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// The provider `local`.
 pub struct Local {
     engine: Engine,
+    /// Digests of references that have none themselves.
+    pins: Mutex<BTreeMap<String, String>>,
 }
 
 impl Local {
@@ -37,7 +41,12 @@ impl Local {
                 runtime_dir: context.runtime_dir.clone(),
                 exe: context.executable.clone(),
             }),
+            pins: Mutex::default(),
         }
+    }
+
+    fn pinned(&self, reference: &str) -> Option<String> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
     }
 
     async fn observed(
@@ -81,7 +90,19 @@ impl Provider for Local {
             let created_at = Some(map::timestamp(volume.created_at));
             listing.volumes.insert(name.to_owned(), ObservedVolume { labels: volume.labels, created_at });
         }
-        for info in self.engine.list().await.map_err(map::error)? {
+        let boxes = self.engine.list().await.map_err(map::error)?;
+        let snapshots = self.engine.list_snapshots().await.map_err(map::error)?;
+        let users = map::users_of_snapshots(&boxes, &snapshots);
+        for snapshot in snapshots.into_iter().filter(|snapshot| matches(owner, &snapshot.labels)) {
+            let observed = ObservedSnapshot {
+                labels: snapshot.labels,
+                created_at: Some(map::timestamp(snapshot.created_at)),
+                bytes: Some(snapshot.bytes),
+                used_by: users.get(&snapshot.name).cloned().unwrap_or_default(),
+            };
+            listing.snapshots.insert(snapshot.name, observed);
+        }
+        for info in boxes {
             if matches(owner, &info.labels) {
                 let sandbox = self.observed(info, &times).await;
                 listing.sandboxes.insert(sandbox.id.clone(), sandbox);
@@ -101,7 +122,13 @@ impl Provider for Local {
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
         let id = map::sandbox_id(identity);
         let labels = label::labels(spec, identity)?;
-        let made = map::box_spec(spec, &identity.project)?;
+        let mut made = map::box_spec(spec, &identity.project)?;
+        // Nobody removes the image until the sandbox is there, which keeps it.
+        let mut _hold = None;
+        if let Some(reference) = map::image(spec, |reference| self.pinned(reference))? {
+            let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
+            (made.image, _hold) = (Image::Oci(image), Some(hold));
+        }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));
         if !forwards.is_empty() || !info.forwards.is_empty() {
@@ -121,14 +148,20 @@ impl Provider for Local {
     ) -> Result<(), ProviderError> {
         let missing = || ProviderError::NotFound { what: format!("sandbox {id}") };
         let info = self.engine.get(&id.0).await.map_err(map::error)?.ok_or_else(missing)?;
-        let wanted = map::box_spec(spec, &identity.project)?;
+        // Another image needs another sandbox, so that it is the same here.
+        let image = info.spec.image.clone();
+        let wanted = BoxSpec { image, ..map::box_spec(spec, &identity.project)? };
         if info.spec.egress != wanted.egress {
             self.engine.set_egress(&id.0, wanted.egress.as_deref()).await.map_err(map::error)?;
+        }
+        if info.spec.lifetime != wanted.lifetime {
+            self.engine.set_lifetime(&id.0, wanted.lifetime).await.map_err(map::error)?;
         }
         // What can change while it runs is set apart, and what is made in memory at a start comes with the next.
         let live = BoxSpec {
             egress: wanted.egress.clone(),
             limits: wanted.limits,
+            lifetime: wanted.lifetime,
             run_dirs: wanted.run_dirs.clone(),
             ..info.spec.clone()
         };
@@ -152,6 +185,10 @@ impl Provider for Local {
         self.engine.start(&id.0).await.map_err(map::error)
     }
 
+    async fn pause(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        self.engine.pause(&id.0).await.map_err(map::error)
+    }
+
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
         match self.engine.stop(&id.0, STOP_GRACE).await {
             Err(EngineError::NotRunning(_)) => Ok(()),
@@ -171,8 +208,49 @@ impl Provider for Local {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn images(&self) -> Option<&dyn Images> {
+        Some(self)
+    }
+
     fn egress(&self) -> Option<&dyn EgressLog> {
         Some(self)
+    }
+}
+
+#[async_trait]
+impl Snapshots for Local {
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(labels::PROJECT).map_or("", String::as_str);
+        let name = map::engine_snapshot(project, name);
+        self.engine.create_snapshot(&name, &of.0, labels).await.map_err(map::error)?;
+        Ok(())
+    }
+
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        self.engine.delete_snapshot(&map::engine_snapshot(project, name)).await.map_err(map::error)
+    }
+}
+
+#[async_trait]
+impl Images for Local {
+    fn pin(&self, digests: BTreeMap<String, String>) {
+        *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = digests;
+    }
+
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError> {
+        match self.pinned(reference) {
+            Some(digest) => Ok(Some(digest)),
+            None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
+        }
     }
 }
 

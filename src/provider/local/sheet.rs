@@ -3,14 +3,15 @@
 use crate::provider::capabilities::{honoured, refused};
 use crate::provider::{Capabilities, ChangeClass, ResourceRanges, StopMeaning};
 
-const HOST_ONLY: &str = "only runs sandboxes on the programs of this machine so far";
-const USE_HOST: &str = "use `image: host`, or leave it out";
+const IMAGES_ONLY: &str = "only runs sandboxes on the programs of this machine or from images so far";
+const USE_IMAGE: &str = "use `image`";
 
 /// The sheet of provider `local`.
 pub static SHEET: Capabilities = Capabilities {
     provider: "local",
     summary: "Linux namespaces on this machine, by Pocketenv itself: nothing to install, no account",
     stop: StopMeaning::Suspend,
+    pause: true,
     labels: true,
     idempotent_create: true,
     settle_ms: 0,
@@ -24,11 +25,12 @@ pub static SHEET: Capabilities = Capabilities {
     resources: ResourceRanges::ANY,
     settings: &[],
     fields: &[
-        refused("image", HOST_ONLY, USE_HOST),
+        honoured("image", ChangeClass::Recreate),
         honoured("image=host", ChangeClass::Recreate),
-        refused("base", HOST_ONLY, USE_HOST),
-        refused("build", HOST_ONLY, USE_HOST),
-        refused("snapshot", HOST_ONLY, USE_HOST),
+        honoured("image=PATH", ChangeClass::Recreate),
+        refused("base", IMAGES_ONLY, USE_IMAGE),
+        refused("build", IMAGES_ONLY, "build it with another tool, and use `image: oci-archive:FILE`"),
+        honoured("snapshot", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),
         honoured("network.egress", ChangeClass::Live),
@@ -47,16 +49,10 @@ pub static SHEET: Capabilities = Capabilities {
         refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
         honoured("isolation", ChangeClass::Live),
         honoured("lifecycle.keep_alive", ChangeClass::Live),
-        refused("lifecycle.keep_alive=false", "never stops a sandbox for inactivity", "remove `keep_alive`"),
         refused(
-            "lifecycle.idle_timeout",
-            "never stops a sandbox for inactivity",
-            "remove `idle_timeout`, and stop it with `state: stopped`",
-        ),
-        refused(
-            "lifecycle.ttl",
-            "does not end sandboxes by time yet",
-            "remove `ttl`, and use `pocketenv destroy`",
+            "lifecycle.keep_alive=false",
+            "stops a sandbox for inactivity only after a time that is said",
+            "remove `keep_alive`, and say `idle_timeout`",
         ),
         refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
         honoured("lifecycle", ChangeClass::Live),

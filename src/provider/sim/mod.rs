@@ -215,6 +215,7 @@ impl Provider for Sim {
         Ok(ObservedProvider {
             sandboxes: sandboxes.map(|s| (s.id.clone(), s)).collect(),
             volumes: volumes.collect(),
+            ..ObservedProvider::default()
         })
     }
 

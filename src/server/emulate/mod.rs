@@ -449,7 +449,7 @@ impl Emulation {
     fn note(&self, sandbox: &Sandbox, observed: &ObservedSandbox) -> Record {
         let paused = match observed.state {
             SandboxState::Running | SandboxState::Creating => Some(false),
-            SandboxState::Stopped { .. } | SandboxState::Failed(_) => Some(true),
+            SandboxState::Stopped { .. } | SandboxState::Paused | SandboxState::Failed(_) => Some(true),
             SandboxState::Stopping | SandboxState::Deleting => None,
         };
         // One that is being started or stopped knows better.

@@ -4,10 +4,14 @@
 
 mod exec;
 mod hardening;
+mod images;
 mod lifecycle;
+mod lifetime;
 mod limits;
 mod network;
 pub mod ordinary_user;
+mod pause;
 mod recovery;
+mod snapshot;
 pub mod support;
 mod volumes;

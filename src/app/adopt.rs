@@ -6,11 +6,10 @@ use std::fmt::Write as _;
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::manifest::Manifest;
 use crate::model::{
-    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, RunState, SandboxId,
-    SandboxSpec, hash_of, labels,
+    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxSpec, labels,
 };
 use crate::provider::{Owner, ProviderError};
-use crate::store::{Change, Holder, Store};
+use crate::store::{Change, Holder};
 
 /// A sandbox found at a provider, for `import`.
 #[derive(Clone, Debug)]
@@ -108,7 +107,7 @@ fn declare(text: &mut String, spec: &SandboxSpec) {
             let _ = writeln!(text, "    snapshot: {id}");
         }
         Image::Build { context, .. } => {
-            let _ = writeln!(text, "    build: {}", context.display());
+            let _ = writeln!(text, "    build: {}", context.0.display());
         }
     }
     if !spec.hostname.is_empty() {
@@ -162,8 +161,17 @@ impl Project<'_> {
             );
             return Err(Error::Refused { message });
         }
-        let spec = found.sandbox.spec.clone().unwrap_or_default();
-        self.claim(&self.store, &found.provider, &found.sandbox.id, name, &spec, None).await
+        let record = RecordedSandbox {
+            provider: found.provider.clone(),
+            id: found.sandbox.id.clone(),
+            spec: found.sandbox.spec.clone().unwrap_or_default(),
+            guest: None,
+            generation: 1,
+            depends_on: BTreeSet::new(),
+            state: found.sandbox.state.run_state(),
+            created_at: self.app.environment().clock.now(),
+        };
+        self.claim(name, record).await
     }
 
     /// A sandbox that another project of this store has is that project's.
@@ -189,44 +197,25 @@ impl Project<'_> {
     }
 
     /// Writes labels and record.
-    async fn claim(
-        &self,
-        store: &Store,
-        provider: &str,
-        id: &SandboxId,
-        name: &str,
-        spec: &SandboxSpec,
-        before: Option<&RecordedSandbox>,
-    ) -> Result<(), Error> {
+    async fn claim(&self, name: &str, record: RecordedSandbox) -> Result<(), Error> {
         let environment = self.app.environment();
-        let generation = before.map_or(1, |r| r.generation);
         let identity = Identity {
             project: self.name.clone(),
             address: Address::Sandbox(name.to_owned()),
-            owner: store.owner().clone(),
-            spec_hash: hash_of(spec),
-            generation,
+            owner: self.store.owner().clone(),
+            spec_hash: record.spec.hash(),
+            generation: record.generation,
             intent: environment.ids.fresh(),
             expires_at: None,
         };
-        let registry =
-            self.app.registry(&BTreeSet::from([provider.to_owned()]), self.manifest.as_ref()).await?;
+        let provider = &record.provider;
+        let registry = self.app.registry(&BTreeSet::from([provider.clone()]), self.manifest.as_ref()).await?;
         let missing = || ProviderError::Unsupported { message: "this build does not have it".to_owned() };
-        let failed = |source| Error::Provider { provider: provider.to_owned(), source };
+        let failed = |source| Error::Provider { provider: provider.clone(), source };
         let opened = registry.get(provider).ok_or_else(|| failed(missing()))?;
-        opened.update(id, spec, &identity).await.map_err(failed)?;
-        let record = RecordedSandbox {
-            provider: provider.to_owned(),
-            id: id.clone(),
-            spec: spec.clone(),
-            guest: before.and_then(|r| r.guest.clone()),
-            generation,
-            depends_on: before.map(|r| r.depends_on.clone()).unwrap_or_default(),
-            state: before.map_or(RunState::Running, |r| r.state),
-            created_at: before.map_or_else(|| environment.clock.now(), |r| r.created_at),
-        };
+        opened.update(&record.id, &record.spec, &identity).await.map_err(failed)?;
         let change = Change::PutSandbox { name: name.to_owned(), sandbox: Box::new(record) };
-        store.record(&self.name, vec![change]).await?;
+        self.store.record(&self.name, vec![change]).await?;
         Ok(())
     }
 
@@ -254,7 +243,7 @@ impl Project<'_> {
             return Err(Error::Refused { message: format!("there is a sandbox `{to}` already") });
         }
         // The new name is written first: interrupted in between, both names lead to the one sandbox, and the next plan settles on its label.
-        self.claim(&self.store, &sandbox.provider, &sandbox.id, to, &sandbox.spec, Some(sandbox)).await?;
+        self.claim(to, sandbox.clone()).await?;
         self.store.move_ports(&self.name, from, to).await?;
         self.store.record(&self.name, vec![Change::Forget(Address::Sandbox(from.to_owned()))]).await?;
         Ok(())

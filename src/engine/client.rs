@@ -1,6 +1,7 @@
 //! The caller's side of a running sandbox's control socket.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -133,6 +134,34 @@ pub async fn ask(
     connection.send(request, fds).await?;
     let (bytes, fds) = connection.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     Ok((seq::decode(&bytes)?, fds))
+}
+
+/// Reads a small file of root's below `/run`, which init opens.
+///
+/// # Errors
+/// As [`super::Engine::read_run_file`].
+pub async fn read_run_file(
+    id: &str,
+    connection: &Seq,
+    path: &str,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, EngineError> {
+    let failed = |source| EngineError::Read { id: id.to_owned(), path: path.to_owned(), source };
+    let control = |source| EngineError::Control { id: id.to_owned(), source };
+    let (reply, mut fds) = ask(connection, &Request::Open(path.to_owned()), &[]).await.map_err(control)?;
+    match reply {
+        Reply::Done => {
+            let Some(file) = fds.pop() else { return Ok(None) };
+            let mut bytes = Vec::new();
+            File::from(file).take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+            match bytes.len() as u64 > limit {
+                true => Err(failed(io::ErrorKind::FileTooLarge.into())),
+                false => Ok(Some(bytes)),
+            }
+        }
+        Reply::Failed { errno, .. } => Err(failed(io::Error::from_raw_os_error(errno))),
+        _ => Err(control(io::ErrorKind::InvalidData.into())),
+    }
 }
 
 /// Starts a command over a fresh connection.

@@ -63,6 +63,16 @@ pub enum EngineError {
         /// Why.
         source: io::Error,
     },
+    /// A file inside cannot be read.
+    #[error("cannot read /run/{path} in sandbox `{id}`")]
+    Read {
+        /// The sandbox.
+        id: String,
+        /// The file, below `/run`.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A command could not be started inside.
     #[error("cannot run the command in sandbox `{id}`: {what}")]
     Exec {

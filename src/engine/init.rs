@@ -6,9 +6,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,8 @@ struct Dialing {
 struct Init {
     shim: OwnedFd,
     signals: OwnedFd,
+    /// `/run`, as it was before anything ran inside.
+    run: OwnedFd,
     context: Context,
     running: HashMap<i32, Running>,
     dialing: Vec<Dialing>,
@@ -93,11 +97,13 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
     sys::set_process_name(c"pocketenv-init");
     let result = launch(&shim, plan).and_then(|choices| {
         let signals = sys::child_signal_fd().map_err(|error| ("watch child processes".to_owned(), error))?;
+        let run = rustix::fs::open("/run", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| ("open /run".to_owned(), error.into()))?;
         seq::send(&shim, &Launched::Ready(choices), &[])
             .map_err(|error| ("report readiness".to_owned(), error))?;
-        Ok(signals)
+        Ok((signals, run))
     });
-    let signals = match result {
+    let (signals, run) = match result {
         Ok(signals) => signals,
         Err((step, error)) => {
             let _ = seq::send(&shim, &Launched::Failed { step, reason: error.to_string() }, &[]); // the shim sees the exit anyway
@@ -107,6 +113,7 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
     let mut init = Init {
         shim,
         signals,
+        run,
         context,
         running: HashMap::new(),
         dialing: Vec::new(),
@@ -118,6 +125,30 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
             eprintln!("init: {error}");
             sys::exit_now(1);
         }
+    }
+}
+
+/// A regular file of root's, by a path without links and without mounts, since whatever runs inside may have put something else there. `None` if
+/// only the file is missing.
+fn open_run_file(run: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let open =
+        |path: &Path, flags| rustix::fs::openat2(run, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let path = Path::new(path);
+    let root_only = |file: &OwnedFd, kind| -> io::Result<()> {
+        let stat = rustix::fs::fstat(file)?;
+        let fine = FileType::from_raw_mode(stat.st_mode) == kind
+            && stat.st_uid == rustix::process::geteuid().as_raw();
+        if fine { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+    };
+    match open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY) {
+        Ok(file) => root_only(&file, FileType::RegularFile).map(|()| Some(file)),
+        Err(rustix::io::Errno::NOENT) => {
+            let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+            root_only(&open(parent, OFlags::PATH | OFlags::DIRECTORY)?, FileType::Directory)?;
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -221,6 +252,13 @@ impl Init {
                 }
             }
             Request::Dial(port) => self.dial(connection, port, false),
+            Request::Open(path) => match open_run_file(&self.run, &path) {
+                Ok(file) => {
+                    let fds: Vec<BorrowedFd<'_>> = file.iter().map(AsFd::as_fd).collect();
+                    reply(&connection, &Reply::Done, &fds);
+                }
+                Err(error) => fail(&connection, format!("open /run/{path}"), &error),
+            },
             Request::Listen(port) => match listen(port) {
                 Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
                 Err(error) => fail(&connection, format!("listen on port {port}"), &error),

@@ -290,6 +290,20 @@ impl Engine {
         }
     }
 
+    /// Reads a regular file of root's below `/run`, which is in memory, without starting a program; `None` if its directory is there and it is not.
+    ///
+    /// # Errors
+    /// [`EngineError::Read`] if it is something else, longer than `limit` bytes, in no directory of root's, or the sandbox was started by a version
+    /// that does not know the request; [`EngineError::NotRunning`], [`EngineError::NotFound`], [`EngineError::Control`].
+    pub async fn read_run_file(
+        &self,
+        id: &str,
+        path: &str,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, EngineError> {
+        client::read_run_file(id, &self.connect(id).await?, path, limit).await
+    }
+
     /// Makes this the whole set of forwards, at once where the sandbox runs, and at every start from now on.
     ///
     /// # Errors
@@ -586,7 +600,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready | Answer::Copied(_))) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Bytes(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -762,7 +776,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready | Answer::Copied(_)) => Ok(()),
+            Ok(Answer::Ready | Answer::Bytes(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }

@@ -24,6 +24,8 @@ pub enum Request {
     Exec(ExecHead),
     /// Connect to a port of the sandbox's loopback; answered with the socket.
     Dial(u16),
+    /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
+    Open(String),
     /// Listen on a port of the sandbox's loopback; answered with the socket. Only from the shim.
     Listen(u16),
     /// End everything inside: SIGTERM, then SIGKILL after the grace in milliseconds.
@@ -61,7 +63,7 @@ pub struct ExecHead {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// Done. For `Dial` and `Listen` the socket comes along.
+    /// Done. For `Dial` and `Listen` the socket comes along, for `Open` the file if there is one.
     Done,
     /// The command runs (its pid inside). For a terminal its master comes along.
     Started(i32),

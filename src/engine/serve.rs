@@ -232,7 +232,12 @@ impl Shim {
             }
         };
         match request {
-            Request::Exec(_) | Request::Dial(_) | Request::Stop(_) | Request::Listen(_) | Request::Idle => {
+            Request::Exec(_)
+            | Request::Dial(_)
+            | Request::Open(_)
+            | Request::Stop(_)
+            | Request::Listen(_)
+            | Request::Idle => {
                 self.uses.touch();
                 if matches!(request, Request::Stop(_)) {
                     self.asked.store(true, Ordering::Relaxed);

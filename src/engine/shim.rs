@@ -51,6 +51,15 @@ pub enum Task {
         from: PathBuf,
         /// The snapshot's.
         to: PathBuf,
+        /// The groups of the sandbox if it was frozen for this: it goes on as soon as its files are copied, whatever became of the caller.
+        thaw: Vec<Group>,
+    },
+    /// Measure the files of a sandbox, as those ids.
+    Measure {
+        /// Those ids.
+        id_map: IdMap,
+        /// The sandbox's directory.
+        path: PathBuf,
     },
 }
 
@@ -81,8 +90,8 @@ pub struct Order {
 pub enum Answer {
     /// The sandbox runs and its control socket listens.
     Ready,
-    /// Its files were copied; the bytes that they take.
-    Copied(u64),
+    /// Its files were copied or measured; the bytes that they take.
+    Bytes(u64),
     /// It does not run.
     Failed {
         /// The step.
@@ -132,9 +141,15 @@ pub fn main() -> ExitCode {
             let removed = as_owner(&id_map, || rootfs::remove_tree(&path).map(|()| 0));
             removed.map(|_| Done::Answer(Answer::Ready)).map_err(step("remove files"))
         }
-        Task::Copy { id_map, from, to } => {
+        Task::Copy { id_map, from, to, thaw } => {
+            let _ = rustix::process::setsid(); // so that the terminal's Ctrl-C is not for it; it leads no group, so this cannot fail
             let copied = as_owner(&id_map, || snapshot::copy_parts(&from, &to));
-            copied.map(|bytes| Done::Answer(Answer::Copied(bytes))).map_err(step("copy files"))
+            cgroup::thaw(&thaw).map_err(step("let the sandbox go on"))?;
+            copied.map(|bytes| Done::Answer(Answer::Bytes(bytes))).map_err(step("copy files"))
+        }
+        Task::Measure { id_map, path } => {
+            let size = as_owner(&id_map, || snapshot::size_of_parts(&path));
+            size.map(|bytes| Done::Answer(Answer::Bytes(bytes))).map_err(step("measure files"))
         }
         Task::Launch(order) => {
             detach(&order).map_err(step("detach from the caller"))?;
@@ -169,8 +184,11 @@ fn served(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Works on files as root of a user namespace in which all their owners exist.
+/// Works on files as root of a user namespace in which all their owners exist; root itself needs none.
 fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
+    if rustix::process::geteuid().is_root() {
+        return work();
+    }
     let (ours, theirs) = seq::pair()?;
     match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
         sys::Fork::Child => {

@@ -112,21 +112,34 @@ pub async fn write_bundle(guest: &dyn Guest, bundle: &Bundle) -> Result<(), Gues
     }
 }
 
+/// Where root's environment is kept, below `/run`; `environment.sh` looks in the other places as well.
+const ENVIRONMENT: &str = "pocketenv/env";
+
+/// The longest environment, in bytes.
+const MAX_ENVIRONMENT: u64 = 4 * 1024 * 1024;
+
 /// The environment that is in place; empty if none is.
 ///
 /// # Errors
 /// Whatever running a command gives.
 pub async fn environment(guest: &dyn Guest) -> Result<BTreeMap<String, String>, GuestError> {
     let what = "reading the environment";
-    let mut command = script!("environment").command::<_, String>([]);
-    command.timeout = Some(super::script::SHORT);
-    let output = run(guest, what, &command, 4 * 1024 * 1024).await?;
     let protocol =
         |message: &str| GuestError::Protocol { what: what.to_owned(), message: message.to_owned() };
-    if output.truncated {
-        return Err(protocol("it is longer than 4 MiB"));
-    }
-    let text = String::from_utf8(output.stdout).map_err(|_| protocol("it is not UTF-8"))?;
+    let bytes = match guest.read_run_file(ENVIRONMENT, MAX_ENVIRONMENT).await {
+        Ok(bytes) => bytes.unwrap_or_default(),
+        Err(GuestError::Unsupported(_)) => {
+            let mut command = script!("environment").command::<_, String>([]);
+            command.timeout = Some(super::script::SHORT);
+            let output = run(guest, what, &command, MAX_ENVIRONMENT as usize).await?;
+            if output.truncated {
+                return Err(protocol("it is longer than 4 MiB"));
+            }
+            output.stdout
+        }
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| protocol("it is not UTF-8"))?;
     text.split_terminator('\0')
         .map(|pair| {
             let (name, value) = pair.split_once('=').ok_or_else(|| protocol("an entry has no `=`"))?;

@@ -3,12 +3,13 @@
 //! A sandbox is split in two: [`SandboxSpec`] is what its provider makes, [`GuestSpec`] is what is put in place inside it.
 //! Secret values never stand here; secrets are names.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Address, Duration, Quantity};
+use super::{Address, Duration, Quantity, SpecHash};
 
 /// Everything one manifest declares.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,6 +132,20 @@ pub struct SandboxSpec {
     pub lifecycle: LifecycleSpec,
 }
 
+impl SandboxSpec {
+    /// What the spec is told from others by.
+    pub fn hash(&self) -> SpecHash {
+        super::hash_of(&*self.without_places())
+    }
+
+    /// The spec as far as it says what is made, not where on this machine that comes from.
+    pub fn without_places(&self) -> Cow<'_, Self> {
+        let Image::Build { dockerfile, sha256, .. } = &self.image else { return Cow::Borrowed(self) };
+        let (context, dockerfile, sha256) = (Place::default(), dockerfile.clone(), sha256.clone());
+        Cow::Owned(Self { image: Image::Build { context, dockerfile, sha256 }, ..self.clone() })
+    }
+}
+
 /// Reads a map by port. Inside a tagged enum, such as the step of a saved plan, serde does not turn a JSON key into a number by itself.
 fn by_port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u16, PortSpec>, D::Error> {
     let ports: BTreeMap<String, PortSpec> = BTreeMap::deserialize(deserializer)?;
@@ -153,12 +168,27 @@ pub enum Image {
     /// An image built from a context directory.
     Build {
         /// The context directory.
-        context: PathBuf,
+        context: Place,
         /// The Dockerfile, relative to the context.
         dockerfile: Option<String>,
+        /// The digest of all in the context that no ignore file leaves out. Empty in what was recorded before contexts had one.
+        #[serde(default)]
+        sha256: String,
     },
     /// A snapshot by its name in the project, or by its id at the provider.
     Snapshot(String),
+}
+
+/// Where on this machine something lies that is brought over. It is no part of what that is: all places are equal, and a spec's hash counts none, so that
+/// another checkout of the same manifest is no change.
+#[derive(Clone, Debug, Default, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Place(pub PathBuf);
+
+impl PartialEq for Place {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// Processor, memory, disk and processes. What is absent is the provider's default.

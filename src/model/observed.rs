@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{SandboxId, SandboxSpec, Timestamp};
+use super::{RunState, SandboxId, SandboxSpec, Timestamp};
 
 /// An answer, or why there is none. "Could not find out" and "does not exist" are different values (invariant 3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +105,16 @@ pub enum SandboxState {
     Deleting,
     /// Exists and is of no use, with the reason.
     Failed(String),
+}
+
+impl SandboxState {
+    /// Whether it is up, or on its way there.
+    pub fn run_state(&self) -> RunState {
+        match self {
+            Self::Creating | Self::Running | Self::Paused => RunState::Running,
+            Self::Stopping | Self::Stopped { .. } | Self::Deleting | Self::Failed(_) => RunState::Stopped,
+        }
+    }
 }
 
 /// A volume as its provider reports it.

@@ -6,7 +6,7 @@ use super::digest::{env_digest, file_digest, repository_digest, secret_file_dige
 use crate::model::{
     Endpoint, FileState, GuestSpec, Identity, IntentId, Observation, Observed, ObservedFile, ObservedGuest,
     ObservedProvider, ObservedRepository, ObservedSandbox, ObservedService, ObservedVolume, OwnerId,
-    PresetOutcome, Recorded, RecordedSandbox, SecretUse, ServiceState, ServiceStatus, hash_of,
+    PresetOutcome, Recorded, RecordedSandbox, SecretUse, ServiceState, ServiceStatus,
 };
 
 /// What would be observed if everything stood exactly as it was last applied. `providers` are those that the manifest uses.
@@ -39,7 +39,7 @@ fn observed(project: &str, owner: &OwnerId, name: &str, recorded: &RecordedSandb
         project: project.to_owned(),
         address: crate::model::Address::Sandbox(name.to_owned()),
         owner: owner.clone(),
-        spec_hash: hash_of(&recorded.spec),
+        spec_hash: recorded.spec.hash(),
         generation: recorded.generation,
         intent: IntentId(String::new()),
         expires_at: None,

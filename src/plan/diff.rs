@@ -56,6 +56,9 @@ fn manifest_path(path: &[String]) -> Vec<String> {
         Some("image") if path.get(1).is_some_and(|p| p == "oci") => path.truncate(1),
         Some("image") if path.len() > 1 => {
             path.remove(0);
+            if path.ends_with(&["sha256".to_owned()]) {
+                path[1] = "context".to_owned();
+            }
         }
         Some("isolation") => path.insert(1, "require".to_owned()),
         Some("resources") if path.get(1).is_some_and(|p| p == "cpu_millis") => path[1] = "cpu".to_owned(),

@@ -25,8 +25,8 @@ pub use digest::{env_digest, file_digest, repository_digest, service_digest};
 
 use crate::model::{
     Address, Desired, DesiredFile, HealthCheck, IntentId, Location, Observation, Observed, ObservedSandbox,
-    ObservedService, PresetStep, Recorded, RepositorySpec, SandboxId, SandboxSpec, SandboxState, ServiceSpec,
-    ServiceStatus, Timestamp,
+    ObservedService, PresetStep, Recorded, RepositorySpec, RunState, SandboxId, SandboxSpec, SandboxState,
+    ServiceSpec, ServiceStatus, Timestamp,
 };
 use crate::provider::Capabilities;
 
@@ -69,6 +69,9 @@ pub struct Policy {
     /// Sandboxes, by name, that are to be paused and left alone but for that.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub pause: BTreeSet<String>,
+    /// Sandboxes that were asked to be started or stopped, by name. Bringing them to that state is no repair of drift.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub asked: BTreeSet<String>,
 }
 
 impl Default for Policy {
@@ -79,6 +82,7 @@ impl Default for Policy {
             targets: Vec::new(),
             rebuild: BTreeMap::new(),
             pause: BTreeSet::new(),
+            asked: BTreeSet::new(),
         }
     }
 }
@@ -311,6 +315,8 @@ pub enum Action {
         spec: SandboxSpec,
         /// The generation that its labels state.
         generation: u64,
+        /// Whether it was found up.
+        state: RunState,
     },
     /// Bring a sandbox to a spec.
     Update {

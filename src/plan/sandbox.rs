@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::{
     Address, DesiredSandbox, DriftPolicy, Identity, IntentId, IntentOperation, Observation, ObservedSandbox,
-    PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, hash_of, labels,
+    PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, labels,
 };
 use crate::provider::{Capabilities, ChangeClass, StopMeaning};
 
@@ -227,7 +227,7 @@ impl<'a> One<'a, '_> {
         if recorded.is_some_and(|r| now.millis_since(r.created_at) < sheet.settle_ms) {
             return self.transition(b, "appearing in the provider's listing");
         }
-        let wanted = hash_of(&self.sandbox.spec);
+        let wanted = self.sandbox.spec.hash();
         let here = || self.creates.iter().filter(|i| i.provider == self.sandbox.provider).copied();
         let same = here().rfind(|i| i.spec_hash.as_ref() == Some(&wanted));
         // What an interrupted create made may only show up later. Going on with it is safe at once where the provider knows the token.
@@ -302,7 +302,7 @@ impl<'a> One<'a, '_> {
         let wanted = &self.sandbox.spec;
         let identity = Identity::from_labels(&existing.labels).ok().flatten();
         let labelled = identity.as_ref().map(|i| i.generation);
-        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == hash_of(wanted));
+        let hash_says_same = identity.as_ref().is_some_and(|i| i.spec_hash == wanted.hash());
         // Updated since it was recorded, to a spec that nobody can tell any more.
         let is_unknown = existing.spec.is_none()
             && !hash_says_same
@@ -316,7 +316,7 @@ impl<'a> One<'a, '_> {
                 };
                 // We hold the only lease, so nobody else is making it.
                 let reasons = vec![Reason::Interrupted { intent: intent.id.clone() }];
-                if identity.is_none_or(|i| i.spec_hash != hash_of(wanted)) {
+                if identity.is_none_or(|i| i.spec_hash != wanted.hash()) {
                     return self.recreate(b, gates, existing, generation, reasons, left);
                 }
                 b.change(self.address.clone(), Verdict::Create, reasons);
@@ -357,7 +357,7 @@ impl<'a> One<'a, '_> {
         };
         let mut found = match current {
             Some(current) if current == wanted => Vec::new(),
-            Some(current) => diff::differences(current, wanted),
+            Some(current) => diff::differences(&current.without_places(), &wanted.without_places()),
             None => vec![diff::Difference { path: vec!["image".to_owned()], old: None, new: None }],
         };
         let is_drift = recorded.is_some_and(|r| r.spec == *wanted);
@@ -378,13 +378,14 @@ impl<'a> One<'a, '_> {
         // An update whose record was lost leaves a record that is out of date, and a delete elsewhere takes it away.
         if recorded.is_none_or(|r| r.spec != *wanted && found.is_empty()) || !base.is_empty() {
             let spec = current.unwrap_or(wanted).clone();
-            let adopted =
-                b.step(self.step(Some(&existing.id), Action::Adopt { spec, generation }, base.clone()));
+            let adopt = Action::Adopt { spec, generation, state: existing.state.run_state() };
+            let adopted = b.step(self.step(Some(&existing.id), adopt, base.clone()));
             base.insert(adopted);
             let reason = Reason::Found { id: existing.id.0.clone() };
             b.change(self.address.clone(), Verdict::Adopt, vec![reason]);
         }
-        self.bring(b, gates, sheet, existing, Bring { class, reasons, generation, base })
+        let state_drift = self.state_drift(b, recorded, existing);
+        self.bring(b, gates, sheet, existing, Bring { class, reasons, generation, base, state_drift })
     }
 
     /// Freezes one that runs. Nothing else is done about it.
@@ -406,12 +407,18 @@ impl<'a> One<'a, '_> {
         existing: &'a ObservedSandbox,
         bring: Bring,
     ) -> Gate {
-        let Bring { class, mut reasons, generation, mut base } = bring;
+        let Bring { mut class, mut reasons, generation, mut base, state_drift } = bring;
         let id = Some(&existing.id);
         let runs = matches!(existing.state, SandboxState::Running | SandboxState::Paused);
         let wants_running = self.sandbox.state == RunState::Running;
+        // Where something else has to be changed, that brings it to its state: it may be a restart that was interrupted.
+        if class.is_none()
+            && let Some(what) = &state_drift
+            && !self.heals(b, what)
+        {
+            return Gate::Closed;
+        }
 
-        let mut class = class;
         if runs && wants_running {
             if let Some(path) = existing.missing_mounts.first() {
                 let what = format!("nothing is mounted at {path}");
@@ -452,8 +459,7 @@ impl<'a> One<'a, '_> {
         }
         if !wants_running {
             if runs {
-                let wanted = "stopped".to_owned();
-                let reason = Reason::State { wanted, at: b.origin(&self.address, "state") };
+                let reason = self.state_reason(b, "stopped", state_drift);
                 let change = b.change(self.address.clone(), Verdict::Stop, vec![reason]);
                 if sheet.stop == StopMeaning::Destroy {
                     change.data_at_risk.push(disk_at_risk(self.name));
@@ -465,13 +471,7 @@ impl<'a> One<'a, '_> {
             return self.look_inside(b, gates, existing, base);
         }
         if !runs {
-            let reason = match &existing.state {
-                SandboxState::Stopped { unclean: Some(why) } => Reason::Drifted { what: why.clone() },
-                _ => Reason::State { wanted: "running".to_owned(), at: b.origin(&self.address, "state") },
-            };
-            if matches!(reason, Reason::Drifted { .. }) && !self.heals(b, "it stopped on its own") {
-                return Gate::Closed;
-            }
+            let reason = self.state_reason(b, "running", state_drift);
             let verdict = if class.is_some() { Verdict::Restart } else { Verdict::Start };
             b.change(self.address.clone(), verdict, vec![reason]);
         }
@@ -550,6 +550,34 @@ impl<'a> One<'a, '_> {
             .collect()
     }
 
+    /// What happened to its run state, if neither we nor the manifest brought that about: it ended by itself, or somebody else stopped or
+    /// started it. What `start` and `stop` ask for by name is no drift.
+    fn state_drift(
+        &self,
+        b: &Builder<'_>,
+        recorded: Option<&RecordedSandbox>,
+        existing: &ObservedSandbox,
+    ) -> Option<String> {
+        let what = match (&existing.state, self.sandbox.state) {
+            (SandboxState::Stopped { unclean: Some(why) }, RunState::Running) => Some(why.as_str()),
+            (SandboxState::Stopped { unclean: None }, RunState::Running) => Some("it was stopped"),
+            (SandboxState::Running, RunState::Stopped) => Some("it was started"),
+            _ => None,
+        };
+        let by_itself = matches!(&existing.state, SandboxState::Stopped { unclean: Some(_) });
+        let is_drift = by_itself || recorded.is_some_and(|r| r.state == self.sandbox.state);
+        let is_asked = b.input.policy.asked.contains(self.name);
+        what.filter(|_| is_drift && !is_asked).map(str::to_owned)
+    }
+
+    /// Why it is started or stopped.
+    fn state_reason(&self, b: &Builder<'_>, wanted: &str, drift: Option<String>) -> Reason {
+        match drift {
+            Some(what) => Reason::Drifted { what },
+            None => Reason::State { wanted: wanted.to_owned(), at: b.origin(&self.address, "state") },
+        }
+    }
+
     /// Whether drift is repaired; if not, it is noted as the policy says.
     fn heals(&self, b: &mut Builder<'a>, what: &str) -> bool {
         note_drift(b, self.sandbox.drift, &self.address, what)
@@ -588,6 +616,8 @@ struct Bring {
     reasons: Vec<Reason>,
     generation: u64,
     base: BTreeSet<StepId>,
+    /// What happened to its run state that nobody declared.
+    state_drift: Option<String>,
 }
 
 fn segments(difference: &diff::Difference) -> Vec<&str> {

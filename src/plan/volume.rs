@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Builder, Note, Reason, Step, StepId, Verdict, WaitingOn};
-use crate::model::{
-    Address, IntentOperation, Observation, PendingIntent, SandboxId, SandboxSpec, hash_of, labels,
-};
+use crate::model::{Address, IntentOperation, Observation, PendingIntent, SandboxId, SandboxSpec, labels};
 
 pub(super) fn plan_volumes(b: &mut Builder<'_>) {
     let input = b.input;
@@ -85,7 +83,7 @@ fn users<'a>(b: &Builder<'a>) -> Vec<User<'a>> {
                 sandbox.spec.as_ref().into_iter().chain(recorded.get(&key).copied()).collect();
             let overtaken = sandbox.spec.is_none()
                 && recorded.get(&key).is_some_and(|spec| {
-                    sandbox.labels.get(labels::SPEC_HASH).is_some_and(|hash| *hash != hash_of(*spec).0)
+                    sandbox.labels.get(labels::SPEC_HASH).is_some_and(|hash| *hash != spec.hash().0)
                 });
             let mounts = || specs.iter().flat_map(|spec| spec.mounts.iter().map(|m| m.volume.as_str()));
             let label = sandbox.labels.get(labels::ADDRESS).and_then(|text| text.parse().ok());

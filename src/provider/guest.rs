@@ -24,6 +24,16 @@ pub trait Guest: Send + Sync {
 
     /// Connects to a TCP port inside, on the sandbox's own loopback.
     async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError>;
+
+    /// Reads a regular file of root's below `/run`, at most `limit` bytes long, without starting a program; `None` if its directory is there and
+    /// it is not.
+    ///
+    /// # Errors
+    /// [`GuestError::Unsupported`] if this cannot tell, and a program inside has to be asked.
+    async fn read_run_file(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, GuestError> {
+        let _ = limit;
+        Err(GuestError::Unsupported(format!("reading /run/{path} without a program")))
+    }
 }
 
 /// A connection into a sandbox.

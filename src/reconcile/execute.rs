@@ -17,7 +17,7 @@ use super::{Backoff, Event, EventKind, EventSink, Failure, FailureKind};
 use crate::model::with_causes;
 use crate::model::{
     Address, Clock, Desired, IdSource, Identity, IntentId, IntentOperation, PendingIntent, Recorded,
-    RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, hash_of, labels,
+    RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, labels,
 };
 use crate::plan::{Action, Plan, Step, StepId};
 use crate::provider::{GuestError, Owner, Provider, ProviderError, Registry};
@@ -378,8 +378,11 @@ impl Run<'_> {
             Action::Create { spec, generation, resume } => {
                 self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
-            Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
-                self.update(step, provider, spec, *generation).await
+            Action::Adopt { spec, generation, state } => {
+                self.update(step, provider, spec, *generation, *state).await
+            }
+            Action::Update { spec, generation } => {
+                self.update(step, provider, spec, *generation, RunState::Running).await
             }
             Action::Quiesce { services } => {
                 self.quiesce(id, step, provider, services).await;
@@ -457,7 +460,7 @@ impl Run<'_> {
             project: self.cx.plan.project.clone(),
             address: step.address.clone(),
             owner: self.cx.store.owner().clone(),
-            spec_hash: hash_of(spec),
+            spec_hash: spec.hash(),
             generation,
             intent,
             expires_at: None,
@@ -481,7 +484,7 @@ impl Run<'_> {
             address: step.address.clone(),
             provider: step.provider.clone(),
             operation,
-            spec_hash: spec.map(hash_of),
+            spec_hash: spec.map(SandboxSpec::hash),
             begun_at: self.cx.clock.now(),
         };
         self.cx.store.begin(&self.cx.plan.project, intent).await?;
@@ -588,12 +591,14 @@ impl Run<'_> {
         Ok(made.map(|s| s.id))
     }
 
+    /// Writes spec and labels at the provider, and the record. `found` is the state of one that nothing was recorded of.
     async fn update(
         &self,
         step: &Step,
         provider: &dyn Provider,
         spec: &SandboxSpec,
         generation: u64,
+        found: RunState,
     ) -> Result<(), StepError> {
         let id = self.id(step).await?;
         let name = step.address.sandbox().unwrap_or_default();
@@ -608,7 +613,7 @@ impl Run<'_> {
             guest: before.and_then(|r| r.guest.clone()),
             generation,
             depends_on: self.depends_on(name),
-            state: before.map_or(RunState::Running, |r| r.state),
+            state: before.map_or(found, |r| r.state),
             created_at: before.map_or_else(|| self.cx.clock.now(), |r| r.created_at),
         };
         learned.ids.insert(name.to_owned(), id);

@@ -255,23 +255,31 @@ async fn calls_go_through_the_proxy_of_the_environment() {
     assert_eq!((code, asked.lock().unwrap().len()), (7, 1), "{told}");
 }
 
-#[tokio::test]
-async fn a_certificate_has_to_be_of_an_authority_that_is_trusted() {
-    use tokio_rustls::rustls::ServerConfig;
-    use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tls");
-    let certificates = CertificateDer::pem_file_iter(files.join("server.pem")).unwrap();
+/// A file of the certificates made for these tests: an authority, another one that signed nothing, and a server `localhost` of the first.
+pub fn tls(file: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tls").join(file)
+}
+
+/// A server with that certificate.
+pub fn tls_config() -> Arc<rustls::ServerConfig> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let certificates = CertificateDer::pem_file_iter(tls("server.pem")).unwrap();
     let certificates = certificates.collect::<Result<Vec<_>, _>>().unwrap();
-    let key = PrivateKeyDer::from_pem_file(files.join("server.key")).unwrap();
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let key = PrivateKeyDer::from_pem_file(tls("server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(certificates, key)
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    Arc::new(config)
+}
+
+#[tokio::test]
+async fn a_certificate_has_to_be_of_an_authority_that_is_trusted() {
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls_config());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -285,7 +293,7 @@ async fn a_certificate_has_to_be_of_an_authority_that_is_trusted() {
         }
     });
     let url = format!("https://localhost:{port}");
-    let trusted = files.join("ca.pem");
+    let trusted = tls("ca.pem");
     let (code, told) = program(&url, &[("SSL_CERT_FILE", trusted.to_str().unwrap())]).await;
     assert_eq!(code, 7, "{told}");
     let http = Http::new(&url, message).unwrap();

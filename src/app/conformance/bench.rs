@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::model::with_causes;
 use crate::model::{
     Address, Clock, IdSource, Identity, Image, ObservedProvider, ObservedSandbox, OwnerId, SandboxId,
-    SandboxSpec, SandboxState, Timestamp, hash_of, labels,
+    SandboxSpec, SandboxState, Timestamp, labels,
 };
 use crate::provider::{
     Capabilities, CapturedOutput, Command, Guest, GuestError, Owner, Provider, ProviderError, capture,
@@ -127,7 +127,7 @@ impl Bench {
             project: self.project.clone(),
             address: Address::Sandbox(name.to_owned()),
             owner: self.owner.clone(),
-            spec_hash: hash_of(&self.spec(name)),
+            spec_hash: self.spec(name).hash(),
             generation: 1,
             intent: self.ids.fresh(),
             expires_at: Some(Timestamp(self.clock.now().0 + LIFE_MS)),

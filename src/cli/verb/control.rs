@@ -91,6 +91,7 @@ async fn one(
             prune_volumes: false,
             targets: addresses.to_vec(),
             pause,
+            asked: overrides.sandboxes.keys().cloned().collect(),
             ..Policy::default()
         },
         overrides,

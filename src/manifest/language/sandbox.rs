@@ -99,7 +99,8 @@ pub(crate) struct Sandbox {
     pub ssh: Option<Ssh>,
     /// Membership of a tailnet.
     pub tailscale: Option<Tailscale>,
-    /// What is done about drift. Default: `defaults.drift`, else `heal`.
+    /// What is done about drift: what somebody else changed, its being stopped or started included. `pocketenv stop` is no drift.
+    /// Default: `defaults.drift`, else `heal`.
     pub drift: Option<DriftPolicy>,
     /// Never deleted or recreated while true. Default: `defaults.protect`, else false.
     pub protect: Option<bool>,

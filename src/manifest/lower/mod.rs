@@ -1,6 +1,7 @@
 //! One sandbox from its typed, normalised form to the desired state, with every check that needs more than the schema.
 
 mod files;
+mod image;
 mod presets;
 mod services;
 mod sync;
@@ -18,6 +19,7 @@ use crate::manifest::read::read_bounded;
 use crate::manifest::source::{Sources, Span};
 use crate::manifest::template::{Scope, Templates};
 use crate::model::*;
+use image::Context;
 
 /// What the manifest declares, by name, for references.
 #[derive(Debug, Default)]
@@ -42,6 +44,8 @@ pub(crate) struct FileCache {
     text: HashMap<PathBuf, Result<String, String>>,
     source: HashMap<PathBuf, Result<FileContent, String>>,
     sync: HashMap<(PathBuf, Vec<String>), Result<FileContent, String>>,
+    /// Build contexts: the digest, and the files that may be the Dockerfile.
+    context: HashMap<PathBuf, Result<Context, String>>,
 }
 
 impl FileCache {
@@ -51,6 +55,7 @@ impl FileCache {
             .into_keys()
             .chain(self.text.into_keys())
             .chain(self.source.into_keys())
+            .chain(self.context.into_keys())
             .map(|p| absolute(&p))
             .collect()
     }
@@ -179,38 +184,6 @@ impl Lowering<'_> {
             return None;
         }
         Some(host)
-    }
-
-    fn image(&mut self, raw: &Sandbox) -> Image {
-        let present = [raw.image.is_some(), raw.base.is_some(), raw.build.is_some(), raw.snapshot.is_some()];
-        self.exactly_one(&[], &["image", "base", "build", "snapshot"], &present, false);
-        if let Some(image) = &raw.image {
-            return if image.0 == "host" { Image::Host } else { Image::Oci(image.0.clone()) };
-        }
-        if let Some(base) = &raw.base {
-            return Image::Base(base.0.clone());
-        }
-        if let Some(build) = &raw.build {
-            let dockerfile = build.dockerfile.as_ref().map(|d| d.0.clone());
-            let Some(context) = self.host_path(&["build", "context"], &build.context.0) else {
-                return Image::Host;
-            };
-            if let Some(dockerfile) = &dockerfile
-                && self.confinement.is_some_and(|confinement| !confinement.holds(&context.join(dockerfile)))
-            {
-                self.push(leads_out(self.node.span_at(&["build", "dockerfile"])));
-            }
-            if self.files.is_some() && !context.is_dir() {
-                let problem = self.error(
-                    "unreadable",
-                    &["build", "context"],
-                    format!("{} is not a directory", context.display()),
-                );
-                self.push(problem);
-            }
-            return Image::Build { context: absolute(&context), dockerfile };
-        }
-        raw.snapshot.as_ref().map_or(Image::Host, |s| Image::Snapshot(s.0.clone()))
     }
 
     fn env(&mut self, raw: &Sandbox) -> BTreeMap<String, String> {

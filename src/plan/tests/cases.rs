@@ -1,5 +1,7 @@
 //! Histories that are worth a name: each was wrong once, or would be the first to go wrong.
 
+use std::collections::BTreeSet;
+
 use super::world::{Crash, LONG, World};
 use super::{applied, generate, named, sandbox, shop};
 use crate::model::*;
@@ -178,6 +180,55 @@ fn drift_that_is_only_reported_does_not_hold_up_an_edit() {
 }
 
 #[test]
+fn a_state_that_somebody_else_brought_about_is_drift() {
+    let with = |state, drift| only("api", DesiredSandbox { state, drift, ..sandbox() });
+    let (stopped, running) = (SandboxState::Stopped { unclean: None }, SandboxState::Running);
+    for (wanted, found, what) in
+        [(RunState::Running, &stopped, "it was stopped"), (RunState::Stopped, &running, "it was started")]
+    {
+        for drift in [DriftPolicy::Heal, DriftPolicy::Warn, DriftPolicy::Ignore] {
+            let desired = with(wanted, drift);
+            let mut world = applied(&desired);
+            for sandbox in world.vendors.get_mut("alpha").unwrap().sandboxes.values_mut() {
+                sandbox.seen.state = found.clone();
+            }
+            let plan = world.plan(&desired, &Policy::default());
+            let noted = matches!(&plan.notes[..], [Note::Drift { what: said, .. }] if said == what);
+            assert_eq!(noted, drift == DriftPolicy::Warn, "{plan:#?}");
+            let healed =
+                plan.changes.iter().any(|c| c.reasons == [Reason::Drifted { what: what.to_owned() }]);
+            assert_eq!(healed, drift == DriftPolicy::Heal, "{plan:#?}");
+            assert_eq!(plan.steps.is_empty(), !healed, "{plan:#?}");
+
+            // Whoever asks for the state by name gets it.
+            let asked = Policy { asked: BTreeSet::from(["api".to_owned()]), ..Policy::default() };
+            assert!(!world.plan(&desired, &asked).steps.is_empty());
+
+            // An edit is no drift, whatever stands in the way of it.
+            let mut edited = desired.clone();
+            named(&mut edited, "api").spec.hostname = "other".into();
+            world.converge(&edited, &Policy::default(), 1).unwrap();
+            let (_, sandbox) = world.ours().next().unwrap();
+            assert_eq!(sandbox.seen.state.run_state(), wanted, "{drift:?}");
+            assert_eq!(sandbox.spec.hostname, "other");
+        }
+    }
+    // Neither is a state that the manifest had before, nor one that nothing is recorded of.
+    for (before, after) in [(RunState::Running, RunState::Stopped), (RunState::Stopped, RunState::Running)] {
+        for lost in [false, true] {
+            let mut world = applied(&with(before, DriftPolicy::Warn));
+            if lost {
+                world.record.sandboxes.clear();
+            }
+            let desired = with(after, DriftPolicy::Warn);
+            world.converge(&desired, &Policy::default(), 1).unwrap();
+            let (_, sandbox) = world.ours().next().unwrap();
+            assert_eq!(sandbox.seen.state.run_state(), after, "lost: {lost}");
+        }
+    }
+}
+
+#[test]
 fn a_volume_that_something_mounts_is_waited_for() {
     let world = applied(&shop());
     let nothing = Desired { volumes: Default::default(), sandboxes: Default::default(), ..shop() };
@@ -260,4 +311,37 @@ fn what_is_asked_for_is_made_anew_once_and_nothing_else() {
     let plan = world.plan(&desired, &policy);
     assert!(plan.waiting.iter().any(|w| w.on == WaitingOn::Protected), "{plan:#?}");
     assert!(!plan.steps.iter().any(|step| matches!(step.action, Action::Delete { .. })), "{plan:#?}");
+}
+
+#[test]
+fn what_is_paused_is_up_and_goes_on_before_anything_else() {
+    let mut desired = only("api", sandbox());
+    let mut world = applied(&desired);
+    let paused = |world: &mut World| {
+        let vendor = world.vendors.get_mut("alpha").unwrap();
+        vendor.sandboxes.values_mut().next().unwrap().seen.state = SandboxState::Paused;
+    };
+    let actions = |plan: &Plan| plan.steps.iter().map(|step| step.action.verb()).collect::<Vec<_>>();
+
+    // Asked for by name: it is frozen, and nothing else is done; once it is, there is nothing to do.
+    let policy = Policy { pause: BTreeSet::from(["api".to_owned()]), ..Policy::default() };
+    named(&mut desired, "api").spec.hostname = "other".into();
+    assert_eq!(actions(&world.plan(&desired, &policy)), ["pause"]);
+    paused(&mut world);
+    assert!(world.plan(&desired, &policy).is_empty());
+
+    // An apply lets it go on, and waits for that before it decides anything about the rest.
+    let plan = world.plan(&desired, &Policy::default());
+    assert_eq!(actions(&plan), ["start"]);
+    assert_eq!(change(&plan, "sandbox/api").verdict, Verdict::Start);
+    assert!(matches!(plan.waiting[0].on, WaitingOn::Transition { .. }), "{plan:#?}");
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!(world.ours().next().unwrap().1.seen.state, SandboxState::Running);
+
+    // It is stopped and deleted as it is.
+    paused(&mut world);
+    named(&mut desired, "api").state = RunState::Stopped;
+    assert_eq!(actions(&world.plan(&desired, &Policy::default())), ["stop"]);
+    named(&mut desired, "api").state = RunState::Absent;
+    assert_eq!(actions(&world.plan(&desired, &Policy::default())), ["delete"]);
 }

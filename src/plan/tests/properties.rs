@@ -184,6 +184,11 @@ fn drift(world: &mut World, name: &str, kind: u8) -> bool {
             sandbox.broken_mounts.extend(sandbox.spec.mounts.iter().map(|m| m.path.clone()));
         }
         12 if provider == "alpha" => sandbox.spec.hostname = "drifted".into(),
+        13 => {
+            guest.services.clear();
+            guest.env = None;
+            sandbox.seen.state = SandboxState::Stopped { unclean: None };
+        }
         _ => return false,
     }
     true
@@ -251,7 +256,7 @@ proptest! {
 
     /// Drift is repaired where the policy says so and only noted where it does not.
     #[test]
-    fn drift_is_healed_or_noted(desired in desired(), seed: u64, events in prop::collection::vec((0..6u8, 0..13u8), 1..4)) {
+    fn drift_is_healed_or_noted(desired in desired(), seed: u64, events in prop::collection::vec((0..6u8, 0..14u8), 1..4)) {
         let mut world = settled(&desired, seed).map_err(fail)?;
         let mut hit = BTreeMap::new();
         for (number, kind) in events {

@@ -276,7 +276,7 @@ impl World {
             address: step.address.clone(),
             provider: step.provider.clone(),
             operation,
-            spec_hash: spec.map(hash_of),
+            spec_hash: spec.map(SandboxSpec::hash),
             begun_at: Timestamp(self.now),
         });
         id
@@ -372,7 +372,11 @@ impl World {
                     self.put(&name, record);
                 }
             }
-            Action::Adopt { spec, generation } | Action::Update { spec, generation } => {
+            Action::Adopt { spec, generation, .. } | Action::Update { spec, generation } => {
+                let found = match &step.action {
+                    Action::Adopt { state, .. } => *state,
+                    _ => RunState::Running,
+                };
                 let id = id.ok_or("no id")?;
                 if begun {
                     return Ok(());
@@ -387,7 +391,7 @@ impl World {
                         guest: before.and_then(|r| r.guest.clone()),
                         generation: *generation,
                         depends_on: depends_on(),
-                        state: before.map_or(RunState::Running, |r| r.state),
+                        state: before.map_or(found, |r| r.state),
                         created_at: before.map_or(Timestamp(self.now), |r| r.created_at),
                     };
                     learned.ids.insert(name.clone(), id);
@@ -452,6 +456,16 @@ impl World {
                     }
                     _ => return Err("it does not run".into()),
                 }
+                let brought_to = match action {
+                    Action::Start => Some(RunState::Running),
+                    Action::Stop => Some(RunState::Stopped),
+                    _ => None,
+                };
+                if let Some(state) = brought_to.filter(|_| recorded) {
+                    let known = [learned.records.get_mut(&name), self.record.sandboxes.get_mut(&name)];
+                    known.into_iter().flatten().for_each(|record| record.state = state);
+                    self.record.serial += 1;
+                }
             }
             _ => {}
         }
@@ -475,7 +489,7 @@ impl World {
             project: PROJECT.into(),
             address: address.clone(),
             owner: OwnerId("store".into()),
-            spec_hash: hash_of(spec),
+            spec_hash: spec.hash(),
             generation,
             intent: intent.clone(),
             expires_at: None,

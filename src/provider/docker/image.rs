@@ -40,7 +40,9 @@ pub(super) async fn ensure(api: &Api, image: &Image) -> Result<String, ProviderE
             }
             Ok(reference.clone())
         }
-        Image::Build { context, dockerfile } => build(api, context, dockerfile.as_deref()).await,
+        Image::Build { context, dockerfile, sha256 } => {
+            build(api, &context.0, dockerfile.as_deref(), sha256).await
+        }
         Image::Host => unsupported("the system of this machine"),
         Image::Base(_) => unsupported("a base image"),
         Image::Snapshot(_) => unsupported("a snapshot"),
@@ -125,8 +127,18 @@ async fn next<T>(
 }
 
 /// Builds an image unless one was built from just this before.
-async fn build(api: &Api, context: &Path, dockerfile: Option<&str>) -> Result<String, ProviderError> {
-    let dockerfile = dockerfile.unwrap_or("Dockerfile").to_owned();
+async fn build(
+    api: &Api,
+    context: &Path,
+    dockerfile: Option<&str>,
+    sha256: &str,
+) -> Result<String, ProviderError> {
+    let wanted = dockerfile.unwrap_or("Dockerfile").trim_start_matches("./");
+    let hash = sha256_hex(format!("1\n{wanted}\n{sha256}").as_bytes());
+    let reference = format!("{BUILT}:{}", &hash[..32]);
+    if exists(api, &reference).await? {
+        return Ok(reference);
+    }
     let root = context.to_owned();
     let entries = tokio::task::spawn_blocking(move || scan(&root)).await;
     let unreadable = |why: String| ProviderError::Invalid {
@@ -135,14 +147,8 @@ async fn build(api: &Api, context: &Path, dockerfile: Option<&str>) -> Result<St
     let entries = entries
         .map_err(|error| unreadable(error.to_string()))?
         .map_err(|error| unreadable(error.to_string()))?;
-    let wanted = dockerfile.trim_start_matches("./");
-    if !entries.iter().any(|entry| entry.path == wanted) {
-        return Err(unreadable(format!("`{wanted}` does not exist there, or an ignore file leaves it out")));
-    }
-    let hash = sha256_hex(format!("1\n{wanted}\n{}", tree_sha256(&entries)).as_bytes());
-    let reference = format!("{BUILT}:{}", &hash[..32]);
-    if exists(api, &reference).await? {
-        return Ok(reference);
+    if tree_sha256(&entries) != sha256 {
+        return Err(unreadable("it has changed since it was looked at; plan again".to_owned()));
     }
 
     tracing::info!(context = %context.display(), "building");

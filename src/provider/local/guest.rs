@@ -101,6 +101,15 @@ impl Guest for LocalGuest {
         let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
         Ok(Box::new(stream.map_err(local_io("use the connection"))?))
     }
+
+    async fn read_run_file(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, GuestError> {
+        self.engine.read_run_file(&self.id.0, path, limit).await.map_err(|error| match error {
+            EngineError::Read { source, .. } => {
+                GuestError::Unsupported(format!("reading /run/{path} without a program: {source}"))
+            }
+            error => self.unreachable(error),
+        })
+    }
 }
 
 impl LocalGuest {

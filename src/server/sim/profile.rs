@@ -181,6 +181,20 @@ pub static PROFILES: &[Profile] = &[
         ],
     },
     Profile {
+        name: "cloudflare",
+        summary: "Cloudflare Sandbox by its bridge: an id and nothing else, no stop but the end, empty after ten minutes; that it cannot list is left out",
+        settings: &[
+            ("stop", "destroy"),
+            ("labels", "false"),
+            ("idempotent_create", "false"),
+            ("read_back", "false"),
+            ("ttl", "10m"),
+            ("error_before", "0.01"),
+            ("latency", "uniform:50ms..200ms"),
+            ("transition", "uniform:1s..4s"),
+        ],
+    },
+    Profile {
         name: "kubernetes",
         summary: "agent-sandbox on Kubernetes: labels and the spec are read back, a name is taken once, deletion takes its grace period",
         settings: &[

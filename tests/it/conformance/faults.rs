@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pocketenv::model::{
-    Address, Identity, Image, IntentId, OwnerId, SandboxId, SandboxSpec, hash_of, labels,
-};
+use pocketenv::model::{Address, Identity, Image, IntentId, OwnerId, SandboxId, SandboxSpec, labels};
 use pocketenv::provider::{Command, GuestError, Owner, Provider, ProviderError, capture};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -176,7 +174,7 @@ fn identity(proxy: &Proxy, name: &str, spec: &SandboxSpec) -> Identity {
         project: PROJECT.to_owned(),
         address: Address::Sandbox(name.to_owned()),
         owner: OwnerId("faults".to_owned()),
-        spec_hash: hash_of(spec),
+        spec_hash: spec.hash(),
         generation: 1,
         intent: IntentId(format!("faults-{run}-{name}")),
         expires_at: None,

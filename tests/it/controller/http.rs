@@ -1,6 +1,6 @@
 //! A small HTTP server of the test's own: receivers of news, and git's own smart HTTP.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -50,7 +50,22 @@ pub struct Server {
 
 impl Server {
     pub fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Server::listen(TcpListener::bind("127.0.0.1:0").unwrap(), None, handler)
+    }
+
+    /// One that speaks TLS, with the certificate of `tests/it/tls` for `localhost`.
+    pub fn start_tls(
+        listener: TcpListener,
+        handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Server {
+        Server::listen(listener, Some(crate::http::tls_config()), handler)
+    }
+
+    fn listen(
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Server {
         let address = listener.local_addr().unwrap();
         let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
         let over: Arc<AtomicBool> = Arc::default();
@@ -62,9 +77,18 @@ impl Server {
                 }
                 let Ok(stream) = stream else { continue };
                 let (seen, stop, handler) = (seen.clone(), stop.clone(), handler.clone());
+                let tls = tls.clone();
                 std::thread::spawn(move || {
-                    // A client that goes away is no problem of the server.
-                    let _ = serve(stream, &seen, &stop, handler.as_ref());
+                    let _ = stream.set_read_timeout(Some(Duration::from_secs(30)));
+                    // A client that goes away, or does not trust it, is no problem of the server.
+                    let _ = match tls {
+                        None => serve(stream, &seen, &stop, handler.as_ref()),
+                        Some(config) => {
+                            let connection = rustls::ServerConnection::new(config).unwrap();
+                            let stream = rustls::StreamOwned::new(connection, stream);
+                            serve(stream, &seen, &stop, handler.as_ref())
+                        }
+                    };
                 });
             }
         });
@@ -145,13 +169,12 @@ impl Drop for Server {
 }
 
 fn serve(
-    stream: TcpStream,
+    stream: impl Read + Write,
     seen: &Mutex<Vec<Request>>,
     over: &AtomicBool,
     handler: &Handler,
 ) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
@@ -170,15 +193,16 @@ fn serve(
         request.headers.push((name.to_ascii_lowercase(), value.to_owned()));
     }
     let length: u64 = request.header("content-length").parse().unwrap_or(0);
-    reader.take(length).read_to_end(&mut request.body)?;
+    reader.by_ref().take(length).read_to_end(&mut request.body)?;
     let answer = handler(&request);
     seen.lock().unwrap().push(request);
-    let mut stream = stream;
+    let mut stream = reader.into_inner();
     match answer {
         Answer::Status(code, body) => {
             let length = body.len();
             write!(stream, "HTTP/1.1 {code} x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n")?;
-            stream.write_all(&body)
+            stream.write_all(&body)?;
+            stream.flush()
         }
         Answer::Cgi(output) => {
             let end = output.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(output.len());
@@ -193,7 +217,8 @@ fn serve(
                 stream,
                 "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{rest}\r\n"
             )?;
-            stream.write_all(body)
+            stream.write_all(body)?;
+            stream.flush()
         }
         Answer::Never => {
             while !over.load(Ordering::SeqCst) {

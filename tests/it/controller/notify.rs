@@ -1,5 +1,6 @@
 //! Others are told how projects fare: once, signed, sooner or later, and without anybody waiting for them.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -7,6 +8,7 @@ use hmac::{Hmac, Mac as _};
 
 use super::http::{Answer, Server};
 use super::support::{Forge, empty};
+use crate::http::tls;
 
 /// Answers with a status that the test can change.
 fn receiver(code: &Arc<AtomicU16>) -> Server {
@@ -233,4 +235,41 @@ fn a_receiver_that_never_answers_holds_up_nobody() {
     let controller = forge.control(&format!("{source}{other}"));
     chat.until("the other receiver is told", |requests| requests.len() >= 20);
     drop(controller);
+}
+
+#[test]
+fn a_receiver_over_https_is_told_once_it_is_up_and_trusted() {
+    let mut forge = Forge::new();
+    let trusted = forge.path("trusted.pem");
+    std::fs::copy(tls("other-ca.pem"), &trusted).unwrap();
+    forge.vars.push(("SSL_CERT_FILE".to_owned(), trusted.display().to_string()));
+    forge.write("a/pocketenv.yaml", &empty("a"));
+    let first = forge.push();
+    // Kept for the server that comes later.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let controller = forge.control(&forge.source(&format!(
+        "    notify: [{{ name: chat, webhook: {{ url: 'https://localhost:{}/hook' }} }}]\n",
+        address.port()
+    )));
+    let says = |what: &str| {
+        controller.until("a", what, |_| {
+            let status = controller.status();
+            let message = status["sources"][0]["notify"][0]["message"].as_str().unwrap();
+            message.contains(what)
+        })
+    };
+    controller.until_applied("a", &first);
+    says("Connection refused");
+    let chat = Server::start_tls(TcpListener::bind(address).unwrap(), |_| Answer::Status(204, Vec::new()));
+    says("invalid peer certificate");
+    assert!(chat.requests().is_empty(), "somebody who is not trusted was told");
+
+    std::fs::copy(tls("ca.pem"), &trusted).unwrap();
+    let requests = chat.until("it is told", |requests| !requests.is_empty());
+    assert_eq!(told(&chat), [("a".to_owned(), "Applied".to_owned())]);
+    assert_eq!(requests[0].json()["revision"], first.as_str());
+    controller.until("a", "the failure is over", |_| {
+        controller.status()["sources"][0]["notify"][0]["message"] == ""
+    });
+    assert_eq!(controller.stop(), 0);
 }

@@ -68,6 +68,68 @@ fn settings_of_single_projects_are_laid_over_those_of_the_source() {
 }
 
 #[test]
+fn a_sandbox_that_somebody_stopped_is_started_only_where_drift_is_healed() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    for name in ["heal", "warn", "ignore"] {
+        let text = format!(
+            "version: 1\nname: {name}\ndefaults: {{ provider: sim, drift: {name} }}\nsandboxes:\n  box: {{}}\n"
+        );
+        forge.write(&format!("{name}/pocketenv.yaml"), &text);
+    }
+    let first = forge.push();
+    let controller = forge.control(&forge.source("").replace("resync: 2s", "resync: 1s"));
+    for name in ["heal", "warn", "ignore"] {
+        controller.until_applied(name, &first);
+    }
+    let sandbox = |project: &str| {
+        let inventory = run(sim.inventory());
+        let mut all = inventory["sandboxes"].as_array().unwrap().iter();
+        all.find(|s| s["labels"]["pocketenv.io/project"] == project).unwrap().clone()
+    };
+    let stop = |project: &str| {
+        let path = format!("/v1/sandboxes/{}/stop", sandbox(project)["id"].as_str().unwrap());
+        let (status, answer) = run(sim.send(Method::POST, &path, None));
+        assert!(status.is_success(), "{answer}");
+    };
+    let started = sandbox("heal")["started_at"].clone();
+    for name in ["warn", "ignore", "heal"] {
+        stop(name);
+    }
+    controller.until("heal", "it is started again", |_| {
+        let sandbox = sandbox("heal");
+        sandbox["state"] == "running" && sandbox["started_at"] != started
+    });
+    controller.until("warn", "it is told", |project| {
+        let message = project["message"].as_str().unwrap();
+        project["sync"] == "OutOfSync"
+            && message.contains("sandbox/box drifted")
+            && message.contains("it was stopped")
+    });
+    controller
+        .until("ignore", "how it fares is told all the same", |project| project["health"] == "Degraded");
+    let compared = controller.metric("pocketenv_reconcile_duration_seconds_count");
+    controller.until("warn", "all are compared again", |_| {
+        controller.metric("pocketenv_reconcile_duration_seconds_count") >= compared + 9.0
+    });
+    assert!(!controller.project("ignore").to_string().contains("drifted"));
+    assert_eq!(
+        (&sandbox("warn")["state"], &sandbox("ignore")["state"]),
+        (&"stopped".into(), &"stopped".into())
+    );
+
+    // Whoever asks for it gets it.
+    for name in ["warn", "ignore"] {
+        let manifest = forge.path("work").join(name).join("pocketenv.yaml").display().to_string();
+        let output = forge.command(&["start", "-f", &manifest, "box"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        controller.until_applied(name, &first);
+        assert_eq!(sandbox(name)["state"], "running");
+    }
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
 fn an_account_says_which_secrets_a_project_reads() {
     let mut forge = Forge::new();
     let sim = cloud(&mut forge, &[]);

@@ -2,8 +2,10 @@
 
 use std::fs;
 
-use pocketenv::model::{Image, SandboxSpec};
+use pocketenv::model::{Image, Place, SandboxSpec};
 use pocketenv::provider::{Command, ProviderError, capture};
+
+use pocketenv::tree::{scan, tree_sha256};
 
 use super::support::{Daemon, IMAGE, identity, spec};
 
@@ -18,9 +20,10 @@ async fn an_image_is_built_once_from_what_the_ignore_files_leave() {
     fs::write(context.join("secret.env"), "hidden").unwrap();
     fs::write(context.join(".dockerignore"), "*.env\n").unwrap();
     std::os::unix::fs::symlink("main", context.join("app/link")).unwrap();
-    let built = |context: &std::path::Path, dockerfile: Option<&str>| SandboxSpec {
-        image: Image::Build { context: context.to_owned(), dockerfile: dockerfile.map(str::to_owned) },
-        ..spec()
+    let built = |context: &std::path::Path, dockerfile: Option<&str>| {
+        let sha256 = tree_sha256(&scan(context).unwrap());
+        let (context, dockerfile) = (Place(context.to_owned()), dockerfile.map(str::to_owned));
+        SandboxSpec { image: Image::Build { context, dockerfile, sha256 }, ..spec() }
     };
     let images = || daemon.says(&["images", "pocketenv-build", "--format", "{{.Tag}}"]).lines().count();
 
@@ -37,6 +40,7 @@ async fn an_image_is_built_once_from_what_the_ignore_files_leave() {
     provider.create(&wanted, &identity("two", &wanted)).await.unwrap();
     assert_eq!(images(), 1);
     fs::write(context.join("app/main"), "two").unwrap();
+    let wanted = built(&context, None);
     let id = provider.create(&wanted, &identity("three", &wanted)).await.unwrap();
     assert_eq!(images(), 2);
     let guest = provider.guest(&id).await.unwrap();
@@ -45,8 +49,9 @@ async fn an_image_is_built_once_from_what_the_ignore_files_leave() {
 
     // A build that fails says what the builder said, and leaves no sandbox.
     fs::write(context.join("Broken"), format!("FROM {IMAGE}\nRUN echo because >&2; exit 3\n")).unwrap();
-    for (dockerfile, said) in [("Broken", "because"), ("Missing", "does not exist there")] {
-        let wanted = built(&context, Some(dockerfile));
+    let planned = built(&context, None);
+    fs::write(context.join("app/main"), "three").unwrap();
+    for (wanted, said) in [(planned, "it has changed since"), (built(&context, Some("Broken")), "because")] {
         let error = provider.create(&wanted, &identity("bad", &wanted)).await.unwrap_err();
         assert!(
             matches!(error, ProviderError::Invalid { .. }) && error.to_string().contains(said),
@@ -54,4 +59,41 @@ async fn an_image_is_built_once_from_what_the_ignore_files_leave() {
         );
     }
     assert_eq!(daemon.inventory().into_iter().filter(|name| name.starts_with("container")).count(), 3);
+}
+
+/// What a build context holds decides; where it lies, and what is ignored in it, does not.
+#[test]
+fn a_changed_build_context_is_a_planned_change() {
+    let Some(daemon) = Daemon::start() else { return };
+    let dir = daemon.dir.path().join("one/project");
+    fs::create_dir_all(dir.join("box")).unwrap();
+    let manifest = "version: 1\nname: built\nsandboxes: { box: { build: ./box } }\n";
+    fs::write(dir.join("pocketenv.yaml"), manifest).unwrap();
+    fs::write(dir.join("box/Dockerfile"), format!("FROM {IMAGE}\nCOPY word /word\n")).unwrap();
+    fs::write(dir.join("box/word"), "first").unwrap();
+    fs::write(dir.join("box/.dockerignore"), "*.log\n").unwrap();
+    let run = |dir: &std::path::Path, verb: &[&str], code: i32| {
+        let file = dir.join("pocketenv.yaml");
+        let args = [&verb[..1], &["-f", file.to_str().unwrap(), "--provider", "docker"], &verb[1..]].concat();
+        daemon.runs(&args, &[], code)
+    };
+    run(&dir, &["apply", "--yes"], 0);
+    run(&dir, &["plan", "--detailed-exitcode"], 0);
+
+    fs::write(dir.join("box/noise.log"), "ignored").unwrap();
+    let elsewhere = daemon.dir.path().join("two/project");
+    fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+    fs::rename(&dir, &elsewhere).unwrap();
+    run(&elsewhere, &["plan", "--detailed-exitcode"], 0);
+
+    fs::write(elsewhere.join("box/word"), "second").unwrap();
+    let plan = run(&elsewhere, &["plan", "--detailed-exitcode"], 2);
+    assert!(plan.contains("build.context"), "{plan}");
+    run(&elsewhere, &["apply", "--yes", "--allow-data-loss"], 0);
+    assert_eq!(run(&elsewhere, &["exec", "box", "--", "cat", "/word"], 0), "second");
+    run(&elsewhere, &["plan", "--detailed-exitcode"], 0);
+    run(&elsewhere, &["destroy", "--yes"], 0);
+
+    fs::remove_file(elsewhere.join("box/Dockerfile")).unwrap();
+    run(&elsewhere, &["plan"], 3);
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pocketenv::model::{Address, Identity, Image, IntentId, OwnerId, SandboxSpec, hash_of};
+use pocketenv::model::{Address, Identity, Image, IntentId, OwnerId, SandboxSpec};
 use pocketenv::provider::{Provider, ProviderContext, Registry};
 
 /// The image with busybox.
@@ -230,7 +230,7 @@ pub fn identity(name: &str, spec: &SandboxSpec) -> Identity {
         project: "it".to_owned(),
         address: Address::Sandbox(name.to_owned()),
         owner: OwnerId("owner".to_owned()),
-        spec_hash: hash_of(spec),
+        spec_hash: spec.hash(),
         generation: 1,
         intent: IntentId(uuid::Uuid::now_v7().to_string()),
         expires_at: None,
@@ -244,5 +244,5 @@ pub fn spec() -> SandboxSpec {
 
 /// Another version of an identity.
 pub fn next(identity: &Identity, spec: &SandboxSpec) -> Identity {
-    Identity { generation: identity.generation + 1, spec_hash: hash_of(spec), ..identity.clone() }
+    Identity { generation: identity.generation + 1, spec_hash: spec.hash(), ..identity.clone() }
 }

@@ -36,6 +36,37 @@ async fn codes_signals_streams_and_errors() {
 }
 
 #[tokio::test]
+async fn a_run_file_is_read_without_a_program_and_only_if_it_is_one() {
+    let fixture = Fixture::new();
+    fixture.create("one").await;
+    let read = async |path: &str| fixture.engine.read_run_file("one", path, 100).await;
+    assert!(read("of/env").await.is_err(), "there is not even a directory");
+    let made = "mkdir /run/of && cd /run/of && printf 'A=1\\0' > env && ln -s env link && ln -s /run/of ../link && mkfifo pipe \
+                && mkdir dir && head -c 101 /dev/zero > long && mkdir -m 755 /run/theirs && echo > /run/theirs/env \
+                && { chown 1:1 /run/theirs/env /run/theirs || rm -r /run/theirs; } 2>/dev/null; :";
+    fixture.sh("one", made).await.ok();
+    assert_eq!(read("of/env").await.unwrap().as_deref(), Some(&b"A=1\0"[..]));
+    assert_eq!(read("of/missing").await.unwrap(), None);
+    for path in [
+        "of/link",
+        "link/env",
+        "of/pipe",
+        "of/dir",
+        "of/long",
+        "../etc/passwd",
+        "/etc/passwd",
+        "",
+        "theirs/env",
+        "theirs/no",
+    ] {
+        let error = read(path).await.expect_err(path);
+        assert!(matches!(error, EngineError::Read { .. }), "{path}: {error:?}");
+    }
+    assert!(matches!(fixture.engine.read_run_file("two", "of/env", 9).await, Err(EngineError::NotFound(_))));
+    assert_eq!(fixture.sh("one", "echo alive").await.ok(), "alive");
+}
+
+#[tokio::test]
 async fn ten_mebibytes_pass_both_ways_unchanged() {
     let fixture = Fixture::new();
     fixture.create("one").await;

@@ -85,7 +85,8 @@ async fn one_that_nothing_uses_is_stopped_and_one_that_something_uses_is_not() {
 async fn an_open_connection_keeps_it() {
     let fixture = Fixture::new();
     fixture.create_with("one", spec(None, Some(1500))).await;
-    let python = "import socket\ns=socket.create_server(('127.0.0.1',80))\nc,_=s.accept()\nc.sendall(b'x')\nc.recv(1)";
+    let python =
+        "import socket\ns=socket.create_server(('127.0.0.1',80))\nc,_=s.accept()\nc.sendall(b'x')\nc.recv(1)";
     if fixture.sh("one", "command -v python3").await.text().is_empty() {
         eprintln!("SKIPPED: python3 is missing");
         return;

@@ -69,7 +69,11 @@ fn steps(preset: &Preset) -> Vec<PresetStep> {
 #[test]
 fn each_is_documented_pinned_idempotent_and_plain_posix_shell() {
     let presets = presets();
-    assert_eq!(presets.keys().collect::<Vec<_>>(), ["claude", "git-tools", "node", "python", "rust"]);
+    let names = presets.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+    assert_eq!(
+        names,
+        "amp claude codex copilot crush gemini git-tools kilo mise nix node openclaw opencode python rust"
+    );
     for (name, preset) in &presets {
         assert!(preset.description.ends_with('.'), "{name}");
         assert!(preset.vars.contains_key("VERSION"), "{name} is not pinned");
@@ -99,7 +103,10 @@ fn each_is_documented_pinned_idempotent_and_plain_posix_shell() {
 
 async fn apply(room: &Room, preset: &Preset) -> (Vec<StepOutcome>, String) {
     let path = format!("/root/.local/bin:{}", std::env::var("PATH").unwrap());
-    let env = BTreeMap::from([("PATH".to_owned(), path)]);
+    let mut env = BTreeMap::from([("PATH".to_owned(), path)]);
+    // How this machine gets out is not the sandbox's to know.
+    let outside = ["HTTPS_PROXY", "https_proxy", "NODE_EXTRA_CA_CERTS"];
+    env.extend(outside.into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))));
     let mut output = String::new();
     let mut outcomes = Vec::new();
     for step in steps(preset) {
@@ -147,6 +154,27 @@ async fn git_tools_set_defaults_once() {
     assert_eq!(apply(&room, preset).await.0[2], StepOutcome::Skipped);
 }
 
+/// Two that stand for those from the npm registry: a script, and a program that a platform's own package brings.
+#[tokio::test]
+async fn tools_from_the_npm_registry_run_and_are_installed_once() {
+    let Some(room) = Room::new() else { return };
+    let node = Command::new("/usr/bin/node").arg("--version").output();
+    let major = node.ok().and_then(|out| String::from_utf8_lossy(&out.stdout).get(1..3)?.parse::<u32>().ok());
+    if major.is_none_or(|major| major < 20) {
+        eprintln!("SKIPPED: no /usr/bin/node of version 20 or newer");
+        return;
+    }
+    for name in ["gemini", "mise"] {
+        let preset = &presets()[name];
+        let (first, output) = apply(&room, preset).await;
+        assert_eq!(first, [StepOutcome::Skipped, StepOutcome::Ran], "{name}: {output}");
+        let again = apply(&room, preset).await.0;
+        assert_eq!(again, [StepOutcome::Skipped, StepOutcome::Skipped], "{name}");
+        let version = room.sh(&format!("PATH=/root/.local/bin:$PATH {name} --version")).await;
+        assert!(version.contains(&preset.vars["VERSION"]), "{name}: {version}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_missing_is_said() {
     let Some(room) = Room::busybox() else { return };
@@ -154,7 +182,17 @@ async fn what_is_missing_is_said() {
         ("node", "npm is missing"),
         ("python", "python3 of at least"),
         ("rust", "Rust of at least"),
+        ("amp", "needs npm"),
         ("claude", "needs npm"),
+        ("codex", "needs npm"),
+        ("copilot", "needs npm"),
+        ("crush", "needs npm"),
+        ("gemini", "needs npm"),
+        ("kilo", "needs npm"),
+        ("mise", "needs npm"),
+        ("openclaw", "needs npm"),
+        ("opencode", "needs npm"),
+        ("nix", "Nix of at least"),
         ("git-tools", "git of at least"),
     ] {
         let step = PresetStep { retries: 0, ..steps(&presets()[name]).remove(0) };

@@ -134,7 +134,9 @@ async fn names_are_enough_where_there_are_no_labels() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_profile_is_lived_through() {
     // Those of vendors; the weather has tests of its own.
-    for profile in ["e2b", "daytona", "vercel", "modal", "deno", "runloop", "hopx", "blaxel", "kubernetes"] {
+    for profile in
+        ["e2b", "daytona", "vercel", "modal", "deno", "runloop", "hopx", "blaxel", "cloudflare", "kubernetes"]
+    {
         life(profile, 1, &["speed=20"]).await;
     }
 }

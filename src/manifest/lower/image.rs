@@ -1,0 +1,83 @@
+//! Where a sandbox's root filesystem comes from.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Lowering, absolute, leads_out};
+use crate::guest::tree::{self, TreeKind};
+use crate::manifest::language::{self, Sandbox};
+use crate::manifest::node::quote;
+use crate::manifest::read::io_text;
+use crate::model::{Image, Place};
+
+/// What a build context holds.
+#[derive(Clone)]
+pub(super) struct Context {
+    sha256: String,
+    files: Arc<BTreeSet<String>>,
+}
+
+impl Lowering<'_> {
+    pub(super) fn image(&mut self, raw: &Sandbox) -> Image {
+        let present = [raw.image.is_some(), raw.base.is_some(), raw.build.is_some(), raw.snapshot.is_some()];
+        self.exactly_one(&[], &["image", "base", "build", "snapshot"], &present, false);
+        if let Some(image) = &raw.image {
+            return if image.0 == "host" { Image::Host } else { Image::Oci(image.0.clone()) };
+        }
+        if let Some(base) = &raw.base {
+            return Image::Base(base.0.clone());
+        }
+        if let Some(build) = &raw.build {
+            return self.build(build).unwrap_or_default();
+        }
+        raw.snapshot.as_ref().map_or(Image::Host, |s| Image::Snapshot(s.0.clone()))
+    }
+
+    fn build(&mut self, build: &language::Build) -> Option<Image> {
+        let at = ["build", "context"];
+        let host = self.host_path(&at, &build.context.0)?;
+        let dockerfile = build.dockerfile.as_ref().map(|d| d.0.clone());
+        if let Some(dockerfile) = &dockerfile
+            && self.confinement.is_some_and(|confinement| !confinement.holds(&host.join(dockerfile)))
+        {
+            self.push(leads_out(self.node.span_at(&["build", "dockerfile"])));
+        }
+        let context = Place(absolute(&host));
+        let Some(cache) = self.files.as_deref_mut() else {
+            return Some(Image::Build { context, dockerfile, sha256: String::new() });
+        };
+        match cache.context.entry(host.clone()).or_insert_with(|| read_context(&host)).clone() {
+            Ok(Context { sha256, files }) => {
+                let wanted = dockerfile.as_deref().unwrap_or("Dockerfile");
+                if !files.contains(wanted.trim_start_matches("./")) {
+                    let message = format!(
+                        "{} does not exist in {}, or an ignore file leaves it out",
+                        quote(wanted),
+                        host.display()
+                    );
+                    let at = if dockerfile.is_some() { ["build", "dockerfile"] } else { at };
+                    let problem = self.error("unreadable", &at, message);
+                    self.push(problem.expected("a Dockerfile"));
+                }
+                Some(Image::Build { context, dockerfile, sha256 })
+            }
+            Err(why) => {
+                let problem = self.error("unreadable", &at, why);
+                self.push(problem);
+                None
+            }
+        }
+    }
+}
+
+fn read_context(host: &Path) -> Result<Context, String> {
+    let metadata = std::fs::metadata(host).map_err(|e| format!("{}: {}", host.display(), io_text(&e)))?;
+    if !metadata.is_dir() {
+        return Err(format!("{} is not a directory", host.display()));
+    }
+    let entries = tree::scan(host).map_err(|e| e.to_string())?;
+    let sha256 = tree::tree_sha256(&entries);
+    let files = entries.into_iter().filter(|entry| matches!(entry.kind, TreeKind::File { .. }));
+    Ok(Context { sha256, files: Arc::new(files.map(|entry| entry.path).collect()) })
+}

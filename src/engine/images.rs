@@ -103,7 +103,7 @@ impl Engine {
         let unpacked = match answer {
             Ok(Answer::Unpacked(unpacked)) => Ok(unpacked),
             Ok(Answer::Failed { reason, .. }) => Err(failed(reason)),
-            Ok(Answer::Ready | Answer::Copied(_)) => {
+            Ok(Answer::Ready | Answer::Bytes(_)) => {
                 Err(failed("the process that unpacks gave another answer".to_owned()))
             }
             Err(error) => Err(failed(format!("the process that unpacks: {error}"))),

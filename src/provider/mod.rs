@@ -108,6 +108,11 @@ pub trait Provider: Send + Sync {
     /// The inside of a running sandbox.
     async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError>;
 
+    /// The bytes on the disk that a sandbox takes by itself; `None` where the provider does not tell. It may take a while.
+    async fn disk_use(&self, _id: &SandboxId) -> Result<Option<u64>, ProviderError> {
+        Ok(None)
+    }
+
     /// Managed volumes, where the vendor has them.
     fn volumes(&self) -> Option<&dyn Volumes> {
         None

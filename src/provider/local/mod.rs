@@ -204,6 +204,10 @@ impl Provider for Local {
         Ok(Box::new(guest::LocalGuest::new(self.engine.clone(), id.clone())))
     }
 
+    async fn disk_use(&self, id: &SandboxId) -> Result<Option<u64>, ProviderError> {
+        self.engine.disk_use(&id.0).await.map(Some).map_err(map::error)
+    }
+
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::inside::closest;
 use super::{Error, LEASE_TTL, Project, View};
-use crate::model::{Address, Desired, Observation, RunState, ServiceState};
+use crate::model::{Address, Desired, Observation, RunState, SandboxState, ServiceState};
 use crate::plan::{Plan, Policy, Waiting, WaitingOn};
 use crate::reconcile::execute::{Cancel, Execute, Execution, StepResult, execute};
 use crate::reconcile::{Event, EventKind, EventSink, Failure, FailureKind};
@@ -284,9 +284,46 @@ impl Project<'_> {
         let mut view = self.look(keep && needs_secrets, needs_secrets).await?;
         match options.goal {
             Goal::Destroy => destroy(&mut view, &options.policy),
-            Goal::Apply => self.bend(&mut view.desired, &options.overrides)?,
+            Goal::Apply => {
+                self.bend(&mut view.desired, &options.overrides)?;
+                self.check_pause(&view, &options.policy)?;
+            }
         }
         Ok(view)
+    }
+
+    /// Only what runs can be paused, and only where the provider can do that.
+    fn check_pause(&self, view: &View, policy: &Policy) -> Result<(), Error> {
+        for name in &policy.pause {
+            let names: Vec<String> = view.desired.sandboxes.keys().cloned().collect();
+            let sandbox = view.desired.sandboxes.get(name).ok_or_else(|| Error::Unknown {
+                kind: "sandbox",
+                name: name.clone(),
+                project: self.name.clone(),
+                close: closest(name, &names),
+            })?;
+            if !self.provider(&sandbox.provider)?.capabilities().pause {
+                let message = format!(
+                    "provider `{}` cannot pause `{name}`; `pocketenv stop {name}` stops it",
+                    sandbox.provider
+                );
+                return Err(Error::Refused { message });
+            }
+            let id = view.recorded.sandboxes.get(name).map(|recorded| &recorded.id);
+            let listing = view.observed.providers.get(&sandbox.provider).and_then(Observation::complete);
+            let found = id.zip(listing).and_then(|(id, listing)| listing.sandboxes.get(id));
+            if let Some(found) = found
+                && !matches!(found.state, SandboxState::Running | SandboxState::Paused)
+            {
+                let state = "does not run, and only what runs can be paused".to_owned();
+                return Err(Error::NotRunning { name: name.clone(), state });
+            }
+            if listing.is_some() && found.is_none() {
+                let state = "does not exist; `pocketenv apply` makes it".to_owned();
+                return Err(Error::NotRunning { name: name.clone(), state });
+            }
+        }
+        Ok(())
     }
 
     fn bend(&self, desired: &mut Desired, overrides: &Overrides) -> Result<(), Error> {

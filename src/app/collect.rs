@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::manifest::Manifest;
 use crate::model::with_causes;
-use crate::model::{Address, Identity, OwnerId, Recorded, SandboxId, Timestamp, labels};
+use crate::model::{Address, Identity, ObservedSnapshot, OwnerId, Recorded, SandboxId, Timestamp, labels};
 use crate::provider::{Owner, Provider, ProviderError, Registry, builtin_capabilities};
 use crate::store::{Change, Store};
 
@@ -51,6 +51,8 @@ pub enum Why {
     Duplicate,
     /// Another store made it; it may be in use there.
     ForeignStore,
+    /// It was made for forks, and none is left.
+    Unused,
     /// Its labels cannot be read.
     Unreadable,
 }
@@ -62,13 +64,14 @@ impl Why {
             Self::Forgotten => "this store made it and does not know it any more",
             Self::Duplicate => "the record has another one for the same resource",
             Self::ForeignStore => "another store made it, and it may be in use there",
+            Self::Unused => "it was made for forks, and none of them is left",
             Self::Unreadable => "its labels cannot be read",
         }
     }
 
     /// Whether collecting it cannot take anything from anybody.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Forgotten | Self::Duplicate)
+        matches!(self, Self::Forgotten | Self::Duplicate | Self::Unused)
     }
 }
 
@@ -107,6 +110,9 @@ impl App {
                     for (id, sandbox) in listing.sandboxes {
                         let orphan = known.judge(name, &id.0, &sandbox.labels, sandbox.created_at);
                         found.orphans.extend(orphan);
+                    }
+                    for (id, observed) in listing.snapshots {
+                        found.orphans.extend(known.judge_snapshot(name, &id, &observed));
                     }
                     for (volume, observed) in listing.volumes {
                         let orphan = known.judge(name, &volume, &observed.labels, observed.created_at);
@@ -147,6 +153,10 @@ async fn delete(provider: &dyn Provider, orphan: &Orphan) -> Result<(), Provider
             Some(volumes) => volumes.delete_volume(&orphan.project, &name).await,
             None => Ok(()),
         },
+        Ok(Address::Snapshot(name)) => match provider.snapshots() {
+            Some(snapshots) => snapshots.delete_snapshot(&orphan.project, &name).await,
+            None => Ok(()),
+        },
         _ => provider.delete(&SandboxId(orphan.id.clone())).await,
     }
 }
@@ -165,6 +175,21 @@ impl Known {
             projects.insert(project.name, recorded);
         }
         Ok(Self { owner: store.owner().clone(), projects })
+    }
+
+    /// The snapshot as an orphan; `None` if something is made from it, or somebody keeps it.
+    fn judge_snapshot(&self, provider: &str, id: &str, found: &ObservedSnapshot) -> Option<Orphan> {
+        if !found.used_by.is_empty() {
+            return None;
+        }
+        let orphan = self.judge(provider, id, &found.labels, found.created_at)?;
+        let for_forks = found.labels.get(labels::FOR_FORKS).is_some_and(|value| value == "true");
+        match orphan.why {
+            Why::Forgotten if for_forks => Some(Orphan { why: Why::Unused, ..orphan }),
+            // Snapshots are no resources: what a project that is known has made is there because somebody wants it.
+            Why::Forgotten if self.projects.contains_key(&orphan.project) => None,
+            _ => Some(orphan),
+        }
     }
 
     /// The object as an orphan; `None` if somebody accounts for it.

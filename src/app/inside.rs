@@ -146,7 +146,10 @@ impl Project<'_> {
     }
 
     /// Name, provider, id and what is declared to be inside of the sandbox that `name` means.
-    async fn locate(&self, name: &str) -> Result<(String, String, SandboxId, Option<GuestSpec>), Error> {
+    pub(super) async fn locate(
+        &self,
+        name: &str,
+    ) -> Result<(String, String, SandboxId, Option<GuestSpec>), Error> {
         let recorded = self.store.recorded(&self.name).await?;
         let known = recorded
             .sandboxes
@@ -173,6 +176,9 @@ impl Project<'_> {
             }
             Ok(Some(ObservedSandbox { state: SandboxState::Stopped { unclean: None }, .. })) => {
                 format!("is stopped; `pocketenv start {}` starts it", sandbox.name)
+            }
+            Ok(Some(ObservedSandbox { state: SandboxState::Paused, .. })) => {
+                format!("is paused; `pocketenv resume {}` lets it go on", sandbox.name)
             }
             _ => return error,
         };

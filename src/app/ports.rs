@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};
 
 use super::Error;
-use crate::manifest::{DeclaredPort, Manifest};
+use crate::manifest::DeclaredPort;
 use crate::model::{PortRef, labels, sha256_hex};
 use crate::provider::Registry;
 use crate::reconcile::observe::Listings;
@@ -19,15 +19,16 @@ const CANDIDATES: u16 = 200;
 /// The address of every declared port that is known: of those forwarded from this host, and of those that a provider reports.
 pub(super) async fn endpoints(
     store: &Store,
-    manifest: &Manifest,
+    project: &str,
+    declared: &[DeclaredPort],
     registry: &Registry,
     listings: &Listings,
     keep: bool,
 ) -> Result<BTreeMap<PortRef, (String, u16)>, Error> {
     let reported = reported(listings);
-    let mut known = store.ports(manifest.project()).await?;
+    let mut known = store.ports(project).await?;
     let mut endpoints = BTreeMap::new();
-    for declared in manifest.ports() {
+    for declared in declared {
         let forwards = registry.get(&declared.provider).is_some_and(|p| p.capabilities().forwards_from_host);
         if !forwards {
             if let Some(endpoint) = reported.get(&declared.port_ref) {
@@ -37,7 +38,7 @@ pub(super) async fn endpoints(
         }
         let host_port = match declared.host_port {
             Some(port) => port,
-            None => choose(store, manifest.project(), declared, &mut known, &reported, keep).await?,
+            None => choose(store, project, declared, &mut known, &reported, keep).await?,
         };
         endpoints.insert(declared.port_ref.clone(), (Ipv4Addr::LOCALHOST.to_string(), host_port));
     }

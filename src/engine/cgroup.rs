@@ -23,6 +23,8 @@ const PERIOD: u64 = 100_000;
 const SHORTEST: u64 = 1_000;
 /// How long a group may stay busy after its last process ended.
 const BUSY: Duration = Duration::from_secs(2);
+/// How long the kernel may take to freeze what is in a group.
+const FREEZE: Duration = Duration::from_secs(5);
 /// The most of the kernel's log that is looked through.
 const MAX_LOG: usize = 4096;
 
@@ -36,9 +38,12 @@ pub enum Controller {
     Memory,
     /// The number of processes and threads.
     Pids,
+    /// Whether processes run at all. Limits nothing: its group is made when a sandbox is paused for the first time.
+    Freezer,
 }
 
 impl Controller {
+    /// Those that limit.
     const ALL: [Controller; 3] = [Controller::Cpu, Controller::Memory, Controller::Pids];
 
     fn name(self) -> &'static str {
@@ -46,6 +51,7 @@ impl Controller {
             Controller::Cpu => "cpu",
             Controller::Memory => "memory",
             Controller::Pids => "pids",
+            Controller::Freezer => "freezer",
         }
     }
 
@@ -54,6 +60,7 @@ impl Controller {
             Controller::Cpu => limits.cpu_millis.is_some(),
             Controller::Memory => limits.memory.is_some(),
             Controller::Pids => limits.pids.is_some(),
+            Controller::Freezer => false,
         }
     }
 }
@@ -76,6 +83,20 @@ pub struct Available {
     places: Vec<(Controller, PathBuf, bool)>,
     /// Why some are missing.
     why_not: String,
+    /// Where the group of a paused sandbox belongs, or why there is no such place.
+    freezer: Freezer,
+}
+
+/// Where sandboxes can be frozen.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Freezer {
+    /// Below this group, of version 2 or not.
+    At(PathBuf, bool),
+    /// Nowhere, and why.
+    Nowhere(String),
+    /// It was not looked for.
+    #[default]
+    Unknown,
 }
 
 impl Available {
@@ -135,12 +156,33 @@ impl Available {
     pub fn make(&self, name: &str) -> io::Result<Vec<Group>> {
         let groups = self.named(name);
         for ((controller, parent, unified), group) in self.places.iter().zip(&groups) {
-            if let Err(error) = make(parent, &group.path, controller.name(), *unified) {
+            if let Err(error) = make(parent, &group.path, unified.then_some(controller.name())) {
                 let _ = remove(&groups); // the failure that led here says more
                 return Err(at(&group.path, &error));
             }
         }
         Ok(groups)
+    }
+
+    /// Makes the group called `name` in which a sandbox can be frozen; one that is there already is taken.
+    ///
+    /// # Errors
+    /// The text says why this machine has none for this user, and what to do.
+    pub fn make_freezer(&self, name: &str) -> Result<Group, String> {
+        let (parent, unified) = match &self.freezer {
+            Freezer::At(parent, unified) => (parent, *unified),
+            Freezer::Nowhere(why) => {
+                return Err(format!(
+                    "nothing can be paused here: {why}; run it as root, or as a user below a delegated control group (from a \
+                     systemd user session: `systemd-run --user --scope -p Delegate=yes pocketenv …`), or stop it instead"
+                ));
+            }
+            Freezer::Unknown => return Err("nothing can be paused here".to_owned()),
+        };
+        let path = parent.join(OURS).join(name);
+        let group = Group { controller: Controller::Freezer, path, unified };
+        make(parent, &group.path, None).map_err(|error| at(&group.path, &error).to_string())?;
+        Ok(group)
     }
 
     /// The groups that [`Available::make`] makes, whether they are there or not.
@@ -154,7 +196,8 @@ impl Available {
     }
 }
 
-fn make(parent: &Path, path: &Path, controller: &str, unified: bool) -> io::Result<()> {
+/// `enable` is the controller that version 2 has to be told of.
+fn make(parent: &Path, path: &Path, enable: Option<&str>) -> io::Result<()> {
     let ours = parent.join(OURS);
     loop {
         for dir in [ours.as_path(), path] {
@@ -165,7 +208,7 @@ fn make(parent: &Path, path: &Path, controller: &str, unified: bool) -> io::Resu
                 other => other?,
             }
         }
-        if unified {
+        if let Some(controller) = enable {
             for dir in [parent, &ours] {
                 fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"))?;
             }
@@ -188,6 +231,10 @@ fn find(own: &str, mounts: &str, root: bool, writable: &dyn Fn(&Path) -> bool) -
         }
     }
     available.why_not = reasons.join(", ");
+    available.freezer = match place(Controller::Freezer, own, mounts, root, writable) {
+        Ok((path, unified)) => Freezer::At(path, unified),
+        Err(reason) => Freezer::Nowhere(reason),
+    };
     available
 }
 
@@ -242,6 +289,9 @@ fn place(
         ours.iter().rev().find(delegated).map(|path| (*path).to_owned())
     };
     let place = place.filter(|place| writable(place)).ok_or("no control group is delegated to this user")?;
+    if controller == Controller::Freezer {
+        return Ok((place, true)); // every group of version 2 can be frozen
+    }
     let controllers = fs::read_to_string(place.join("cgroup.controllers")).unwrap_or_default();
     match controllers.split_whitespace().any(|item| item == name) {
         true => Ok((place, true)),
@@ -284,14 +334,88 @@ pub fn enter_all(groups: &[Group], pid: i32) -> io::Result<()> {
                     other => other?,
                 }
             }
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-            open.extend(children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+            open.extend(children(pid));
         }
         // A child of one that was entered is born inside; a look that finds no stranger was complete.
         if entered.len() == before {
             return Ok(());
         }
     }
+}
+
+/// What the threads of a process have started; nothing of one that ended.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Freezes what is in the group and waits until all of it is frozen, or lets it go on. Nothing inside can tell, or be asked.
+///
+/// # Errors
+/// What the kernel reports; what could not be frozen in time goes on.
+pub fn freeze(group: &Group, frozen: bool) -> io::Result<()> {
+    let (file, value) = match (group.unified, frozen) {
+        (true, true) => ("cgroup.freeze", "1"),
+        (true, false) => ("cgroup.freeze", "0"),
+        (false, true) => ("freezer.state", "FROZEN"),
+        (false, false) => ("freezer.state", "THAWED"),
+    };
+    let set = || fs::write(group.path.join(file), value).map_err(|error| at(&group.path.join(file), &error));
+    let deadline = Instant::now() + FREEZE;
+    set()?;
+    while frozen && !is_wholly_frozen(group)? {
+        if Instant::now() >= deadline {
+            freeze(group, false)?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("not frozen within {FREEZE:?}")));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        if !group.unified {
+            set()?; // version 1 takes along what was started meanwhile only when it is told again
+        }
+    }
+    Ok(())
+}
+
+fn is_wholly_frozen(group: &Group) -> io::Result<bool> {
+    let read = |file: &str| fs::read_to_string(group.path.join(file));
+    Ok(match group.unified {
+        true => counter(&read("cgroup.events")?, "frozen") == 1,
+        false => read("freezer.state")?.trim() == "FROZEN",
+    })
+}
+
+/// Whether what is in these groups is frozen, or on its way there. A group that is gone holds nothing.
+///
+/// # Errors
+/// What reading the groups reports.
+pub fn is_frozen(groups: &[Group]) -> io::Result<bool> {
+    for group in groups.iter().filter(|group| group.controller == Controller::Freezer) {
+        let (file, thawed) = if group.unified { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
+        match fs::read_to_string(group.path.join(file)) {
+            Ok(state) if state.trim() == thawed => {}
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(at(&group.path, &error)),
+        }
+    }
+    Ok(false)
+}
+
+/// Lets everything in these groups go on, whether it was frozen or not.
+///
+/// # Errors
+/// What the kernel reports.
+pub fn thaw(groups: &[Group]) -> io::Result<()> {
+    for group in groups.iter().filter(|group| group.controller == Controller::Freezer) {
+        match freeze(group, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Sets the limits of the groups; what is absent is unlimited.
@@ -335,6 +459,7 @@ pub fn limit(groups: &[Group], limits: &Limits) -> io::Result<()> {
                     set(both, &value)?;
                 }
             }
+            (Controller::Freezer, _) => {}
             (Controller::Pids, _) => {
                 set("pids.max", &limits.pids.map_or("max".to_owned(), |n| n.to_string()))?
             }
@@ -355,6 +480,9 @@ pub fn measure(groups: &[Group]) -> io::Result<LimitsInfo> {
     let mut info = LimitsInfo::default();
     for group in groups {
         let read = |file: &str| fs::read_to_string(group.path.join(file));
+        if group.controller == Controller::Freezer {
+            continue;
+        }
         info.by = if group.unified { "cgroup v2" } else { "cgroup v1" }.to_owned();
         match (group.controller, group.unified) {
             (Controller::Cpu, true) => {
@@ -380,6 +508,7 @@ pub fn measure(groups: &[Group]) -> io::Result<LimitsInfo> {
                     info.last_killed = last_killed(&group.path);
                 }
             }
+            (Controller::Freezer, _) => {}
             (Controller::Pids, _) => {
                 info.in_force.pids = read("pids.max")?.trim().parse().ok();
                 info.forks_refused = counter(&read("pids.events")?, "max");

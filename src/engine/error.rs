@@ -12,6 +12,9 @@ pub enum EngineError {
     /// The sandbox is not running.
     #[error("sandbox `{0}` is not running")]
     NotRunning(String),
+    /// The sandbox is frozen, so that nothing in it answers.
+    #[error("sandbox `{0}` is paused; resume it first")]
+    Paused(String),
     /// The sandbox must be stopped for this.
     #[error("sandbox `{0}` is running; stop it first")]
     Running(String),
@@ -103,6 +106,20 @@ pub enum EngineError {
     /// An image cannot be had, or cannot be used.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),
+    /// No snapshot has this name.
+    #[error("snapshot `{0}` does not exist")]
+    NoSnapshot(String),
+    /// The name is taken.
+    #[error("snapshot `{0}` exists already; a snapshot is never written over")]
+    SnapshotExists(String),
+    /// Something is made from the snapshot.
+    #[error("snapshot `{name}` is in use: {user} is made from it")]
+    SnapshotInUse {
+        /// The snapshot.
+        name: String,
+        /// One thing that is made from it, such as "sandbox `x`".
+        user: String,
+    },
     /// The volume is mounted by a sandbox.
     #[error("volume `{name}` is used by sandbox `{user}`")]
     VolumeInUse {

@@ -103,7 +103,9 @@ impl Engine {
         let unpacked = match answer {
             Ok(Answer::Unpacked(unpacked)) => Ok(unpacked),
             Ok(Answer::Failed { reason, .. }) => Err(failed(reason)),
-            Ok(Answer::Ready) => Err(failed("the process that unpacks gave another answer".to_owned())),
+            Ok(Answer::Ready | Answer::Copied(_)) => {
+                Err(failed("the process that unpacks gave another answer".to_owned()))
+            }
             Err(error) => Err(failed(format!("the process that unpacks: {error}"))),
         };
         match unpacked {
@@ -147,7 +149,7 @@ impl Engine {
     /// Removes an image, with what no other one and no sandbox needs of it; `None` where there is none of this name.
     ///
     /// # Errors
-    /// [`ImageError::InUse`] where a sandbox was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
+    /// [`ImageError::InUse`] where a sandbox or snapshot was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
     pub async fn remove_image(&self, reference: &Reference) -> Result<Option<Removed>, EngineError> {
         let store = self.images();
         let alone = store.clone();
@@ -200,7 +202,7 @@ impl Engine {
         Ok(Removed { images: 0, layers: left.layers.len() })
     }
 
-    /// The sandboxes that were made from images. One whose record cannot be read may be among them, so that it is an error.
+    /// The sandboxes and snapshots that lie on images. One whose record cannot be read may be among them, so that it is an error.
     fn users(&self) -> Result<Vec<(String, OciImage)>, EngineError> {
         let mut users = Vec::new();
         for id in names(&self.root.join("boxes"))? {
@@ -208,6 +210,11 @@ impl Engine {
                 && let Image::Oci(image) = record.spec.image
             {
                 users.push((id, image));
+            }
+        }
+        for (name, image) in self.snapshot_images()? {
+            if let Image::Oci(image) = image {
+                users.push((format!("snapshot {name}"), image));
             }
         }
         Ok(users)

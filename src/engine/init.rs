@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{self, Prepared};
 use super::launch::{self, Step};
+use super::lifetime::boot_ms;
 use super::proto::{ExecControl, Reply, Request, unpack};
 use super::seq;
 use super::spec::Exit;
@@ -81,6 +82,8 @@ struct Init {
     running: HashMap<i32, Running>,
     dialing: Vec<Dialing>,
     kill_at: Option<Instant>,
+    /// When a command that somebody waits for last began or ended, see [`boot_ms`].
+    used: u64,
 }
 
 enum Source {
@@ -110,8 +113,16 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
             sys::exit_now(1);
         }
     };
-    let mut init =
-        Init { shim, signals, run, context, running: HashMap::new(), dialing: Vec::new(), kill_at: None };
+    let mut init = Init {
+        shim,
+        signals,
+        run,
+        context,
+        running: HashMap::new(),
+        dialing: Vec::new(),
+        kill_at: None,
+        used: boot_ms(),
+    };
     loop {
         if let Err(error) = init.turn() {
             eprintln!("init: {error}");
@@ -236,6 +247,7 @@ impl Init {
                 })();
                 match prepared.and_then(|prepared| self.spawn(prepared)) {
                     Ok((pid, mut running)) => {
+                        self.used = boot_ms();
                         running.connection = Some(connection);
                         self.running.insert(pid, running);
                     }
@@ -254,6 +266,11 @@ impl Init {
                 Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
                 Err(error) => fail(&connection, format!("listen on port {port}"), &error),
             },
+            Request::Idle => {
+                let waited = self.running.values().any(|running| running.connection.is_some());
+                let idle = if waited { 0 } else { boot_ms().saturating_sub(self.used) };
+                reply(&connection, &Reply::Idle(idle), &[]);
+            }
             Request::Stop(grace) => {
                 self.kill_at = Some(Instant::now() + Duration::from_millis(grace));
                 broadcast(libc::SIGTERM);
@@ -324,6 +341,7 @@ impl Init {
             Ok(None) | Err(_) => {
                 signal_group(pid, libc::SIGKILL);
                 running.connection = None;
+                self.used = boot_ms();
             }
         }
     }
@@ -336,6 +354,7 @@ impl Init {
                     self.started(pid); // its report, if it is still unread, comes before its end
                     let Some(running) = self.running.remove(&pid) else { continue };
                     let Some(connection) = running.connection else { continue };
+                    self.used = boot_ms();
                     let exit = match (status.exit_status(), status.terminating_signal()) {
                         (Some(code), _) => Exit::Code(code),
                         (None, signal) => Exit::Signal(signal.unwrap_or(libc::SIGKILL)),

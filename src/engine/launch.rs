@@ -87,6 +87,9 @@ pub struct LaunchRequest {
     /// The host path of every layer of its image, the lowest first.
     #[serde(default)]
     pub layers: Vec<PathBuf>,
+    /// The directories of the snapshots that it starts from, the uppermost first.
+    #[serde(default)]
+    pub snapshots: Vec<PathBuf>,
 }
 
 /// Where the files of a sandbox are on the host.
@@ -107,6 +110,8 @@ pub enum Step {
     OpenSkeleton(PathBuf),
     /// Open the layers of the image, with the host identity that made the sandbox.
     OpenLayers(Vec<PathBuf>),
+    /// Open the snapshots, the uppermost first, with the host identity that made the sandbox.
+    OpenSnapshots(Vec<PathBuf>),
     /// Become root inside.
     BecomeRoot { groups: bool },
     /// Die with the shim.
@@ -123,7 +128,7 @@ pub enum Step {
     Device(&'static str),
     /// The skeleton's root under writes kept in `rootfs`, mounted there. `source` is what the mount is called.
     OverlayRoot { source: PathBuf },
-    /// The layers of the image between the skeleton's mount points and its other directories, under writes kept in `rootfs`.
+    /// The layers of the image between the skeleton's mount points and its other directories, under the snapshots and writes kept in `rootfs`.
     OverlayImage { source: PathBuf },
     /// Copy the skeleton's root into `rootfs`, where nothing is yet.
     CopyRoot,
@@ -165,6 +170,7 @@ impl fmt::Display for Step {
             Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
             Step::OpenSkeleton(path) => write!(f, "open {}", path.display()),
             Step::OpenLayers(_) => f.write_str("open the layers of the image"),
+            Step::OpenSnapshots(_) => f.write_str("open the snapshots it starts from"),
             Step::BecomeRoot { .. } => f.write_str("become root inside"),
             Step::DieWithParent => f.write_str("tie to the parent"),
             Step::Hostname(_) => f.write_str("set the host name"),
@@ -232,6 +238,9 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     if matches!(spec.image, Image::Oci(_)) {
         steps.push(Step::OpenLayers(request.layers.clone()));
     }
+    if !request.snapshots.is_empty() {
+        steps.push(Step::OpenSnapshots(request.snapshots.clone()));
+    }
     // The death signal is cleared by a change of credentials, so it comes after.
     steps.push(Step::BecomeRoot { groups: request.id_map.has_range() });
     steps.push(Step::DieWithParent);
@@ -241,7 +250,7 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     }
     steps.push(Step::PrivateMounts);
     match &spec.image {
-        Image::Host => host_root(places, facts, &mut steps),
+        Image::Host => host_root(request, places, facts, &mut steps),
         // A copy would be as large as the image, for each sandbox.
         Image::Oci(_) => steps.push(Step::OverlayImage { source: places.dir.clone() }),
     }
@@ -290,12 +299,16 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
 }
 
 /// The root of a sandbox on the programs of this machine.
-fn host_root(places: &Places, facts: &HostFacts, steps: &mut Vec<Step>) {
-    steps.push(Step::Either {
-        first: Box::new(Step::OverlayRoot { source: places.dir.clone() }),
-        second: Box::new(Step::CopyRoot),
-        choice: "the root is a copy",
-    });
+fn host_root(request: &LaunchRequest, places: &Places, facts: &HostFacts, steps: &mut Vec<Step>) {
+    let root = Step::OverlayRoot { source: places.dir.clone() };
+    // Snapshots are layers of an overlay, and what they mean is lost in a copy.
+    let copies = request.snapshots.is_empty();
+    if copies {
+        let choice = "the root is a copy";
+        steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
+    } else {
+        steps.push(root);
+    }
     for name in &facts.system_dirs {
         let second = if name == "etc" {
             Step::Copy { name: name.clone() }
@@ -308,14 +321,13 @@ fn host_root(places: &Places, facts: &HostFacts, steps: &mut Vec<Step>) {
             }
         };
         let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
-        steps.push(Step::Either {
-            first: Box::new(Step::Overlay {
-                name: name.clone(),
-                skeleton: skeleton::LAYERS.contains(&name.as_str()),
-            }),
-            second: Box::new(second),
-            choice,
-        });
+        let overlay =
+            Step::Overlay { name: name.clone(), skeleton: skeleton::LAYERS.contains(&name.as_str()) };
+        if copies {
+            steps.push(Step::Either { first: Box::new(overlay), second: Box::new(second), choice });
+        } else {
+            steps.push(overlay);
+        }
     }
     if facts.dpkg {
         let to = format!("{ROOT}/var/lib/dpkg");
@@ -396,13 +408,9 @@ mod tests {
         let spec =
             BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
         let mount_paths = vec!["/v/1".into(), "/v/2".into()];
-        LaunchRequest {
-            id: "a.b".into(),
-            spec,
-            id_map: IdMap::High { base: 100_000 },
-            mount_paths,
-            layers: Vec::new(),
-        }
+        let id_map = IdMap::High { base: 100_000 };
+        let id = "a.b".into();
+        LaunchRequest { id, spec, id_map, mount_paths, layers: Vec::new(), snapshots: Vec::new() }
     }
 
     fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
@@ -461,6 +469,18 @@ mod tests {
                 .any(|s| matches!(s, Step::Bind { from, read_only: true, .. } if from == "/usr"))
         );
         assert!(recorder.done.contains(&Step::MoveRoot));
+    }
+
+    #[test]
+    fn snapshots_are_opened_as_the_caller_and_never_copied() {
+        let mut request = request(Network::None);
+        request.snapshots = vec!["/e/snapshots/s".into()];
+        let steps = plan(&request, &facts());
+        let opened = position(&steps, |s| matches!(s, Step::OpenSnapshots(_)));
+        assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
+        let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. }));
+        let (step, _) = execute(&steps, &mut recorder).unwrap_err();
+        assert_eq!(step, "overlay /usr");
     }
 
     #[test]

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::cgroup::{self, Available};
+use super::cgroup::{self, Available, Controller};
 use super::client::{self, ExecHandle, Stdio};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::launch::LaunchRequest;
+use super::lifetime::Moment;
 use super::mounts;
 use super::proto::{Reply, Request};
 use super::proxy::Upstream;
@@ -61,6 +62,11 @@ impl Engine {
         }
     }
 
+    /// The engine that a shim belongs to.
+    pub(super) fn of_shim(root: &Path, sockets: &Path) -> Engine {
+        Engine { root: root.to_owned(), runtime: sockets.to_owned(), exe: "/proc/self/exe".into() }
+    }
+
     /// Every sandbox. One whose state is unreadable is listed as [`BoxState::Broken`], never left out.
     ///
     /// # Errors
@@ -88,6 +94,13 @@ impl Engine {
         match self.record(id)? {
             None if self.dir(id).exists() => self.without_record(id).await,
             None => Ok(None),
+            // Its shim sees to it while it runs, and nobody while it does not.
+            Some(record) if self.is_over(&record)? && self.liveness(id)?.0.pid().is_none() => {
+                match self.expire(id).await {
+                    Ok(()) | Err(EngineError::NotFound(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
             Some(record) => self.info(record).await.map(Some),
         }
     }
@@ -129,7 +142,7 @@ impl Engine {
             }
             Some(record) if self.run(id)?.is_some() => return self.info(record).await,
             Some(record) => record,
-            None => self.new_record(id, spec, labels)?,
+            None => self.new_record(id, spec, labels).await?,
         };
         // The record is written before the first process starts. A power cut would end that process too, so the disk may catch
         // up meanwhile; nothing is reported before it has.
@@ -149,16 +162,18 @@ impl Engine {
         self.info(record).await
     }
 
-    /// Starts a stopped sandbox; one that runs is left alone.
+    /// Starts a stopped sandbox, and lets a paused one go on; one that runs is left alone.
     ///
     /// # Errors
-    /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::File`].
+    /// [`EngineError::NotFound`], [`EngineError::Launch`], [`EngineError::Control`], [`EngineError::File`].
     pub async fn start(&self, id: &str) -> Result<(), EngineError> {
         let (lock, record) = self.existing(id).await?;
-        if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
-            return Ok(());
+        match self.liveness(id)? {
+            (BoxState::Running { .. }, _) => Ok(()),
+            (BoxState::Paused { .. }, Some(run)) => cgroup::thaw(&run.cgroups)
+                .map_err(|source| EngineError::Control { id: id.to_owned(), source }),
+            _ => self.launch(&record, &lock).await,
         }
-        self.launch(&record, &lock).await
     }
 
     /// Stops a sandbox: SIGTERM to everything inside, SIGKILL after `grace`. Its files stay. One that is stopped is left alone.
@@ -203,8 +218,11 @@ impl Engine {
         check_spec(spec)?;
         check_limits(&spec.limits)?;
         let (_lock, mut record) = self.existing(id).await?;
-        if matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+        if self.liveness(id)?.0.pid().is_some() {
             return Err(EngineError::Running(id.to_owned()));
+        }
+        if spec.snapshot != record.spec.snapshot {
+            return Err(EngineError::Invalid("what a sandbox starts from cannot be changed".to_owned()));
         }
         let dir = self.dir(id);
         rootfs::forget_network_files(&dir).map_err(EngineError::file("update", &dir))?;
@@ -220,11 +238,13 @@ impl Engine {
         check_limits(limits)?;
         let (_lock, mut record) = self.existing(id).await?;
         let control = |source| EngineError::Control { id: id.to_owned(), source };
-        if let (BoxState::Running { pid, .. }, Some(mut run)) = self.liveness(id)? {
-            if run.cgroups.is_empty() && *limits != Limits::default() {
+        let (state, run) = self.liveness(id)?;
+        if let (Some(pid), Some(mut run)) = (state.pid(), run) {
+            let limited = run.cgroups.iter().any(|group| group.controller != Controller::Freezer);
+            if !limited && *limits != Limits::default() {
                 let dir = absolute(&self.dir(id))?;
                 let available = Available::here().map_err(control)?;
-                run.cgroups = available.make(&cgroup::name(&dir, id)).map_err(control)?;
+                run.cgroups.extend(available.make(&cgroup::name(&dir, id)).map_err(control)?);
                 // Written down before anything is in them: from here on whoever ends the sandbox removes them.
                 let path = self.dir(id).join("run.json");
                 state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
@@ -358,11 +378,16 @@ impl Engine {
         Ok(read_state(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
     }
 
-    async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
-        if !matches!(self.liveness(id)?.0, BoxState::Running { .. }) {
+    pub(super) async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
+        if self.liveness(id)?.0.pid().is_none() {
             return Ok(());
         }
-        let (reply, _) = self.ask(id, &self.connect(id).await?, request).await?;
+        // Links are made inside; the rest is the shim's alone, which is awake when all else is frozen.
+        let connection = match request {
+            Request::SetLinks(_) => self.connect(id).await?,
+            _ => self.reach(id).await?,
+        };
+        let (reply, _) = self.ask(id, &connection, request).await?;
         match reply {
             Reply::Failed { what, errno } => {
                 let reason = io::Error::from_raw_os_error(errno).to_string();
@@ -392,14 +417,14 @@ impl Engine {
         read_state(id, &self.dir(id).join("run.json"))
     }
 
-    fn write_record(&self, record: &Record) -> Result<(), EngineError> {
+    pub(super) fn write_record(&self, record: &Record) -> Result<(), EngineError> {
         let path = self.dir(&record.id).join("state.json");
         state::write(&path, record, true)
             .and_then(|()| state::sync(&path))
             .map_err(EngineError::file("write", &path))
     }
 
-    async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
+    pub(super) async fn existing(&self, id: &str) -> Result<(Lock, Record), EngineError> {
         check_name(id)?;
         let not_found = || EngineError::NotFound(id.to_owned());
         if !self.dir(id).exists() {
@@ -416,19 +441,37 @@ impl Engine {
         }
     }
 
-    fn new_record(
+    async fn new_record(
         &self,
         id: &str,
         spec: &BoxSpec,
         labels: &BTreeMap<String, String>,
     ) -> Result<Record, EngineError> {
         let id_map = rootfs::choose_ids().map_err(EngineError::file("read", Path::new("/etc/subuid")))?;
+        let mut spec = spec.clone();
+        // Held until the record is there: from then on the snapshot is in use.
+        let _snapshot = match &spec.snapshot {
+            None => None,
+            Some(name) => {
+                let (kept, lock) = self.hold_snapshot(name).await?;
+                if kept.id_map != id_map {
+                    return Err(EngineError::Invalid(format!(
+                        "snapshot `{name}` belongs to other ids ({}) than this user's sandboxes have now ({})",
+                        kept.id_map.describe(),
+                        id_map.describe()
+                    )));
+                }
+                spec.image = kept.image;
+                Some(lock)
+            }
+        };
         let record = Record {
             version: state::VERSION,
             id: id.to_owned(),
             labels: labels.clone(),
-            spec: spec.clone(),
+            spec,
             created_at: state::now_ms(),
+            born: Moment::now().ok(), // without it the clock has to do
             id_map,
             forwards: Vec::new(),
             links: Vec::new(),
@@ -450,9 +493,9 @@ impl Engine {
         let stopped =
             |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
         let mut forwards: Vec<ForwardInfo> = record.forwards.iter().map(stopped).collect();
-        if matches!(state, BoxState::Running { .. }) && !forwards.is_empty() {
+        if state.pid().is_some() && !forwards.is_empty() {
             // Between the look at the processes and this question the sandbox may end: then nothing listens.
-            if let Ok(connection) = self.connect(&record.id).await
+            if let Ok(Some(connection)) = client::connect(&self.runtime.join(&record.id)).await
                 && let Ok((Reply::Status(open), _)) =
                     self.ask(&record.id, &connection, &Request::Status).await
             {
@@ -463,23 +506,19 @@ impl Engine {
             }
         }
         let groups = run.iter().flat_map(|run| &run.cgroups).cloned().collect::<Vec<_>>();
-        let limits = match &state {
-            BoxState::Running { .. } if !groups.is_empty() => {
-                // It may end between the two looks, and its groups with it: then nothing is in force.
-                Some(cgroup::measure(&groups).unwrap_or_default())
-            }
-            BoxState::Running { .. } if record.spec.limits != Limits::default() => {
-                Some(LimitsInfo::default())
-            }
+        let limited = groups.iter().any(|group| group.controller != Controller::Freezer);
+        let limits = match state.pid() {
+            // It may end between the two looks, and its groups with it: then nothing is in force.
+            Some(_) if limited => Some(cgroup::measure(&groups).unwrap_or_default()),
+            Some(_) if record.spec.limits != Limits::default() => Some(LimitsInfo::default()),
             _ => None,
         };
-        let lost = match &state {
-            BoxState::Running { pid, .. } => lost_mounts(&record.spec, *pid),
-            _ => Vec::new(),
-        };
+        let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
+        let left = self.left(&record)?;
         Ok(BoxInfo {
             limits,
             lost,
+            expires_at: left.map(|left| state::now_ms().saturating_add(left)),
             id: record.id,
             labels: record.labels,
             spec: record.spec,
@@ -492,7 +531,7 @@ impl Engine {
     }
 
     /// What the recorded run has come to.
-    fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
+    pub(super) fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
         let Some(run) = self.run(id)? else {
             // Whoever creates a sandbox holds its lock until it runs.
             let state = match self.is_locked(id)? {
@@ -509,7 +548,13 @@ impl Engine {
                 BoxState::Stopped { unclean: Some("the machine restarted".to_owned()) }
             }
             None => match (run.shim.alive().map_err(cannot)?, run.init.alive().map_err(cannot)?) {
-                (Some(_), Some(_)) => BoxState::Running { pid: run.init.pid, since: run.since },
+                (Some(_), Some(_)) => {
+                    let (pid, since) = (run.init.pid, run.since);
+                    match cgroup::is_frozen(&run.cgroups).map_err(cannot)? {
+                        true => BoxState::Paused { pid, since },
+                        false => BoxState::Running { pid, since },
+                    }
+                }
                 (None, _) => {
                     BoxState::Stopped { unclean: Some("its host-side process was killed".to_owned()) }
                 }
@@ -537,12 +582,14 @@ impl Engine {
                 id_map: record.id_map,
                 mount_paths,
                 layers: self.layer_paths(&record.spec.image)?,
+                snapshots: self.layers(record.spec.snapshot.as_deref())?,
             },
             dir: absolute(&self.dir(id))?,
             skeletons: absolute(&self.root.join("skeletons"))?,
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),
+            created: (record.created_at, record.born.clone()),
             upstream: Upstream::from_environment(),
         };
         let failed = |step: &str, reason: String| EngineError::Launch {
@@ -554,7 +601,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready | Answer::Unpacked(_))) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Copied(_) | Answer::Unpacked(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -611,6 +658,18 @@ impl Engine {
     async fn connect(&self, id: &str) -> Result<Seq, EngineError> {
         check_name(id)?;
         let control = |source| EngineError::Control { id: id.to_owned(), source };
+        // What is frozen never answers.
+        if let Ok(Some(run)) = self.run(id)
+            && cgroup::is_frozen(&run.cgroups).map_err(control)?
+        {
+            return Err(EngineError::Paused(id.to_owned()));
+        }
+        self.reach(id).await
+    }
+
+    /// A connection to its shim.
+    async fn reach(&self, id: &str) -> Result<Seq, EngineError> {
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
         match client::connect(&self.runtime.join(id)).await.map_err(control)? {
             Some(connection) => Ok(connection),
             None if self.record(id)?.is_none() => Err(EngineError::NotFound(id.to_owned())),
@@ -647,6 +706,7 @@ impl Engine {
             && run.boot == state::boot_id().map_err(control)?
         {
             let groups = run.cgroups;
+            cgroup::thaw(&groups).map_err(control)?; // what is frozen neither hears a signal nor ends
             let (shim, init) = (run.shim.alive().map_err(control)?, run.init.alive().map_err(control)?);
             if let (Some(grace), Some(_), Some(init)) = (grace, &shim, &init) {
                 self.ask_to_stop(id, grace, init).await;
@@ -657,7 +717,9 @@ impl Engine {
             if let Some(shim) = shim {
                 // it has its end to record
                 let gone = shim.try_clone().map_err(control)?;
-                if tokio::time::timeout(END_TIMEOUT, state::wait_gone(gone)).await.is_err() {
+                // The shim of a sandbox whose time is over deletes it itself, as the last thing it does.
+                let is_itself = run.shim.pid == std::process::id() as i32;
+                if !is_itself && tokio::time::timeout(END_TIMEOUT, state::wait_gone(gone)).await.is_err() {
                     state::kill_and_wait(shim).await.map_err(control)?;
                 }
             }
@@ -679,7 +741,7 @@ impl Engine {
     }
 
     /// Ends and removes everything, the state last, so that a removal that was cut short is still listed.
-    async fn remove(&self, id: &str) -> Result<(), EngineError> {
+    pub(super) async fn remove(&self, id: &str) -> Result<(), EngineError> {
         self.end(id, None).await?;
         let dir = self.dir(id);
         if !dir.exists() {
@@ -715,7 +777,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready | Answer::Unpacked(_)) => Ok(()),
+            Ok(Answer::Ready | Answer::Copied(_) | Answer::Unpacked(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }
@@ -728,6 +790,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         labels: BTreeMap::new(),
         spec: BoxSpec::default(),
         created_at: 0,
+        expires_at: None,
         state: BoxState::Broken(reason),
         forwards: Vec::new(),
         links: Vec::new(),

@@ -5,13 +5,14 @@
 //! other. A request travels from the caller to the shim, which passes it on with the caller's own connection, so a command's
 //! streams and answers go straight between caller and init.
 //!
-//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`,
+//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`, `snapshots/<name>/`,
 //! `skeletons/<hash>/` with what sandboxes have in common, `images/` (see `image::Store`), `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
 mod cgroup;
 mod client;
 mod command;
+mod copy;
 mod destination;
 mod egress;
 mod error;
@@ -20,7 +21,9 @@ mod images;
 mod init;
 mod launch;
 mod lifecycle;
+mod lifetime;
 mod mounts;
+mod pause;
 mod probe;
 mod proto;
 mod proxy;
@@ -30,6 +33,7 @@ mod seq;
 mod serve;
 pub mod shim;
 mod skeleton;
+mod snapshot;
 mod spec;
 mod state;
 mod sys;
@@ -43,6 +47,6 @@ pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Limits,
-    LimitsInfo, Link, Mount, MountSource, Network, OciImage, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Lifetime, Limits,
+    LimitsInfo, Link, Mount, MountSource, Network, OciImage, SnapshotInfo, VolumeInfo,
 };

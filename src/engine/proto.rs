@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressRule;
-use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Link};
+use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link};
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
 const MAX_COMMAND: u64 = 8 * 1024 * 1024;
@@ -36,6 +36,10 @@ pub enum Request {
     SetForwards(Vec<Forward>),
     /// Replace the set of links.
     SetLinks(Vec<Link>),
+    /// For how long no command has run inside that somebody waits for. Only from the shim.
+    Idle,
+    /// Replace when it ends by itself.
+    SetLifetime(Lifetime),
     /// Replace the rules of egress.
     SetEgress(Option<Vec<EgressRule>>),
 }
@@ -72,6 +76,8 @@ pub enum Reply {
         /// An `errno` value.
         errno: i32,
     },
+    /// So many milliseconds.
+    Idle(u64),
     /// The forwards.
     Status(Vec<ForwardInfo>),
 }

@@ -4,27 +4,33 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustix::net::SocketFlags;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::cgroup;
 use super::egress::{Account, Policy};
+use super::lifetime::{self, Over, Uses};
 use super::proto::{Reply, Request};
 use super::proxy::{self, Proxy};
 use super::seq::{self, Seq};
 use super::shim::{Answer, Caller, Order, is_for_clients};
-use super::spec::{Forward, ForwardInfo, Link, Network};
+use super::spec::{Forward, ForwardInfo, Lifetime, Link, Network};
+use super::state::{self, Run};
 use super::sys;
 
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of one forward or link at a time.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long what is inside may take to end when it is time.
+const STOP_GRACE_MS: u64 = 10_000;
 
 /// The sockets of the sandbox, made by init.
 #[derive(Debug)]
@@ -51,22 +57,53 @@ impl Sandbox {
         TcpListener::from_std(socket)
     }
 
-    async fn socket(&self, request: Request) -> io::Result<OwnedFd> {
-        let (ours, theirs) = seq::pair()?;
-        self.0.send(&request, &[theirs.as_fd()]).await?;
-        drop(theirs);
-        let (bytes, mut fds) = Seq::new(ours)?.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        match seq::decode(&bytes)? {
-            Reply::Done if !fds.is_empty() => Ok(fds.swap_remove(0)),
-            Reply::Failed { errno, .. } => Err(io::Error::from_raw_os_error(errno)),
+    /// For how many milliseconds no command has run inside that somebody waits for.
+    async fn idle(&self) -> io::Result<u64> {
+        match self.ask(Request::Idle).await? {
+            (Reply::Idle(ms), _) => Ok(ms),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
+
+    /// Asks everything inside to end, and ends it after the grace.
+    async fn stop(&self) -> io::Result<()> {
+        let (_ours, theirs) = seq::pair()?; // nothing is answered
+        self.0.send(&Request::Stop(STOP_GRACE_MS), &[theirs.as_fd()]).await
+    }
+
+    async fn socket(&self, request: Request) -> io::Result<OwnedFd> {
+        match self.ask(request).await? {
+            (Reply::Done, mut fds) if !fds.is_empty() => Ok(fds.swap_remove(0)),
+            (Reply::Failed { errno, .. }, _) => Err(io::Error::from_raw_os_error(errno)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    async fn ask(&self, request: Request) -> io::Result<(Reply, Vec<OwnedFd>)> {
+        let (ours, theirs) = seq::pair()?;
+        self.0.send(&request, &[theirs.as_fd()]).await?;
+        drop(theirs);
+        let (bytes, fds) = Seq::new(ours)?.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((seq::decode(&bytes)?, fds))
+    }
+}
+
+/// How a sandbox came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Somebody asked for it.
+    Asked,
+    /// It was time.
+    Over(Over),
+    /// Nobody knows why.
+    Alone,
 }
 
 struct Shim {
     sandbox: Arc<Sandbox>,
     asked: AtomicBool,
+    lifetime: watch::Sender<Lifetime>,
+    uses: Arc<Uses>,
     forwards: Mutex<HashMap<SocketAddr, Open>>,
     links: Mutex<HashMap<Link, JoinHandle<()>>>,
     policy: Arc<Policy>,
@@ -79,7 +116,7 @@ struct Open {
     task: Option<JoinHandle<()>>,
 }
 
-/// Opens what was declared, tells the caller that all is ready, and serves until init is gone. Whether somebody asked for that.
+/// Opens what was declared, tells the caller that all is ready, and serves until init is gone. How that came.
 ///
 /// # Errors
 /// What the runtime's reactor reports; the sandbox then ends with the shim.
@@ -89,10 +126,14 @@ pub async fn serve(
     init: OwnedFd,
     pidfd: OwnedFd,
     listener: OwnedFd,
-) -> io::Result<bool> {
+) -> io::Result<End> {
+    let (lifetime, lifetime_changes) = watch::channel(order.request.spec.lifetime);
+    let created = order.created.clone();
     let shim = Arc::new(Shim {
         sandbox: Arc::new(Sandbox(Seq::new(init)?)),
         asked: AtomicBool::new(false),
+        lifetime,
+        uses: Arc::default(),
         forwards: Mutex::default(),
         links: Mutex::default(),
         policy: Arc::new(Policy::new(order.request.spec.egress.clone())),
@@ -102,12 +143,26 @@ pub async fn serve(
     let listener = sys::watch(listener, tokio::io::Interest::READABLE)?;
     shim.restore(order).await;
     caller.answer(&Answer::Ready);
+    let idle_inside = || async { shim.sandbox.idle().await };
+    let over = lifetime::over(lifetime_changes, created, &shim.uses, idle_inside);
+    tokio::pin!(over);
+    let mut ended = None;
     loop {
         tokio::select! {
             result = gone.readable() => {
                 drop(result?);
                 shim.account.write();
-                return Ok(shim.asked.load(Ordering::Relaxed));
+                return Ok(match (shim.asked.load(Ordering::Relaxed), ended) {
+                    (true, _) => End::Asked,
+                    (false, Some(over)) => End::Over(over),
+                    (false, None) => End::Alone,
+                });
+            }
+            why = &mut over, if ended.is_none() => {
+                ended = Some(why);
+                let groups = state::read::<Run>(Path::new("run.json"))?.map(|run| run.cgroups).unwrap_or_default();
+                cgroup::thaw(&groups)?; // what is frozen does not end
+                shim.sandbox.stop().await?;
             }
             result = listener.readable() => {
                 let accepted = result?.try_io(|socket| {
@@ -181,7 +236,9 @@ impl Shim {
             | Request::Dial(_)
             | Request::Open(_)
             | Request::Stop(_)
-            | Request::Listen(_) => {
+            | Request::Listen(_)
+            | Request::Idle => {
+                self.uses.touch();
                 if matches!(request, Request::Stop(_)) {
                     self.asked.store(true, Ordering::Relaxed);
                 }
@@ -195,6 +252,10 @@ impl Shim {
                 Ok(()) => client.try_send(&Reply::Done),
                 Err((listen, error)) => client.try_send(&failed(listen.to_string(), &error)),
             },
+            Request::SetLifetime(lifetime) => {
+                self.lifetime.send_replace(lifetime);
+                client.try_send(&Reply::Done)
+            }
             Request::SetEgress(rules) => {
                 self.policy.replace(rules);
                 client.try_send(&Reply::Done)
@@ -255,7 +316,7 @@ impl Shim {
             let (sandbox, port) = (Arc::clone(&sandbox), target.load(Ordering::Relaxed));
             async move { sandbox.dial(port).await }
         };
-        Open { port, task: Some(tokio::spawn(relay(listener, connect))) }
+        Open { port, task: Some(tokio::spawn(relay(listener, connect, Arc::clone(&self.uses)))) }
     }
 
     async fn set_links(&self, wanted: &[Link]) -> Result<(), (Link, io::Error)> {
@@ -268,7 +329,10 @@ impl Shim {
             if !links.contains_key(link) {
                 let listener = self.sandbox.listen(link.listen_port).await.map_err(|error| (*link, error))?;
                 let host = link.host;
-                links.insert(*link, tokio::spawn(relay(listener, move || TcpStream::connect(host))));
+                links.insert(
+                    *link,
+                    tokio::spawn(relay(listener, move || TcpStream::connect(host), Arc::default())),
+                );
             }
         }
         Ok(())
@@ -301,8 +365,8 @@ fn listen_on_host(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// Accepts until aborted; then its connections end too.
-async fn relay<C, F>(listener: TcpListener, connect: C)
+/// Accepts until aborted; then its connections end too. Each of them is one of the uses.
+async fn relay<C, F>(listener: TcpListener, connect: C, uses: Arc<Uses>)
 where
     C: Fn() -> F + Clone + Send + 'static,
     F: Future<Output = io::Result<TcpStream>> + Send,
@@ -312,8 +376,9 @@ where
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((mut from, _)) => {
-                    let connect = connect.clone();
+                    let (connect, uses) = (connect.clone(), Arc::clone(&uses));
                     connections.spawn(async move {
+                        let _use = uses.begin();
                         let mut to = connect().await?;
                         let _ = (from.set_nodelay(true), to.set_nodelay(true));
                         tokio::io::copy_bidirectional(&mut from, &mut to).await.map(drop)

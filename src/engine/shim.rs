@@ -19,13 +19,15 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{self, Available, Group};
 use super::init::{self, Launched};
 use super::launch::{self, HostFacts, IdMap, LaunchRequest, Places, wants_idmap};
+use super::lifecycle::Engine;
+use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
-use super::serve;
+use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
 use super::spec::{Forward, Image, Limits, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
-use super::{rootfs, seccomp, seq, sys, syscalls};
+use super::{rootfs, seccomp, seq, snapshot, sys, syscalls};
 use crate::image;
 
 /// The first argument by which the program becomes a shim.
@@ -45,6 +47,15 @@ pub enum Task {
         id_map: IdMap,
         /// The tree.
         path: PathBuf,
+    },
+    /// Copy the files of a sandbox into a snapshot, as those ids.
+    Copy {
+        /// Those ids.
+        id_map: IdMap,
+        /// The sandbox's directory.
+        from: PathBuf,
+        /// The snapshot's.
+        to: PathBuf,
     },
     /// Unpack a layer of an image with the ids of a sandbox.
     Unpack(Box<Unpack>),
@@ -80,6 +91,8 @@ pub struct Order {
     pub forwards: Vec<Forward>,
     /// Ports inside that lead to the host.
     pub links: Vec<Link>,
+    /// When it was created, in milliseconds since the Unix epoch and by a clock that nobody sets.
+    pub created: (u64, Option<Moment>),
     /// The host's own proxies.
     pub upstream: Upstream,
 }
@@ -92,6 +105,8 @@ pub enum Answer {
     Ready,
     /// The layer is there.
     Unpacked(image::Unpacked),
+    /// Its files were copied; the bytes that they take.
+    Copied(u64),
     /// It does not run.
     Failed {
         /// The step.
@@ -148,6 +163,9 @@ pub fn main() -> ExitCode {
         Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || rootfs::remove_tree(&path))
             .map(|()| Answer::Ready)
             .map_err(step("remove files")),
+        Ok(Task::Copy { id_map, from, to }) => with_ids(&id_map, || snapshot::copy_parts(&from, &to))
+            .map(Answer::Copied)
+            .map_err(step("copy files")),
         Ok(Task::Unpack(task)) => unpack(&task).map(Answer::Unpacked).map_err(step("unpack")),
         Err(failure) => Err(failure),
     };
@@ -436,14 +454,18 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
 fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let Live { init, pidfd, listener, skeleton: _held, mut run } = live;
     let control = order.control.clone();
+    let (id, dir) = (order.request.id.clone(), order.dir.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));
-    runtime.shutdown_background();
     let status = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
-    run.ended = Some(match (asked?, status.and_then(|(_, status)| status.terminating_signal())) {
-        (true, _) => Ended::Stopped,
-        (false, Some(signal)) => Ended::Unclean(format!("its first process was killed by signal {signal}")),
-        (false, None) => Ended::Unclean("its first process ended".to_owned()),
+    let asked = asked?;
+    run.ended = Some(match (asked, status.and_then(|(_, status)| status.terminating_signal())) {
+        (End::Asked, _) => Ended::Stopped,
+        (End::Over(over), _) => Ended::Unclean(over.to_string()),
+        (End::Alone, Some(signal)) => {
+            Ended::Unclean(format!("its first process was killed by signal {signal}"))
+        }
+        (End::Alone, None) => Ended::Unclean("its first process ended".to_owned()),
     });
     // The engine may have added groups since.
     if let Ok(Some(now)) = state::read::<Run>(Path::new("run.json")) {
@@ -456,10 +478,17 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let written = state::write(Path::new("run.json"), &run, false);
     let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
     let _ = fs::remove_dir(&control);
+    if matches!(asked, End::Over(Over::Old(_)))
+        && let (Some(root), Some(sockets)) = (dir.ancestors().nth(2), control.parent())
+        && let Err(error) = runtime.block_on(Engine::of_shim(root, sockets).expire(&id))
+    {
+        eprintln!("its time is over, and it could not be deleted: {error}"); // whoever looks at it next tries again
+    }
+    runtime.shutdown_background();
     written
 }
 
 /// Whether a client may ask this of the shim.
 pub fn is_for_clients(request: &Request) -> bool {
-    !matches!(request, Request::Listen(_))
+    !matches!(request, Request::Listen(_) | Request::Idle)
 }

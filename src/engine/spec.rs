@@ -48,7 +48,7 @@ pub struct ImageInfo {
     pub size: Option<u64>,
     /// When it was pulled, in milliseconds since the Unix epoch.
     pub pulled_at: u64,
-    /// Ids of the sandboxes that were made from it.
+    /// What was made from it: ids of sandboxes, and `snapshot NAME`.
     pub users: Vec<String>,
 }
 
@@ -91,6 +91,9 @@ pub struct Mount {
 pub struct BoxSpec {
     /// The root file system.
     pub image: Image,
+    /// The snapshot that it starts from, which also says what is under that. Cannot be changed.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// The host name inside; the id when absent.
     pub hostname: Option<String>,
     /// What it can reach.
@@ -103,11 +106,23 @@ pub struct BoxSpec {
     /// What all that runs inside may use together.
     #[serde(default)]
     pub limits: Limits,
+    /// When it ends by itself.
+    #[serde(default)]
+    pub lifetime: Lifetime,
     /// Directories made in `/run` at every start, parents first, which root alone may list.
     #[serde(default)]
     pub run_dirs: Vec<String>,
     /// Environment of every command, under what the command itself sets. Not for secrets: it is kept on disk.
     pub env: Vec<(String, String)>,
+}
+
+/// When a sandbox ends by itself, in milliseconds; what is absent is never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Lifetime {
+    /// It is deleted so long after its creation.
+    pub ttl: Option<u64>,
+    /// It is stopped after so long without a command from outside that runs and without a connection through one of its ports.
+    pub idle: Option<u64>,
 }
 
 /// What all that runs in a sandbox may use together; what is absent is unlimited.
@@ -175,6 +190,13 @@ pub enum BoxState {
         /// When it started, in milliseconds since the Unix epoch.
         since: u64,
     },
+    /// Both of its processes live, and all that is inside is frozen.
+    Paused {
+        /// As of one that runs.
+        pid: i32,
+        /// As of one that runs.
+        since: u64,
+    },
     /// Not running; its files are kept.
     Stopped {
         /// Why it ended, when nobody asked it to.
@@ -184,6 +206,16 @@ pub enum BoxState {
     Creating,
     /// Its state cannot be read; the reason. It can be deleted.
     Broken(String),
+}
+
+impl BoxState {
+    /// The first process, where the processes live, frozen or not.
+    pub fn pid(&self) -> Option<i32> {
+        match self {
+            BoxState::Running { pid, .. } | BoxState::Paused { pid, .. } => Some(*pid),
+            BoxState::Stopped { .. } | BoxState::Creating | BoxState::Broken(_) => None,
+        }
+    }
 }
 
 /// One sandbox as it is now.
@@ -199,6 +231,8 @@ pub struct BoxInfo {
     pub created_at: u64,
     /// Whether it runs.
     pub state: BoxState,
+    /// When it is deleted, in milliseconds since the Unix epoch, if nobody sets the machine's clock until then.
+    pub expires_at: Option<u64>,
     /// Host addresses that lead inside.
     pub forwards: Vec<ForwardInfo>,
     /// Ports inside that lead to the host.
@@ -232,6 +266,21 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
+}
+
+/// A snapshot: the files of a sandbox as they were at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub name: String,
+    /// The caller's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// The bytes that it takes on the disk by itself.
+    pub bytes: u64,
+    /// The snapshot under it, where the sandbox was itself made from one.
+    pub on: Option<String>,
 }
 
 /// A volume: a directory that outlives sandboxes and can be mounted in several.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::Group;
 use super::error::EngineError;
 use super::launch::IdMap;
+use super::lifetime::Moment;
 use super::spec::{BoxSpec, Forward, Link};
 use super::sys;
 
@@ -37,6 +38,9 @@ pub struct Record {
     pub spec: BoxSpec,
     /// Milliseconds since the Unix epoch.
     pub created_at: u64,
+    /// The same by a clock that nobody sets.
+    #[serde(default)]
+    pub born: Option<Moment>,
     /// Whose its files are.
     pub id_map: IdMap,
     /// Host addresses that lead inside.

@@ -39,6 +39,8 @@ pub struct Real {
     skeleton: Option<OwnedFd>,
     /// The layers of the image, the lowest first, once they are open.
     layers: Vec<OwnedFd>,
+    /// The snapshots, the uppermost first, once they are open.
+    snapshots: Vec<OwnedFd>,
 }
 
 impl Syscalls for Real {
@@ -62,6 +64,12 @@ impl Syscalls for Real {
                 }
                 Ok(())
             }
+            Step::OpenSnapshots(paths) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let open = |path| Ok(rustix::fs::open(path, flags, Mode::empty())?);
+                self.snapshots = paths.iter().map(open).collect::<io::Result<_>>()?;
+                Ok(())
+            }
             Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),
             Step::DieWithParent => sys::die_with_parent(),
             Step::Hostname(name) => Ok(rustix::system::sethostname(name.as_bytes())?),
@@ -75,7 +83,9 @@ impl Syscalls for Real {
             }
             Step::Device(name) => Ok(device(name)?),
             Step::OverlayRoot { source } => {
-                overlay(source, ROOT, &[self.skeleton()?.join("root")], ROOT, "work/rootfs")
+                let mut lowers = self.of_snapshots("rootfs");
+                lowers.push(self.skeleton()?.join("root"));
+                overlay(source, ROOT, &lowers, ROOT, "work/rootfs")
             }
             Step::OverlayImage { source } => self.overlay_image(source),
             Step::CopyRoot => {
@@ -84,9 +94,13 @@ impl Syscalls for Real {
             }
             Step::Overlay { name, skeleton } => {
                 let host = PathBuf::from("/").join(name);
-                let lowers = if *skeleton { vec![self.skeleton()?.join(name), host] } else { vec![host] };
                 let (target, upper, work) =
                     (format!("{ROOT}/{name}"), format!("upper/{name}"), format!("work/{name}"));
+                let mut lowers = self.of_snapshots(&upper);
+                if *skeleton {
+                    lowers.push(self.skeleton()?.join(name));
+                }
+                lowers.push(host);
                 overlay(Path::new("overlay"), &target, &lowers, &upper, &work)
             }
             Step::Copy { name } => self.copy_over(name),
@@ -160,10 +174,17 @@ impl Real {
         Ok(format!("/proc/self/fd/{}", skeleton.as_raw_fd()).into())
     }
 
+    /// The directory `name` of every snapshot that has it, through the open descriptors as above.
+    fn of_snapshots(&self, name: &str) -> Vec<PathBuf> {
+        let paths = self.snapshots.iter().map(|fd| format!("/proc/self/fd/{}/{name}", fd.as_raw_fd()).into());
+        paths.filter(|path: &PathBuf| path.is_dir()).collect()
+    }
+
     fn overlay_image(&self, source: &Path) -> io::Result<()> {
         let skeleton = self.skeleton()?;
         let descriptor = |layer: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", layer.as_raw_fd()));
         let mut lowers = vec![skeleton.join("top")];
+        lowers.extend(self.of_snapshots("rootfs"));
         lowers.extend(self.layers.iter().rev().map(descriptor));
         lowers.push(skeleton.join("root"));
         overlay(source, ROOT, &lowers, ROOT, "work/rootfs")?;

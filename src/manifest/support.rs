@@ -169,6 +169,7 @@ pub fn providers_page(sheets: &[&Capabilities]) -> String {
         StopMeaning::Suspend => "keeps the disk".to_owned(),
         StopMeaning::Destroy => "loses the disk".to_owned(),
     });
+    row("a pause", &|s| if s.pause { "keeps disk and memory".to_owned() } else { "no".to_owned() });
     row("longest life", &|s| {
         s.longest_life_ms.map_or_else(|| "no limit".to_owned(), |ms| Duration::from_millis(ms).to_string())
     });

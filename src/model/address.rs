@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Address {
     /// A volume: `volume/pgdata`.
     Volume(String),
+    /// A snapshot: `snapshot/before-upgrade`.
+    Snapshot(String),
     /// A sandbox: `sandbox/api`.
     Sandbox(String),
     /// The environment and secrets of a sandbox: `sandbox/api/env`.
@@ -27,10 +29,10 @@ pub enum Address {
 }
 
 impl Address {
-    /// The sandbox this resource is or lives in; `None` for a volume.
+    /// The sandbox this resource is or lives in; `None` for a volume or snapshot.
     pub fn sandbox(&self) -> Option<&str> {
         match self {
-            Self::Volume(_) => None,
+            Self::Volume(_) | Self::Snapshot(_) => None,
             Self::Sandbox(s)
             | Self::Env(s)
             | Self::File(s, _)
@@ -51,6 +53,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Volume(v) => write!(f, "volume/{v}"),
+            Self::Snapshot(s) => write!(f, "snapshot/{s}"),
             Self::Sandbox(s) => write!(f, "sandbox/{s}"),
             Self::Env(s) => write!(f, "sandbox/{s}/env"),
             Self::File(s, p) => write!(f, "sandbox/{s}/file{p}"),
@@ -80,6 +83,7 @@ impl FromStr for Address {
         let name = name.to_owned();
         match (kind, parts.next(), parts.next()) {
             ("volume", None, None) => Ok(Self::Volume(name)),
+            ("snapshot", None, None) => Ok(Self::Snapshot(name)),
             ("sandbox", None, None) => Ok(Self::Sandbox(name)),
             ("sandbox", Some("env"), None) => Ok(Self::Env(name)),
             ("sandbox", Some("file"), Some(p)) if !p.is_empty() => Ok(Self::File(name, format!("/{p}"))),
@@ -115,6 +119,7 @@ mod tests {
     fn every_kind_reads_back_as_it_prints() {
         for text in [
             "volume/pgdata",
+            "snapshot/before-upgrade",
             "sandbox/api",
             "sandbox/api/env",
             "sandbox/api/file/etc/motd",

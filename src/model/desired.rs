@@ -175,7 +175,7 @@ pub enum Image {
         #[serde(default)]
         sha256: String,
     },
-    /// A snapshot by its id at the provider.
+    /// A snapshot by its name in the project, or by its id at the provider.
     Snapshot(String),
 }
 

@@ -18,6 +18,10 @@ pub const GENERATION: &str = "pocketenv.io/generation";
 pub const INTENT: &str = "pocketenv.io/intent";
 /// When the object may be collected, in milliseconds since the epoch; absent for never.
 pub const EXPIRES_AT: &str = "pocketenv.io/expires-at";
+/// Of a snapshot, the sandbox that it was made of, by its address.
+pub const SNAPSHOT_OF: &str = "pocketenv.io/snapshot-of";
+/// Of a snapshot, `true` if it was made for forks alone and is of no use without them.
+pub const FOR_FORKS: &str = "pocketenv.io/for-forks";
 /// Always `pocketenv`.
 pub const MANAGED_BY: &str = "pocketenv.io/managed-by";
 

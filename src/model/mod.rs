@@ -34,5 +34,8 @@ pub use similar::nearest;
 
 /// Label names and their encoding at a provider.
 pub mod labels {
-    pub use super::label::{ADDRESS, EXPIRES_AT, GENERATION, INTENT, MANAGED_BY, OWNER, PROJECT, SPEC_HASH};
+    pub use super::label::{
+        ADDRESS, EXPIRES_AT, FOR_FORKS, GENERATION, INTENT, MANAGED_BY, OWNER, PROJECT, SNAPSHOT_OF,
+        SPEC_HASH,
+    };
 }

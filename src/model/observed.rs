@@ -45,6 +45,9 @@ pub struct ObservedProvider {
     pub sandboxes: BTreeMap<SandboxId, ObservedSandbox>,
     /// Volumes by name.
     pub volumes: BTreeMap<String, ObservedVolume>,
+    /// Snapshots by id.
+    #[serde(default)]
+    pub snapshots: BTreeMap<String, ObservedSnapshot>,
 }
 
 /// A sandbox as its provider reports it.
@@ -89,6 +92,8 @@ pub enum SandboxState {
     Creating,
     /// Runs.
     Running,
+    /// What runs in it is frozen and keeps its memory.
+    Paused,
     /// On its way to stopped.
     Stopping,
     /// Does not run and keeps its disk. `unclean` says why if nobody asked for it.
@@ -106,7 +111,7 @@ impl SandboxState {
     /// Whether it is up, or on its way there.
     pub fn run_state(&self) -> RunState {
         match self {
-            Self::Creating | Self::Running => RunState::Running,
+            Self::Creating | Self::Running | Self::Paused => RunState::Running,
             Self::Stopping | Self::Stopped { .. } | Self::Deleting | Self::Failed(_) => RunState::Stopped,
         }
     }
@@ -119,6 +124,19 @@ pub struct ObservedVolume {
     pub labels: BTreeMap<String, String>,
     /// When it was created, by the provider's clock.
     pub created_at: Option<Timestamp>,
+}
+
+/// A snapshot as its provider reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedSnapshot {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was created, by the provider's clock.
+    pub created_at: Option<Timestamp>,
+    /// The bytes that it takes by itself, where the provider tells.
+    pub bytes: Option<u64>,
+    /// What is made from it and keeps it: ids of sandboxes and other snapshots.
+    pub used_by: Vec<String>,
 }
 
 /// The inside of a running sandbox.

@@ -69,6 +69,9 @@ pub struct Policy {
     /// Sandboxes that were asked to be started or stopped, by name. Bringing them to that state is no repair of drift.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub asked: BTreeSet<String>,
+    /// Sandboxes, by name, that are to be paused and left alone but for that.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub pause: BTreeSet<String>,
 }
 
 impl Default for Policy {
@@ -79,6 +82,7 @@ impl Default for Policy {
             targets: Vec::new(),
             rebuild: BTreeMap::new(),
             asked: BTreeSet::new(),
+            pause: BTreeSet::new(),
         }
     }
 }
@@ -157,6 +161,8 @@ pub enum Verdict {
     Recreate,
     /// It is started.
     Start,
+    /// It is paused.
+    Pause,
     /// It is stopped.
     Stop,
     /// It is deleted.
@@ -319,8 +325,10 @@ pub enum Action {
         /// The generation that this spec is.
         generation: u64,
     },
-    /// Start a stopped sandbox.
+    /// Start a stopped sandbox, or let a paused one go on.
     Start,
+    /// Freeze what runs in a sandbox.
+    Pause,
     /// Ask the services of a sandbox that is about to stop or go to end, each in its own way, one after the other. What cannot be asked is
     /// ended by the stop or delete that follows: this never fails.
     Quiesce {
@@ -409,6 +417,7 @@ impl Action {
             Self::AdoptVolume { .. } | Self::Adopt { .. } => "adopt",
             Self::Update { .. } => "update",
             Self::Start => "start",
+            Self::Pause => "pause",
             Self::Quiesce { .. } => "end services of",
             Self::Stop => "stop",
             Self::Discard => "discard",

@@ -153,7 +153,7 @@ pub fn dot(plan: &Plan) -> String {
 fn symbol(verdict: Verdict) -> char {
     match verdict {
         Verdict::Create | Verdict::Adopt => '+',
-        Verdict::Live | Verdict::Restart | Verdict::Start | Verdict::Stop => '~',
+        Verdict::Live | Verdict::Restart | Verdict::Start | Verdict::Stop | Verdict::Pause => '~',
         Verdict::Recreate => '±',
         Verdict::Delete => '-',
         Verdict::Forget => '·',
@@ -177,6 +177,7 @@ fn infinitive(verdict: Verdict) -> &'static str {
         Verdict::Recreate => "recreate",
         Verdict::Start => "start",
         Verdict::Stop => "stop",
+        Verdict::Pause => "pause",
         Verdict::Delete => "delete",
         Verdict::Forget => "forget",
         Verdict::Wait => "wait for",

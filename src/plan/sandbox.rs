@@ -323,11 +323,25 @@ impl<'a> One<'a, '_> {
                 return self.create(b, gates, generation, Some(intent.id.clone()), left);
             }
             SandboxState::Stopping => return self.transition(b, "stopping"),
+            SandboxState::Running | SandboxState::Paused if b.input.policy.pause.contains(self.name) => {
+                return self.pause(b, existing);
+            }
+            // Nothing is known of its inside before it goes on; what differs there is for the next plan.
+            SandboxState::Paused if self.sandbox.state == RunState::Running => {
+                let reason =
+                    Reason::State { wanted: "running".to_owned(), at: b.origin(&self.address, "state") };
+                b.change(self.address.clone(), Verdict::Start, vec![reason]);
+                b.step(self.step(Some(&existing.id), Action::Start, left));
+                return self.transition(b, "paused");
+            }
             SandboxState::Failed(message) => {
                 let reason = Reason::Failed { message: message.clone() };
                 return self.recreate(b, gates, existing, generation, vec![reason], left);
             }
-            SandboxState::Running | SandboxState::Stopped { .. } | SandboxState::Deleting => {}
+            SandboxState::Running
+            | SandboxState::Paused
+            | SandboxState::Stopped { .. }
+            | SandboxState::Deleting => {}
         }
 
         if let Some(why) = b.input.policy.rebuild.get(&existing.id) {
@@ -374,6 +388,16 @@ impl<'a> One<'a, '_> {
         self.bring(b, gates, sheet, existing, Bring { class, reasons, generation, base, state_drift })
     }
 
+    /// Freezes one that runs. Nothing else is done about it.
+    fn pause(&self, b: &mut Builder<'a>, existing: &ObservedSandbox) -> Gate {
+        if existing.state == SandboxState::Running {
+            let reason = Reason::Asked { why: "it is to be paused".to_owned() };
+            b.change(self.address.clone(), Verdict::Pause, vec![reason]);
+            b.step(self.step(Some(&existing.id), Action::Pause, []));
+        }
+        Gate::Closed
+    }
+
     /// Brings an existing sandbox to its spec and run state without making a new one.
     fn bring(
         &self,
@@ -385,7 +409,7 @@ impl<'a> One<'a, '_> {
     ) -> Gate {
         let Bring { mut class, mut reasons, generation, mut base, state_drift } = bring;
         let id = Some(&existing.id);
-        let runs = existing.state == SandboxState::Running;
+        let runs = matches!(existing.state, SandboxState::Running | SandboxState::Paused);
         let wants_running = self.sandbox.state == RunState::Running;
         // Where something else has to be changed, that brings it to its state: it may be a restart that was interrupted.
         if class.is_none()

@@ -11,6 +11,8 @@ pub struct Capabilities {
     pub summary: &'static str,
     /// What stopping a sandbox means.
     pub stop: StopMeaning,
+    /// Whether what runs in a sandbox can be frozen where it stands, with its memory, and go on later.
+    pub pause: bool,
     /// Whether objects carry labels; `false` means that identities are encoded in names.
     pub labels: bool,
     /// Whether creating twice with one token makes one sandbox.
@@ -140,6 +142,7 @@ impl Capabilities {
         provider: "",
         summary: "",
         stop: StopMeaning::Destroy,
+        pause: false,
         labels: false,
         idempotent_create: false,
         settle_ms: 0,

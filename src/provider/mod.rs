@@ -5,6 +5,7 @@
 
 mod budget;
 mod capabilities;
+mod daytona;
 mod docker;
 pub mod e2b;
 mod error;
@@ -15,8 +16,11 @@ mod label;
 #[cfg(target_os = "linux")]
 mod local;
 mod registry;
+mod relay;
 mod script;
+mod settle;
 pub mod sim;
+mod socket;
 
 use std::collections::BTreeMap;
 
@@ -34,7 +38,7 @@ pub use guest::{
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
 };
 
 /// Which objects a listing is about.
@@ -44,6 +48,21 @@ pub struct Owner {
     pub project: Option<String>,
     /// The store; `None` for those of every store.
     pub owner: Option<OwnerId>,
+}
+
+impl Owner {
+    /// The labels that its objects carry.
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        let mut wanted = vec![(labels::MANAGED_BY, "pocketenv")];
+        wanted.extend(self.project.as_deref().map(|project| (labels::PROJECT, project)));
+        wanted.extend(self.owner.as_ref().map(|owner| (labels::OWNER, owner.0.as_str())));
+        wanted
+    }
+
+    /// Whether an object with these labels is one of its.
+    fn has(&self, found: &BTreeMap<String, String>) -> bool {
+        self.labels().into_iter().all(|(name, value)| found.get(name).is_some_and(|found| found == value))
+    }
 }
 
 /// The control plane: the reconciler's whole view of an engine or a cloud.
@@ -70,8 +89,15 @@ pub trait Provider: Send + Sync {
         identity: &Identity,
     ) -> Result<(), ProviderError>;
 
-    /// Starts a stopped sandbox; already running is fine.
+    /// Starts a stopped sandbox, and lets a paused one go on; already running is fine.
     async fn start(&self, id: &SandboxId) -> Result<(), ProviderError>;
+
+    /// Freezes what runs in a sandbox, where it stands and with its memory; already paused is fine. Only where the sheet says that there is
+    /// such a thing.
+    async fn pause(&self, _id: &SandboxId) -> Result<(), ProviderError> {
+        let message = format!("provider `{}` cannot pause a sandbox", self.capabilities().provider);
+        Err(ProviderError::Unsupported { message })
+    }
 
     /// Stops a running sandbox; already stopped is fine.
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError>;
@@ -89,6 +115,11 @@ pub trait Provider: Send + Sync {
 
     /// The images that it keeps, where it pulls them itself.
     fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
+    /// Snapshots, where the vendor has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         None
     }
 
@@ -113,6 +144,22 @@ pub trait Images: Send + Sync {
 
     /// The digest that a reference stands for; `None` where it was not pulled yet.
     async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
+}
+
+/// Snapshots of sandboxes: an optional power of a provider. A sandbox starts from one by `snapshot` in its spec.
+#[async_trait]
+pub trait Snapshots: Send + Sync {
+    /// Keeps the files of a sandbox as they are at one moment, under a name of the labels' project. One that exists is never written over:
+    /// [`ProviderError::AlreadyExists`].
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError>;
+
+    /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

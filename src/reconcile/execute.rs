@@ -392,6 +392,8 @@ impl Run<'_> {
                 provider.start(&self.id(step).await?).await?;
                 self.brought_to(name, RunState::Running).await
             }
+            // Until the next plan: what it is to be is not changed by it.
+            Action::Pause => Ok(provider.pause(&self.id(step).await?).await?),
             Action::Stop => {
                 provider.stop(&self.id(step).await?).await?;
                 self.brought_to(name, RunState::Stopped).await

@@ -332,6 +332,7 @@ impl<'a> Context<'a> {
             (SandboxState::Stopped { unclean }, _) => {
                 return (Health::Degraded, unclean.clone().unwrap_or_else(|| "it is stopped".to_owned()));
             }
+            (SandboxState::Paused, _) => return (Health::Suspended, "it is paused".to_owned()),
             (SandboxState::Failed(message), _) => return (Health::Degraded, message.clone()),
             (SandboxState::Creating | SandboxState::Stopping | SandboxState::Deleting, _) => {
                 return (Health::Progressing, format!("it is {}", phase(&found.state).to_lowercase()));
@@ -409,6 +410,9 @@ impl<'a> Context<'a> {
             (Health::Unknown, _) | (_, Sync::Unknown) => {
                 condition("Ready", ConditionStatus::Unknown, "NotObserved", &row.message)
             }
+            (Health::Suspended, _) if row.phase == phase(&SandboxState::Paused) => {
+                condition("Ready", ConditionStatus::False, "Paused", &row.message)
+            }
             (Health::Suspended, _) => condition("Ready", ConditionStatus::False, "Stopped", "it is stopped"),
             (Health::Missing, _) => condition("Ready", ConditionStatus::False, "Missing", &row.message),
             (Health::Degraded, _) => condition("Ready", ConditionStatus::False, "Degraded", &row.message),
@@ -471,6 +475,7 @@ fn phase(state: &SandboxState) -> &'static str {
     match state {
         SandboxState::Creating => "Creating",
         SandboxState::Running => "Running",
+        SandboxState::Paused => "Paused",
         SandboxState::Stopping => "Stopping",
         SandboxState::Stopped { .. } => "Stopped",
         SandboxState::Deleting => "Deleting",

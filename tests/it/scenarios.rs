@@ -23,14 +23,20 @@ mod egress;
 mod failure;
 #[path = "../scenarios/fleet/scenario.rs"]
 mod fleet;
+#[path = "../scenarios/fork/scenario.rs"]
+mod fork;
 #[path = "../scenarios/inside/scenario.rs"]
 mod inside;
 #[path = "../scenarios/isolation/scenario.rs"]
 mod isolation;
+#[path = "../scenarios/lifetime/scenario.rs"]
+mod lifetime;
 #[path = "../scenarios/limits/scenario.rs"]
 mod limits;
 #[path = "../scenarios/order/scenario.rs"]
 mod order;
+#[path = "../scenarios/pause/scenario.rs"]
+mod pause;
 #[path = "../scenarios/ports/scenario.rs"]
 mod ports;
 #[path = "../scenarios/prune/scenario.rs"]

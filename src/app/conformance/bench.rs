@@ -219,6 +219,14 @@ impl Bench {
         self.call("start", || self.provider.start(id)).await
     }
 
+    /// Pauses it; where this machine lacks what that needs, there is nothing to try it with.
+    pub(super) async fn pause(&self, id: &SandboxId) -> Result<(), Failure> {
+        match self.provider.pause(id).await {
+            Err(ProviderError::Unsupported { message }) => Err(Failure::Nothing(message)),
+            other => Ok(other?),
+        }
+    }
+
     pub(super) async fn stop(&self, id: &SandboxId) -> Result<(), Failure> {
         self.call("stop", || self.provider.stop(id)).await
     }

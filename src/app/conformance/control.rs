@@ -19,6 +19,7 @@ group! {
     "lifecycle/disk-kept": "what is on the disk outlives a stop and a start", [Need::Processes, Need::KeepsDisk], disk_kept;
     "lifecycle/disk-lost": "what is on the disk does not outlive a stop, as the sheet says", [Need::Processes, Need::LosesDisk], disk_lost;
     "lifecycle/processes-end": "no process outlives a stop and a start", [Need::Processes, Need::KeepsDisk], processes_end;
+    "lifecycle/paused": "what is paused stands still, refuses commands and goes on with its memory", [Need::Processes, Need::Pause], paused;
     "create/same-token": "creating twice with one token makes one sandbox", [Need::IdempotentCreate], same_token;
     "create/lost-answer": "a create whose answer was lost is found by its token, and nothing exists twice", [], lost_answer;
     "create/many": "creations at the same time make a sandbox each, and the listing has every one of them", [], many;
@@ -106,6 +107,39 @@ async fn processes_end(bench: &Bench) -> Verdict {
     const AFTER: &str = "rm -f \"$1\"; sleep 3; test -e \"$1\" && echo lives || :";
     let found = sh(&*bench.guest(&id).await?, AFTER, [FILE]).await?;
     check(found.is_empty(), || "a process of before the stop still writes".to_owned())
+}
+
+async fn paused(bench: &Bench) -> Verdict {
+    let id = bench.create("paused").await?;
+    const BEGIN: &str = "(n=0; while :; do n=$((n + 1)); echo $n > \"$1.new\"; mv \"$1.new\" \"$1\"; sleep 0.05; done) <&- >&- 2>&- & \
+                         n=0; until test -e \"$1\"; do n=$((n + 1)); test $n -lt 30 || exit 1; sleep 1; done";
+    const FILE: &str = "/var/tmp/conformance";
+    let number = async || -> Result<u64, Failure> {
+        let found = sh(&*bench.guest(&id).await?, "cat \"$1\"", [FILE]).await?;
+        found.parse().map_err(|_| Failure::Broken(format!("the file now holds {found:?}")))
+    };
+    sh(&*bench.guest(&id).await?, BEGIN, [FILE]).await?;
+    let before = number().await?;
+    bench.pause(&id).await?;
+    bench.pause(&id).await.doing("pausing what is paused")?;
+    let state = bench.get(&id).await?.map(|sandbox| sandbox.state);
+    check(state == Some(SandboxState::Paused), || format!("after a pause its state is {state:?}"))?;
+    let guest = bench.guest(&id).await;
+    let refused = match guest {
+        Ok(guest) => timeout(Duration::from_secs(20), sh(&*guest, "echo ran", [])).await,
+        Err(_) => Ok(Err(Failure::Broken(String::new()))),
+    };
+    check(matches!(refused, Ok(Err(_))), || format!("a command in what is paused: {refused:?}"))?;
+    bench.start(&id).await?;
+    bench.runs(&id, "after it was resumed").await?;
+    let after = number().await?;
+    check(after >= before, || format!("it counted to {before}, and after the pause it is at {after}"))?;
+    // What stops in the midst of a pause ends.
+    bench.pause(&id).await?;
+    bench.stop(&id).await?;
+    let state = bench.get(&id).await?.map(|sandbox| sandbox.state);
+    let stopped = matches!(state, None | Some(SandboxState::Stopped { unclean: None }));
+    check(stopped, || format!("after a stop of what was paused its state is {state:?}"))
 }
 
 async fn same_token(bench: &Bench) -> Verdict {

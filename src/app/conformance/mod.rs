@@ -60,6 +60,8 @@ pub enum Need {
     KeepsDisk,
     /// A stop loses the disk.
     LosesDisk,
+    /// Sandboxes can be paused.
+    Pause,
     /// The field is honoured, with this value if one is given.
     Field(&'static str, Option<&'static str>),
     /// The field is changed while the sandbox runs.
@@ -81,6 +83,7 @@ impl Need {
             Self::IdempotentCreate => (sheet.idempotent_create, "an idempotent create".to_owned()),
             Self::KeepsDisk => (sheet.stop == StopMeaning::Suspend, "a stop that keeps the disk".to_owned()),
             Self::LosesDisk => (sheet.stop == StopMeaning::Destroy, "a stop that loses the disk".to_owned()),
+            Self::Pause => (sheet.pause, "a pause".to_owned()),
             Self::Field(field, value) => {
                 let shown = value.map_or_else(|| field.to_owned(), |value| format!("{field}: {value}"));
                 (sheet.honours(&path(field), value), format!("`{shown}`"))

@@ -29,6 +29,22 @@ pub struct RestartArgs {
     pub control: ControlArgs,
 }
 
+/// `pause`.
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    /// Which, and how
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// Which, and how
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// Which resources to start or stop, and for how long to try.
 #[derive(Debug, Args)]
 pub struct ControlArgs {

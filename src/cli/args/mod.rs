@@ -12,6 +12,7 @@ mod look;
 mod manifest;
 mod repair;
 mod sim;
+mod snapshot;
 mod value;
 mod watch;
 
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
-pub use control::{ControlArgs, RestartArgs, StartArgs, StopArgs};
+pub use control::{ControlArgs, PauseArgs, RestartArgs, ResumeArgs, StartArgs, StopArgs};
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use emulate::{EmulateArgs, EmulateCommand};
 pub use info::{
@@ -34,6 +35,7 @@ pub use look::{
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use repair::{GcArgs, ImportArgs, RollbackArgs};
 pub use sim::{RehearseArgs, SimArgs};
+pub use snapshot::{ForkArgs, SnapshotCommand};
 pub use value::{CopyEnd, KeyValue, LogSource};
 pub use watch::WatchArgs;
 
@@ -234,6 +236,15 @@ pub enum Verb {
     Stop(StopArgs),
     /// Stop and start sandboxes or services
     Restart(RestartArgs),
+    /// Freeze what runs in sandboxes, with its memory, until resume or apply
+    Pause(PauseArgs),
+    /// Let paused sandboxes go on
+    Resume(ResumeArgs),
+    /// Keep the files of sandboxes under names, to start others from
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make sandboxes like another one, with its files as they are now
+    Fork(ForkArgs),
     /// Keep projects as their repositories say, until stopped
     #[command(subcommand)]
     Controller(ControllerCommand),

@@ -21,7 +21,7 @@ pub struct GcArgs {
     /// Also what another store made; it may be in use there
     #[arg(long)]
     pub foreign: bool,
-    /// Also volumes, with their data
+    /// Also volumes and snapshots, with their data
     #[arg(short = 'v', long)]
     pub volumes: bool,
     /// Do not ask

@@ -79,7 +79,7 @@ impl Paint {
 pub fn of_plan_line(kind: LineKind) -> Role {
     match kind {
         LineKind::Change(Verdict::Create | Verdict::Adopt | Verdict::Start) => Role::Good,
-        LineKind::Change(Verdict::Live | Verdict::Restart | Verdict::Stop) => Role::Warning,
+        LineKind::Change(Verdict::Live | Verdict::Restart | Verdict::Stop | Verdict::Pause) => Role::Warning,
         LineKind::Change(Verdict::Recreate | Verdict::Delete) | LineKind::Risk => Role::Error,
         LineKind::Change(Verdict::Wait) | LineKind::Waiting => Role::Active,
         LineKind::Change(Verdict::Forget) | LineKind::Detail | LineKind::Note => Role::Dim,

@@ -126,7 +126,7 @@ pub(super) fn outcome(report: &ApplyReport, ms: u64) -> Option<(Role, String)> {
 }
 
 /// Where to look at what was just made.
-async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(), CliError> {
+pub(super) async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(), CliError> {
     if project.manifest().is_none_or(|manifest| manifest.ports().is_empty()) {
         return Ok(());
     }

@@ -1,4 +1,6 @@
-//! `start`, `stop` and `restart` of sandboxes and services, until the next `apply` says otherwise.
+//! `start`, `stop` and `restart` of sandboxes and services, `pause` and `resume` of sandboxes, until the next `apply` says otherwise.
+
+use std::collections::BTreeSet;
 
 use super::change::{Given, carry_out};
 use crate::app::{ApplyOptions, Overrides, Project};
@@ -19,6 +21,10 @@ pub enum Control {
     Stop,
     /// `restart`.
     Restart,
+    /// `pause`.
+    Pause,
+    /// `resume`: a start of what is paused.
+    Resume,
 }
 
 /// Starts, stops, or both.
@@ -26,13 +32,14 @@ pub async fn run(cx: &Context, control: Control, args: &ControlArgs) -> Result<E
     let project = cx.open().await?;
     let addresses = by_name(&project, &args.addresses).await?;
     let progress = Progress::new(&cx.ui);
-    if control != Control::Start {
+    if matches!(control, Control::Stop | Control::Restart) {
         let ended = one(cx, &project, Control::Stop, &addresses, args, &progress).await?;
         if control == Control::Stop || ended.code() != 0 {
             return Ok(ended);
         }
     }
-    one(cx, &project, Control::Start, &addresses, args, &progress).await
+    let control = if control == Control::Restart { Control::Start } else { control };
+    one(cx, &project, control, &addresses, args, &progress).await
 }
 
 async fn one(
@@ -43,13 +50,29 @@ async fn one(
     args: &ControlArgs,
     progress: &Progress,
 ) -> Result<Exit, CliError> {
+    let verb = match control {
+        Control::Start | Control::Restart => "start",
+        Control::Stop => "stop",
+        Control::Pause => "pause",
+        Control::Resume => "resume",
+    };
+    let whole = matches!(control, Control::Pause | Control::Resume);
     let start = control == Control::Start;
     let mut overrides = Overrides::default();
+    let mut pause = BTreeSet::new();
     for address in addresses {
         match address {
+            Address::Sandbox(name) if control == Control::Pause => {
+                pause.insert(name.clone());
+            }
             Address::Sandbox(name) => {
-                let state = if start { RunState::Running } else { RunState::Stopped };
+                let stop = control == Control::Stop;
+                let state = if stop { RunState::Stopped } else { RunState::Running };
                 overrides.sandboxes.insert(name.clone(), state);
+            }
+            other if whole => {
+                let message = format!("{other} cannot be paused by itself; sandboxes can");
+                return Err(CliError::usage(message));
             }
             Address::Service(sandbox, service) => {
                 let state = if start { ServiceState::Running } else { ServiceState::Stopped };
@@ -62,12 +85,13 @@ async fn one(
         }
     }
     let options = ApplyOptions {
-        verb: if start { "start" } else { "stop" },
+        verb,
         policy: Policy {
             prune: false,
             prune_volumes: false,
             targets: addresses.to_vec(),
             asked: overrides.sandboxes.keys().cloned().collect(),
+            pause,
             ..Policy::default()
         },
         overrides,

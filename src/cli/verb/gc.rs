@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{Error, Orphan};
+use crate::app::{Error, Orphan, Why};
 use crate::cli::args::GcArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -30,7 +30,10 @@ pub async fn run(cx: &Context, args: &GcArgs) -> Result<Exit, CliError> {
     };
     let orphans: Vec<&Orphan> = found.orphans.iter().filter(|o| old_enough(o)).collect();
     let collectable = |orphan: &&&Orphan| {
-        (orphan.why.is_ours() || args.foreign) && (args.volumes || !orphan.address.starts_with("volume/"))
+        // A snapshot that was made for forks is of no use to anybody without them.
+        let keeps_data = orphan.why != Why::Unused
+            && ["volume/", "snapshot/"].iter().any(|kind| orphan.address.starts_with(kind));
+        (orphan.why.is_ours() || args.foreign) && (args.volumes || !keeps_data)
     };
     let chosen: Vec<&Orphan> = orphans.iter().filter(collectable).copied().collect();
     let text = |wide| {

@@ -14,6 +14,7 @@ pub mod emulate;
 pub mod events;
 pub mod exec;
 pub mod fmt;
+pub mod fork;
 pub mod gc;
 pub mod history;
 #[cfg(target_os = "linux")]
@@ -33,6 +34,7 @@ pub mod rollback;
 pub mod schema;
 pub mod secret;
 pub mod sim;
+pub mod snapshot;
 pub mod state;
 pub mod status;
 pub mod validate;

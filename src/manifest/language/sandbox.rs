@@ -28,7 +28,8 @@ pub(crate) struct Sandbox {
     /// An image built from a directory: its path, or a mapping.
     #[schemars(with = "Option<short::Build>")]
     pub build: Option<Build>,
-    /// A snapshot, by its id at the provider.
+    /// A snapshot that the sandbox starts from: at `local` by the name that `pocketenv snapshot create` gave it in this project, elsewhere by its id
+    /// at the provider.
     pub snapshot: Option<Text>,
     /// Where the sandbox lives. Default: the default provider.
     pub provider: Option<Name>,

@@ -310,7 +310,7 @@ fn state(container: &ContainerSummary) -> SandboxState {
         Some(State::CREATED) => SandboxState::Creating,
         Some(State::RUNNING) => SandboxState::Running,
         Some(State::RESTARTING) => SandboxState::Creating,
-        Some(State::PAUSED) => SandboxState::Stopped { unclean: Some("it was paused".to_owned()) },
+        Some(State::PAUSED) => SandboxState::Paused,
         Some(State::EXITED) => SandboxState::Stopped { unclean: unclean(status) },
         Some(State::REMOVING) => SandboxState::Deleting,
         Some(State::STOPPING) => SandboxState::Stopping,

@@ -27,10 +27,10 @@ pub use sheet::SHEET;
 use self::api::Api;
 use self::daemon::Daemon;
 use self::guest::DockerGuest;
+use super::http::timestamp;
 use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label};
 use crate::model::{
-    Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
-    Timestamp, labels,
+    Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec, labels,
 };
 
 /// After which Docker kills the first process that was asked to stop, in seconds; by itself it ends after ten.
@@ -548,6 +548,14 @@ impl Provider for Docker {
         }
     }
 
+    async fn pause(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        if self.existing(id).await?.state == Some(State::PAUSED) {
+            return Ok(());
+        }
+        let doing = format!("pause sandbox {id}");
+        self.call(&doing, async |client| client.pause_container(&id.0).await).await
+    }
+
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
         let found = self.existing(id).await?;
         let doing = format!("stop sandbox {id}");
@@ -623,9 +631,4 @@ impl Volumes for Docker {
             other => other,
         }
     }
-}
-
-/// A time as Docker writes it.
-fn timestamp(text: &str) -> Option<Timestamp> {
-    text.parse::<jiff::Timestamp>().ok().map(|time| Timestamp(time.as_millisecond()))
 }

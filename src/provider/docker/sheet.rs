@@ -12,6 +12,7 @@ pub static SHEET: Capabilities = Capabilities {
     provider: "docker",
     summary: "containers of a Docker or Podman daemon; sandboxes of one project share a network and have free egress",
     stop: StopMeaning::Suspend,
+    pause: true,
     labels: true,
     idempotent_create: true,
     settle_ms: 0,

@@ -14,6 +14,7 @@ pub static SHEET: Capabilities = Capabilities {
     summary: "pods of a Kubernetes cluster; a stop ends the pod and loses its disk, volumes are kept; the egress policy holds where the cluster's network enforces it",
     // The disk of a pod is gone with the pod.
     stop: StopMeaning::Destroy,
+    pause: false,
     labels: true,
     idempotent_create: true,
     settle_ms: 0,

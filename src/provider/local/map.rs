@@ -5,14 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::engine::{
     Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
-    Forward, Image as EngineImage, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Network,
-    Outcome,
+    Forward, Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource,
+    Network, Outcome, SnapshotInfo,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
-    Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, Image, NetworkMode, NetworkSpec,
-    ObservedSandbox, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names,
-    sha256_hex,
+    Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, Image, LifecycleSpec,
+    NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources, SandboxId, SandboxSpec, SandboxState,
+    Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -33,6 +33,25 @@ pub(super) fn sandbox_id(identity: &Identity) -> SandboxId {
 /// Volumes of all projects live side by side at the engine; a dot can stand in neither name.
 pub(super) fn engine_volume(project: &str, name: &str) -> String {
     format!("{project}.{name}")
+}
+
+/// Snapshots too.
+pub(super) fn engine_snapshot(project: &str, name: &str) -> String {
+    format!("{project}.{name}")
+}
+
+/// What is made from each snapshot, by its name at the engine.
+pub(super) fn users_of_snapshots(
+    boxes: &[BoxInfo],
+    snapshots: &[SnapshotInfo],
+) -> BTreeMap<String, Vec<String>> {
+    let mut users: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let made = boxes.iter().filter_map(|info| Some((info.spec.snapshot.as_ref()?, &info.id)));
+    let stacked = snapshots.iter().filter_map(|snapshot| Some((snapshot.on.as_ref()?, &snapshot.name)));
+    for (snapshot, user) in made.chain(stacked) {
+        users.entry(snapshot.clone()).or_default().push(user.clone());
+    }
+    users
 }
 
 /// The volume's name in its project.
@@ -56,7 +75,9 @@ pub(super) fn image(
             Some(digest) => reference(&format!("{text}@{digest}")).map(Some),
             None => reference(text).map(Some),
         },
-        Image::Base(_) | Image::Build { .. } | Image::Snapshot(_) => Err(ProviderError::Unsupported {
+        // What a snapshot lies on is known to the engine.
+        Image::Snapshot(_) => Ok(None),
+        Image::Base(_) | Image::Build { .. } => Err(ProviderError::Unsupported {
             message:
                 "provider `local` makes sandboxes on the programs of this machine or from images; use `image`"
                     .to_owned(),
@@ -78,6 +99,10 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
     });
     Ok(BoxSpec {
         image: EngineImage::Host,
+        snapshot: match &spec.image {
+            Image::Snapshot(name) => Some(engine_snapshot(project, name)),
+            _ => None,
+        },
         hostname: Some(spec.hostname.clone()).filter(|h| !h.is_empty()),
         network: match spec.network.mode {
             NetworkMode::Isolated => Network::Isolated,
@@ -87,6 +112,7 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
         egress: egress(&spec.network)?,
         mounts: volumes.chain(binds).collect(),
         limits: limits(&spec.resources),
+        lifetime: lifetime(&spec.lifecycle),
         run_dirs: RUN_DIRS.map(str::to_owned).to_vec(),
         env: Vec::new(),
     })
@@ -145,6 +171,22 @@ pub(super) fn limits(resources: &Resources) -> Limits {
         memory: resources.memory.map(Quantity::as_bytes),
         pids: resources.pids,
     }
+}
+
+/// `keep_alive` is the stronger word.
+pub(super) fn lifetime(lifecycle: &LifecycleSpec) -> Lifetime {
+    let idle = lifecycle.idle_timeout.filter(|_| lifecycle.keep_alive != Some(true));
+    Lifetime { ttl: lifecycle.ttl.map(Duration::as_millis), idle: idle.map(Duration::as_millis) }
+}
+
+/// What is told of when it ends by itself.
+fn lifetime_notes(info: &BoxInfo) -> Vec<String> {
+    let shown = |ms: u64| jiff::Timestamp::from_millisecond(timestamp(ms).0).unwrap_or_default();
+    let expires = info.expires_at.map(|at| format!("lifetime: it is deleted at {}", shown(at / 1000 * 1000)));
+    let idle = info.spec.lifetime.idle.filter(|_| info.state.pid().is_some());
+    let idle =
+        idle.map(|ms| format!("lifetime: it is stopped after {} without use", Duration::from_millis(ms)));
+    expires.into_iter().chain(idle).collect()
 }
 
 /// What is told of limits: what enforces them, and what they led to.
@@ -206,13 +248,14 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         })
         .collect();
     let started_at = match &info.state {
-        BoxState::Running { since, .. } => Some(timestamp(*since)),
+        BoxState::Running { since, .. } | BoxState::Paused { since, .. } => Some(timestamp(*since)),
         _ => None,
     };
     ObservedSandbox {
         id: SandboxId(info.id.clone()),
         state: match &info.state {
             BoxState::Running { .. } => SandboxState::Running,
+            BoxState::Paused { .. } => SandboxState::Paused,
             BoxState::Stopped { unclean } => SandboxState::Stopped { unclean: unclean.clone() },
             BoxState::Creating => SandboxState::Creating,
             BoxState::Broken(reason) => SandboxState::Failed(reason.clone()),
@@ -222,7 +265,11 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         spec: read_back(&info),
         endpoints,
         missing_mounts: Vec::new(),
-        notes: info.choices.into_iter().chain(info.limits.iter().flat_map(limit_notes)).collect(),
+        notes: lifetime_notes(&info)
+            .into_iter()
+            .chain(info.choices)
+            .chain(info.limits.iter().flat_map(limit_notes))
+            .collect(),
         labels: info.labels,
     }
 }
@@ -244,6 +291,11 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
         if asked.is_none_or(|asked| asked.egress != info.spec.egress) {
             spec.network.egress = info.spec.egress.as_ref().map(|_| Egress::Deny);
             spec.network.allow = info.spec.egress.iter().flatten().map(shown).collect();
+        }
+        if lifetime(&spec.lifecycle) != info.spec.lifetime {
+            let Lifetime { ttl, idle } = info.spec.lifetime;
+            spec.lifecycle.ttl = ttl.map(Duration::from_millis);
+            spec.lifecycle.idle_timeout = idle.map(Duration::from_millis);
         }
         let kept = |path: &str| info.spec.mounts.iter().any(|m| m.target.as_os_str() == path);
         spec.mounts.retain(|mount| kept(&mount.path));
@@ -303,6 +355,12 @@ pub(super) fn error(error: EngineError) -> ProviderError {
         EngineError::AlreadyExists(id) => ProviderError::AlreadyExists { what: format!("sandbox {id}") },
         EngineError::Invalid(message) => ProviderError::Invalid { message },
         error @ EngineError::Control { .. } => ProviderError::transient("the sandbox did not answer", error),
+        EngineError::SnapshotExists(name) => {
+            ProviderError::AlreadyExists { what: format!("snapshot {name}") }
+        }
+        error @ (EngineError::NoSnapshot(_) | EngineError::SnapshotInUse { .. } | EngineError::Paused(_)) => {
+            ProviderError::Invalid { message: error.to_string() }
+        }
         EngineError::Unenforceable(message) => ProviderError::Unsupported { message },
         EngineError::Image(error) => image_error(error),
         error => ProviderError::permanent("the local engine failed", error),

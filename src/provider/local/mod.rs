@@ -13,12 +13,13 @@ use async_trait::async_trait;
 pub use sheet::SHEET;
 
 use super::{
-    Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Volumes, label,
+    Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Snapshots,
+    Volumes, label,
 };
 use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
-    labels,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
+    SandboxSpec, labels,
 };
 
 /// How long the processes of a sandbox may take to end when it is stopped.
@@ -89,7 +90,19 @@ impl Provider for Local {
             let created_at = Some(map::timestamp(volume.created_at));
             listing.volumes.insert(name.to_owned(), ObservedVolume { labels: volume.labels, created_at });
         }
-        for info in self.engine.list().await.map_err(map::error)? {
+        let boxes = self.engine.list().await.map_err(map::error)?;
+        let snapshots = self.engine.list_snapshots().await.map_err(map::error)?;
+        let users = map::users_of_snapshots(&boxes, &snapshots);
+        for snapshot in snapshots.into_iter().filter(|snapshot| matches(owner, &snapshot.labels)) {
+            let observed = ObservedSnapshot {
+                labels: snapshot.labels,
+                created_at: Some(map::timestamp(snapshot.created_at)),
+                bytes: Some(snapshot.bytes),
+                used_by: users.get(&snapshot.name).cloned().unwrap_or_default(),
+            };
+            listing.snapshots.insert(snapshot.name, observed);
+        }
+        for info in boxes {
             if matches(owner, &info.labels) {
                 let sandbox = self.observed(info, &times).await;
                 listing.sandboxes.insert(sandbox.id.clone(), sandbox);
@@ -141,10 +154,14 @@ impl Provider for Local {
         if info.spec.egress != wanted.egress {
             self.engine.set_egress(&id.0, wanted.egress.as_deref()).await.map_err(map::error)?;
         }
+        if info.spec.lifetime != wanted.lifetime {
+            self.engine.set_lifetime(&id.0, wanted.lifetime).await.map_err(map::error)?;
+        }
         // What can change while it runs is set apart, and what is made in memory at a start comes with the next.
         let live = BoxSpec {
             egress: wanted.egress.clone(),
             limits: wanted.limits,
+            lifetime: wanted.lifetime,
             run_dirs: wanted.run_dirs.clone(),
             ..info.spec.clone()
         };
@@ -166,6 +183,10 @@ impl Provider for Local {
 
     async fn start(&self, id: &SandboxId) -> Result<(), ProviderError> {
         self.engine.start(&id.0).await.map_err(map::error)
+    }
+
+    async fn pause(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        self.engine.pause(&id.0).await.map_err(map::error)
     }
 
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {
@@ -191,6 +212,10 @@ impl Provider for Local {
         Some(self)
     }
 
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
     fn egress(&self) -> Option<&dyn EgressLog> {
         Some(self)
     }
@@ -207,6 +232,25 @@ impl Images for Local {
             Some(digest) => Ok(Some(digest)),
             None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
         }
+    }
+}
+
+#[async_trait]
+impl Snapshots for Local {
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(labels::PROJECT).map_or("", String::as_str);
+        let name = map::engine_snapshot(project, name);
+        self.engine.create_snapshot(&name, &of.0, labels).await.map_err(map::error)?;
+        Ok(())
+    }
+
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        self.engine.delete_snapshot(&map::engine_snapshot(project, name)).await.map_err(map::error)
     }
 }
 

@@ -8,6 +8,7 @@ pub static SHEET: Capabilities = Capabilities {
     provider: "sim",
     summary: "a simulated cloud (`pocketenv sim`) for rehearsals and tests: everything but real processes",
     stop: StopMeaning::Destroy,
+    pause: false,
     labels: false,
     idempotent_create: false,
     settle_ms: 0,

@@ -34,7 +34,7 @@ fn host_service(text: &'static str) -> u16 {
     port
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -91,6 +91,12 @@ impl Project<'_> {
         Ok(Sandbox { name, provider, id, declared, guest })
     }
 
+    /// The bytes on the disk that a sandbox takes by itself, where its provider tells.
+    pub async fn disk_use(&self, provider: &str, id: &str) -> Result<Option<u64>, Error> {
+        let used = self.provider(provider)?.disk_use(&SandboxId(id.to_owned())).await;
+        used.map_err(|source| Error::Provider { provider: provider.to_owned(), source })
+    }
+
     /// The sandbox's name, and what it tried to reach.
     pub async fn egress(&self, name: &str) -> Result<(String, Vec<EgressAttempt>), Error> {
         let (name, provider, id, _) = self.locate(name).await?;

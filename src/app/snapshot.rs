@@ -7,8 +7,7 @@ use serde::Serialize;
 use super::inside::closest;
 use super::{Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::model::{
-    Address, Desired, Identity, Image, Observation, RunState, SandboxSpec, Timestamp, hash_of, labels,
-    with_causes,
+    Address, Desired, Identity, Image, Observation, RunState, SandboxSpec, Timestamp, labels, with_causes,
 };
 use crate::provider::{Owner, Provider, ProviderError, Snapshots};
 use crate::store::Holder;
@@ -91,7 +90,7 @@ impl Project<'_> {
             project: self.name.clone(),
             address: Address::Snapshot(name.to_owned()),
             owner: self.store.owner().clone(),
-            spec_hash: hash_of(&SandboxSpec::default()),
+            spec_hash: SandboxSpec::default().hash(),
             generation: 1,
             intent: self.app.environment().ids.fresh(),
             expires_at: None,

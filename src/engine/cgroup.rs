@@ -164,6 +164,15 @@ impl Available {
         Ok(groups)
     }
 
+    /// Why no sandbox can be frozen; `None` where one can.
+    pub fn no_freezer(&self) -> Option<&str> {
+        match &self.freezer {
+            Freezer::At(..) => None,
+            Freezer::Nowhere(why) => Some(why),
+            Freezer::Unknown => Some("it was not looked for"),
+        }
+    }
+
     /// Makes the group called `name` in which a sandbox can be frozen; one that is there already is taken.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! An exact copy of a sandbox's own files. What the kernel's overlay keeps in them, which is marks for what was deleted and attributes, means
 //! as much as their bytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
@@ -60,6 +60,36 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<u64> {
         fs::symlink_metadata(source)
             .and_then(|metadata| copy_attributes(source, target, &metadata))
             .map_err(|error| at(source, &error))?;
+    }
+    Ok(bytes)
+}
+
+/// The bytes on the disk of everything in a directory; a file with several names counts once.
+///
+/// # Errors
+/// What the file system reports, with the path. What goes away meanwhile is none.
+pub fn size(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut seen = HashSet::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(|error| at(&dir, &error))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(|error| at(&dir, &error))?.path();
+            let metadata = match fs::symlink_metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(|error| at(&path, &error))?,
+            };
+            if metadata.nlink() < 2 || metadata.is_dir() || seen.insert((metadata.dev(), metadata.ino())) {
+                bytes += metadata.blocks() * 512;
+            }
+            if metadata.is_dir() {
+                dirs.push(path);
+            }
+        }
     }
     Ok(bytes)
 }
@@ -184,6 +214,8 @@ mod tests {
         }
 
         copy_tree(&from, &to).unwrap();
+        assert_eq!(size(&from).unwrap(), size(&to).unwrap());
+        assert!(size(&from).unwrap() < 1 << 20, "holes are nothing");
         let of = |name: &str| fs::symlink_metadata(to.join(name)).unwrap();
         assert_eq!(fs::read_to_string(to.join("closed/deep/file")).unwrap(), "text");
         assert_eq!(of("closed/deep/file").mode() & 0o7777, 0o4711);

@@ -103,9 +103,6 @@ pub enum EngineError {
         /// What the system said.
         reason: String,
     },
-    /// An image cannot be had, or cannot be used.
-    #[error(transparent)]
-    Image(#[from] crate::image::ImageError),
     /// No snapshot has this name.
     #[error("snapshot `{0}` does not exist")]
     NoSnapshot(String),
@@ -120,6 +117,9 @@ pub enum EngineError {
         /// One thing that is made from it, such as "sandbox `x`".
         user: String,
     },
+    /// An image cannot be had, or cannot be used.
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
     /// The volume is mounted by a sandbox.
     #[error("volume `{name}` is used by sandbox `{user}`")]
     VolumeInUse {

@@ -103,7 +103,7 @@ impl Engine {
         let unpacked = match answer {
             Ok(Answer::Unpacked(unpacked)) => Ok(unpacked),
             Ok(Answer::Failed { reason, .. }) => Err(failed(reason)),
-            Ok(Answer::Ready | Answer::Copied(_)) => {
+            Ok(Answer::Ready | Answer::Bytes(_)) => {
                 Err(failed("the process that unpacks gave another answer".to_owned()))
             }
             Err(error) => Err(failed(format!("the process that unpacks: {error}"))),
@@ -202,7 +202,8 @@ impl Engine {
         Ok(Removed { images: 0, layers: left.layers.len() })
     }
 
-    /// The sandboxes and snapshots that lie on images. One whose record cannot be read may be among them, so that it is an error.
+    /// The sandboxes that were made from images, and the snapshots of such. One whose record cannot be read may be among them, so that it is an
+    /// error.
     fn users(&self) -> Result<Vec<(String, OciImage)>, EngineError> {
         let mut users = Vec::new();
         for id in names(&self.root.join("boxes"))? {
@@ -212,8 +213,10 @@ impl Engine {
                 users.push((id, image));
             }
         }
-        for (name, image) in self.snapshot_images()? {
-            if let Image::Oci(image) = image {
+        for name in names(&self.root.join("snapshots"))?.into_iter().filter(|name| !name.starts_with('.')) {
+            if let Some(kept) = self.snapshot(&name)?
+                && let Image::Oci(image) = kept.image
+            {
                 users.push((format!("snapshot {name}"), image));
             }
         }

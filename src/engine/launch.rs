@@ -84,12 +84,12 @@ pub struct LaunchRequest {
     pub id_map: IdMap,
     /// The host path of every mount of the spec, in its order.
     pub mount_paths: Vec<PathBuf>,
-    /// The host path of every layer of its image, the lowest first.
-    #[serde(default)]
-    pub layers: Vec<PathBuf>,
     /// The directories of the snapshots that it starts from, the uppermost first.
     #[serde(default)]
     pub snapshots: Vec<PathBuf>,
+    /// The host path of every layer of its image, the lowest first.
+    #[serde(default)]
+    pub layers: Vec<PathBuf>,
 }
 
 /// Where the files of a sandbox are on the host.
@@ -108,10 +108,10 @@ pub enum Step {
     OpenSource { slot: usize, path: PathBuf },
     /// Open the skeleton, with the host identity that made the sandbox.
     OpenSkeleton(PathBuf),
-    /// Open the layers of the image, with the host identity that made the sandbox.
-    OpenLayers(Vec<PathBuf>),
     /// Open the snapshots, the uppermost first, with the host identity that made the sandbox.
     OpenSnapshots(Vec<PathBuf>),
+    /// Open the layers of the image, with the host identity that made the sandbox.
+    OpenLayers(Vec<PathBuf>),
     /// Become root inside.
     BecomeRoot { groups: bool },
     /// Die with the shim.
@@ -169,8 +169,8 @@ impl fmt::Display for Step {
         match self {
             Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
             Step::OpenSkeleton(path) => write!(f, "open {}", path.display()),
-            Step::OpenLayers(_) => f.write_str("open the layers of the image"),
             Step::OpenSnapshots(_) => f.write_str("open the snapshots it starts from"),
+            Step::OpenLayers(_) => f.write_str("open the layers of the image"),
             Step::BecomeRoot { .. } => f.write_str("become root inside"),
             Step::DieWithParent => f.write_str("tie to the parent"),
             Step::Hostname(_) => f.write_str("set the host name"),
@@ -235,11 +235,11 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
-    if matches!(spec.image, Image::Oci(_)) {
-        steps.push(Step::OpenLayers(request.layers.clone()));
-    }
     if !request.snapshots.is_empty() {
         steps.push(Step::OpenSnapshots(request.snapshots.clone()));
+    }
+    if matches!(spec.image, Image::Oci(_)) {
+        steps.push(Step::OpenLayers(request.layers.clone()));
     }
     // The death signal is cleared by a change of credentials, so it comes after.
     steps.push(Step::BecomeRoot { groups: request.id_map.has_range() });
@@ -250,7 +250,8 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     }
     steps.push(Step::PrivateMounts);
     match &spec.image {
-        Image::Host => host_root(request, places, facts, &mut steps),
+        // Snapshots are layers of an overlay, and what they mean is lost in a copy.
+        Image::Host => host_root(places, facts, request.snapshots.is_empty(), &mut steps),
         // A copy would be as large as the image, for each sandbox.
         Image::Oci(_) => steps.push(Step::OverlayImage { source: places.dir.clone() }),
     }
@@ -299,10 +300,8 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
 }
 
 /// The root of a sandbox on the programs of this machine.
-fn host_root(request: &LaunchRequest, places: &Places, facts: &HostFacts, steps: &mut Vec<Step>) {
+fn host_root(places: &Places, facts: &HostFacts, copies: bool, steps: &mut Vec<Step>) {
     let root = Step::OverlayRoot { source: places.dir.clone() };
-    // Snapshots are layers of an overlay, and what they mean is lost in a copy.
-    let copies = request.snapshots.is_empty();
     if copies {
         let choice = "the root is a copy";
         steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
@@ -408,9 +407,14 @@ mod tests {
         let spec =
             BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
         let mount_paths = vec!["/v/1".into(), "/v/2".into()];
-        let id_map = IdMap::High { base: 100_000 };
-        let id = "a.b".into();
-        LaunchRequest { id, spec, id_map, mount_paths, layers: Vec::new(), snapshots: Vec::new() }
+        LaunchRequest {
+            id: "a.b".into(),
+            spec,
+            id_map: IdMap::High { base: 100_000 },
+            mount_paths,
+            snapshots: Vec::new(),
+            layers: Vec::new(),
+        }
     }
 
     fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {

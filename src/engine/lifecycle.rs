@@ -20,6 +20,7 @@ use super::lifetime::Moment;
 use super::mounts;
 use super::proto::{Reply, Request};
 use super::proxy::Upstream;
+use super::remove;
 use super::rootfs;
 use super::seq::Seq;
 use super::shim::{self, Answer, Order, Task};
@@ -581,8 +582,8 @@ impl Engine {
                 spec: record.spec.clone(),
                 id_map: record.id_map,
                 mount_paths,
-                layers: self.layer_paths(&record.spec.image)?,
                 snapshots: self.layers(record.spec.snapshot.as_deref())?,
+                layers: self.layer_paths(&record.spec.image)?,
             },
             dir: absolute(&self.dir(id))?,
             skeletons: absolute(&self.root.join("skeletons"))?,
@@ -601,7 +602,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready | Answer::Copied(_) | Answer::Unpacked(_))) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -727,7 +728,7 @@ impl Engine {
             cgroup::remove(&groups).map_err(control)?;
         }
         let dir = self.runtime.join(id);
-        rootfs::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
+        remove::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
     }
 
     async fn ask_to_stop(&self, id: &str, grace: Duration, init: &OwnedFd) {
@@ -766,7 +767,7 @@ impl Engine {
     /// Removes a tree that may hold files of the sandboxes' own ids.
     pub(super) async fn remove_tree(&self, path: &Path) -> Result<(), EngineError> {
         let removing = path.to_owned();
-        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
+        let removed = tokio::task::spawn_blocking(move || remove::remove_tree(&removing)).await;
         match removed.map_err(io::Error::other).flatten() {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             other => return other.map_err(EngineError::file("remove", path)),
@@ -777,7 +778,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready | Answer::Copied(_) | Answer::Unpacked(_)) => Ok(()),
+            Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }

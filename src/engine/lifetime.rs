@@ -119,10 +119,17 @@ pub enum Over {
 impl std::fmt::Display for Over {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Over::Idle(ms) => write!(f, "nothing used it for {:?}", Duration::from_millis(*ms)),
-            Over::Old(ms) => write!(f, "its {:?} are over", Duration::from_millis(*ms)),
+            Over::Idle(ms) => write!(f, "nothing used it for {}", words(*ms)),
+            Over::Old(ms) => write!(f, "its {} are over", words(*ms)),
         }
     }
+}
+
+/// In the largest unit that leaves nothing over.
+fn words(ms: u64) -> String {
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+    let unit = units.into_iter().find(|(_, size)| ms % size == 0);
+    unit.map_or_else(|| format!("{ms}ms"), |(name, size)| format!("{}{name}", ms / size))
 }
 
 /// Returns when the sandbox whose directory this is has to end. `idle_inside` tells for how many milliseconds no command has run inside.
@@ -225,6 +232,12 @@ mod tests {
         let before = Moment { boot: "another".to_owned(), ms: 0 };
         let age = age(state::now_ms() - 5000, Some(&before)).unwrap();
         assert!((5000..6000).contains(&age), "{age}");
+    }
+
+    #[test]
+    fn durations_read_as_they_are_written() {
+        let all = [(1_800_000, "30m"), (28_800_000, "8h"), (90_000, "90s"), (1500, "1500ms")];
+        assert!(all.iter().all(|(ms, text)| words(*ms) == *text));
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub fn probe(config: &EngineConfig) -> Vec<Probe> {
         seccomp(),
         landlock(),
         cgroups(),
+        freezer(),
         tun(),
     ]
 }
@@ -194,6 +195,16 @@ fn cgroups() -> Probe {
             remedy,
         ),
         Err(error) => missing("cgroups", format!("cannot be looked at: {error}"), remedy),
+    }
+}
+
+fn freezer() -> Probe {
+    let remedy =
+        "root, or a delegated control group; without it a sandbox is stopped before a snapshot of it is made";
+    match super::cgroup::Available::here().map(|available| available.no_freezer().map(str::to_owned)) {
+        Ok(None) => found("freezer", "a sandbox that runs can be paused"),
+        Ok(Some(why)) => missing("freezer", format!("nothing can be paused: {why}"), remedy),
+        Err(error) => missing("freezer", format!("cannot be looked at: {error}"), remedy),
     }
 }
 

@@ -23,6 +23,7 @@ use super::lifecycle::Engine;
 use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
+use super::remove;
 use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
 use super::spec::{Forward, Image, Limits, Link, Network};
@@ -56,6 +57,15 @@ pub enum Task {
         from: PathBuf,
         /// The snapshot's.
         to: PathBuf,
+        /// The groups of the sandbox if it was frozen for this: it goes on as soon as its files are copied, whatever became of the caller.
+        thaw: Vec<Group>,
+    },
+    /// Measure the files of a sandbox, as those ids.
+    Measure {
+        /// Those ids.
+        id_map: IdMap,
+        /// The sandbox's directory.
+        path: PathBuf,
     },
     /// Unpack a layer of an image with the ids of a sandbox.
     Unpack(Box<Unpack>),
@@ -103,10 +113,10 @@ pub struct Order {
 pub enum Answer {
     /// The sandbox runs and its control socket listens.
     Ready,
+    /// Its files were copied or measured; the bytes that they take.
+    Bytes(u64),
     /// The layer is there.
     Unpacked(image::Unpacked),
-    /// Its files were copied; the bytes that they take.
-    Copied(u64),
     /// It does not run.
     Failed {
         /// The step.
@@ -160,12 +170,18 @@ pub fn main() -> ExitCode {
                 Err(failure) => Err(failure),
             }
         }
-        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || rootfs::remove_tree(&path))
+        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || remove::remove_tree(&path))
             .map(|()| Answer::Ready)
             .map_err(step("remove files")),
-        Ok(Task::Copy { id_map, from, to }) => with_ids(&id_map, || snapshot::copy_parts(&from, &to))
-            .map(Answer::Copied)
-            .map_err(step("copy files")),
+        Ok(Task::Copy { id_map, from, to, thaw }) => {
+            let _ = rustix::process::setsid(); // so that the terminal's Ctrl-C is not for it; it leads no group, so this cannot fail
+            let copied = as_owner(&id_map, || snapshot::copy_parts(&from, &to)).map_err(step("copy files"));
+            let thawed = cgroup::thaw(&thaw).map_err(step("let the sandbox go on"));
+            thawed.and(copied).map(Answer::Bytes)
+        }
+        Ok(Task::Measure { id_map, path }) => as_owner(&id_map, || snapshot::size_of_parts(&path))
+            .map(Answer::Bytes)
+            .map_err(step("measure files")),
         Ok(Task::Unpack(task)) => unpack(&task).map(Answer::Unpacked).map_err(step("unpack")),
         Err(failure) => Err(failure),
     };
@@ -182,6 +198,11 @@ fn served(result: io::Result<()>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Works on files of a sandbox whoever they belong to: root as itself, others with its ids.
+fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
+    if rustix::process::geteuid().is_root() { work() } else { with_ids(id_map, work) }
 }
 
 /// Works as root of a user namespace in which the ids of a sandbox exist, and nobody else.

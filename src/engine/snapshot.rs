@@ -93,20 +93,24 @@ impl Engine {
         unfinished: &Path,
         lock: &Lock,
     ) -> Result<SnapshotInfo, EngineError> {
-        let failed = || EngineError::file("write", unfinished);
-        let made = fs::DirBuilder::new().mode(0o711).recursive(true).create(unfinished);
+        let all = self.root.join("snapshots");
+        state::private_dir(&all).map_err(EngineError::file("create", &all))?;
         // Closed above; init of a sandbox enters it as a stranger.
+        let made = fs::DirBuilder::new().mode(0o711).create(unfinished);
         made.and_then(|()| fs::set_permissions(unfinished, fs::Permissions::from_mode(0o711)))
-            .map_err(failed())?;
+            .map_err(EngineError::file("create", unfinished))?;
+        let (from, to) = (absolute(&self.dir(&record.id))?, absolute(unfinished)?);
         let thaw = self.still(&record.id).await?;
-        let bytes = self.copy_parts(record, unfinished, lock).await;
+        let groups = thaw.as_ref().map(|thaw| thaw.0.clone()).unwrap_or_default();
+        let task = Task::Copy { id_map: record.id_map, from: from.clone(), to, thaw: groups };
+        let bytes = self.work_on_files(&task, Some(lock)).await;
         drop(thaw);
         let kept = Kept {
             info: SnapshotInfo {
                 name: name.to_owned(),
                 labels: labels.clone(),
                 created_at: state::now_ms(),
-                bytes: bytes?,
+                bytes: bytes.map_err(EngineError::file("copy", &from))?,
                 on: record.spec.snapshot.clone(),
             },
             image: record.spec.clone().image,
@@ -148,26 +152,26 @@ impl Engine {
         }
     }
 
-    async fn copy_parts(&self, record: &Record, to: &Path, lock: &Lock) -> Result<u64, EngineError> {
-        let from = self.dir(&record.id);
-        if rustix::process::geteuid().is_root() {
-            let (source, target) = (from.clone(), to.to_owned());
-            let copying = tokio::task::spawn_blocking(move || copy_parts(&source, &target));
-            return copying
-                .await
-                .map_err(io::Error::other)
-                .flatten()
-                .map_err(EngineError::file("copy", &from));
+    /// Has a shim work on a sandbox's files: they may belong to ids that only a user namespace lets an ordinary user act for.
+    async fn work_on_files(&self, task: &Task, lock: Option<&Lock>) -> io::Result<u64> {
+        match self.spawn_shim(task, lock).await? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            Answer::Failed { reason, .. } => Err(io::Error::other(reason)),
+            Answer::Ready | Answer::Unpacked(_) => Err(io::ErrorKind::InvalidData.into()),
         }
-        // Its files may belong to ids that only a user namespace lets an ordinary user act for.
-        let task = Task::Copy { id_map: record.id_map, from: absolute(&from)?, to: absolute(to)? };
-        let copied = match self.spawn_shim(&task, Some(lock)).await {
-            Ok(Answer::Copied(bytes)) => return Ok(bytes),
-            Ok(Answer::Failed { reason, .. }) => io::Error::other(reason),
-            Ok(Answer::Ready | Answer::Unpacked(_)) => io::ErrorKind::InvalidData.into(),
-            Err(error) => error,
-        };
-        Err(EngineError::file("copy", &from)(copied))
+    }
+
+    /// The bytes on the disk of what a sandbox has written outside its volumes. Every file is looked at, so it may take a while.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Broken`], [`EngineError::File`].
+    pub async fn disk_use(&self, id: &str) -> Result<u64, EngineError> {
+        check_name(id)?;
+        let record = self.record(id)?.ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        let dir = absolute(&self.dir(id))?;
+        let task = Task::Measure { id_map: record.id_map, path: dir.clone() };
+        let size = self.work_on_files(&task, None).await;
+        size.map_err(EngineError::file("measure", &dir))
     }
 
     /// Every snapshot.
@@ -265,7 +269,7 @@ impl Engine {
         Ok(layers)
     }
 
-    fn snapshot(&self, name: &str) -> Result<Option<Kept>, EngineError> {
+    pub(super) fn snapshot(&self, name: &str) -> Result<Option<Kept>, EngineError> {
         let path = self.snapshot_dir(name).join("snapshot.json");
         match state::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -295,4 +299,12 @@ impl Engine {
 /// What the file system reports, with the path.
 pub(super) fn copy_parts(from: &Path, to: &Path) -> io::Result<u64> {
     PARTS.iter().map(|part| copy::copy_tree(&from.join(part), &to.join(part))).sum()
+}
+
+/// The bytes on the disk of the files of the sandbox at `dir`.
+///
+/// # Errors
+/// What the file system reports, with the path.
+pub(super) fn size_of_parts(dir: &Path) -> io::Result<u64> {
+    PARTS.iter().map(|part| copy::size(&dir.join(part))).sum()
 }

@@ -37,10 +37,10 @@ pub struct Real {
     pub sources: Vec<Option<OwnedFd>>,
     /// The skeleton, once it is open.
     skeleton: Option<OwnedFd>,
-    /// The layers of the image, the lowest first, once they are open.
-    layers: Vec<OwnedFd>,
     /// The snapshots, the uppermost first, once they are open.
     snapshots: Vec<OwnedFd>,
+    /// The layers of the image, the lowest first, once they are open.
+    layers: Vec<OwnedFd>,
 }
 
 impl Syscalls for Real {
@@ -50,6 +50,12 @@ impl Syscalls for Real {
             Step::OpenSkeleton(path) => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 self.skeleton = Some(rustix::fs::open(path, flags, Mode::empty())?);
+                Ok(())
+            }
+            Step::OpenSnapshots(paths) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let open = |path| Ok(rustix::fs::open(path, flags, Mode::empty())?);
+                self.snapshots = paths.iter().map(open).collect::<io::Result<_>>()?;
                 Ok(())
             }
             Step::OpenLayers(paths) => {
@@ -62,12 +68,6 @@ impl Syscalls for Real {
                     }
                     self.layers.push(rustix::fs::open(path, flags, Mode::empty())?);
                 }
-                Ok(())
-            }
-            Step::OpenSnapshots(paths) => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let open = |path| Ok(rustix::fs::open(path, flags, Mode::empty())?);
-                self.snapshots = paths.iter().map(open).collect::<io::Result<_>>()?;
                 Ok(())
             }
             Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),

@@ -108,18 +108,23 @@ pub trait Provider: Send + Sync {
     /// The inside of a running sandbox.
     async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError>;
 
+    /// The bytes on the disk that a sandbox takes by itself; `None` where the provider does not tell. It may take a while.
+    async fn disk_use(&self, _id: &SandboxId) -> Result<Option<u64>, ProviderError> {
+        Ok(None)
+    }
+
     /// Managed volumes, where the vendor has them.
     fn volumes(&self) -> Option<&dyn Volumes> {
         None
     }
 
-    /// The images that it keeps, where it pulls them itself.
-    fn images(&self) -> Option<&dyn Images> {
+    /// Snapshots, where the vendor has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         None
     }
 
-    /// Snapshots, where the vendor has them.
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
+    /// The images that it keeps, where it pulls them itself.
+    fn images(&self) -> Option<&dyn Images> {
         None
     }
 
@@ -136,16 +141,6 @@ pub trait EgressLog: Send + Sync {
     async fn attempts(&self, id: &SandboxId) -> Result<Vec<EgressAttempt>, ProviderError>;
 }
 
-/// Images that a provider keeps for itself: an optional power of a provider.
-#[async_trait]
-pub trait Images: Send + Sync {
-    /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
-    fn pin(&self, digests: BTreeMap<String, String>);
-
-    /// The digest that a reference stands for; `None` where it was not pulled yet.
-    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
-}
-
 /// Snapshots of sandboxes: an optional power of a provider. A sandbox starts from one by `snapshot` in its spec.
 #[async_trait]
 pub trait Snapshots: Send + Sync {
@@ -160,6 +155,16 @@ pub trait Snapshots: Send + Sync {
 
     /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+}
+
+/// Images that a provider keeps for itself: an optional power of a provider.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
+    fn pin(&self, digests: BTreeMap<String, String>);
+
+    /// The digest that a reference stands for; `None` where it was not pulled yet.
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

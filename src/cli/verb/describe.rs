@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::{events, status};
+use crate::app::Project;
 use crate::cli::args::DescribeArgs;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -12,7 +13,7 @@ use crate::cli::ui::exit::Exit;
 use crate::cli::ui::style::{self, Role};
 use crate::cli::ui::table::{Cell, Table, printable};
 use crate::cli::ui::time;
-use crate::model::ConditionStatus;
+use crate::model::{Address, ConditionStatus, Quantity, with_causes};
 use crate::reconcile::status::ResourceStatus;
 use crate::store::{EventQuery, RecordedEvent};
 
@@ -23,31 +24,54 @@ const EVENTS: usize = 10;
 pub async fn run(cx: &Context, args: &DescribeArgs) -> Result<Exit, CliError> {
     let status = status::measure(cx, &args.addresses).await?;
     let store = cx.app.store().await?;
+    let project = cx.open().await?;
     let mut all = Vec::new();
     for resource in &status.resources {
         let query = EventQuery { address: Some(resource.address.clone()), ..EventQuery::default() };
-        all.push((resource, store.events(&status.project, query, EVENTS).await?));
+        let events = store.events(&status.project, query, EVENTS).await?;
+        all.push(Described { resource, events, disk: disk(cx, &project, resource).await });
     }
-    let resources: Vec<Value> = all.iter().map(|(resource, events)| data(resource, events)).collect();
-    let names = || all.iter().map(|(resource, _)| resource.address.to_string()).collect();
+    let resources: Vec<Value> = all.iter().map(data).collect();
+    let names = || all.iter().map(|one| one.resource.address.to_string()).collect();
     let text = |wide| {
-        let texts: Vec<String> =
-            all.iter().map(|(resource, events)| text(cx, resource, events, wide)).collect();
+        let texts: Vec<String> = all.iter().map(|one| text(cx, one, wide)).collect();
         texts.join("\n")
     };
     cx.ui.show(&json!({ "project": status.project, "resources": resources }), names, text)?;
     Ok(Exit::Done)
 }
 
-fn data(resource: &ResourceStatus, events: &[RecordedEvent]) -> Value {
-    let mut value = json!(resource);
+/// One resource and what is known of it beyond its status.
+struct Described<'a> {
+    resource: &'a ResourceStatus,
+    events: Vec<RecordedEvent>,
+    /// The bytes that it takes on the disk.
+    disk: Option<u64>,
+}
+
+/// What a sandbox takes on the disk. What cannot be measured is told and left out.
+async fn disk(cx: &Context, project: &Project<'_>, resource: &ResourceStatus) -> Option<u64> {
+    let (Address::Sandbox(_), Some(id)) = (&resource.address, &resource.id) else { return None };
+    project.disk_use(&resource.provider, id).await.unwrap_or_else(|error| {
+        cx.ui.warn(&format!(
+            "what {} takes on the disk is not known: {}",
+            resource.address,
+            with_causes(&error)
+        ));
+        None
+    })
+}
+
+fn data(one: &Described<'_>) -> Value {
+    let mut value = json!(one.resource);
     if let Value::Object(fields) = &mut value {
-        fields.insert("events".to_owned(), events.iter().map(events::data).collect());
+        fields.insert("events".to_owned(), one.events.iter().map(events::data).collect());
+        fields.extend(one.disk.map(|bytes| ("disk_bytes".to_owned(), bytes.into())));
     }
     value
 }
 
-fn text(cx: &Context, resource: &ResourceStatus, recorded: &[RecordedEvent], wide: bool) -> String {
+fn text(cx: &Context, Described { resource, events: recorded, disk }: &Described<'_>, wide: bool) -> String {
     let paint = cx.ui.out;
     let mut out = format!("{}\n", paint.paint(Role::Title, &resource.address.to_string()));
     let mut fact = |name: &str, value: &str| {
@@ -63,6 +87,7 @@ fn text(cx: &Context, resource: &ResourceStatus, recorded: &[RecordedEvent], wid
     fact("since", &time::cell(resource.since, cx.now(), wide));
     fact("restarts", &resource.restarts.map_or_else(String::new, |n| n.to_string()));
     fact("reached at", &status::reached_at(resource.endpoint.as_ref()));
+    fact("on disk", &disk.map_or_else(String::new, |bytes| Quantity::from_bytes(bytes).to_string()));
     fact("why", &printable(&resource.message));
     for note in &resource.notes {
         fact("note", &printable(note));

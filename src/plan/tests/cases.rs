@@ -312,3 +312,36 @@ fn what_is_asked_for_is_made_anew_once_and_nothing_else() {
     assert!(plan.waiting.iter().any(|w| w.on == WaitingOn::Protected), "{plan:#?}");
     assert!(!plan.steps.iter().any(|step| matches!(step.action, Action::Delete { .. })), "{plan:#?}");
 }
+
+#[test]
+fn what_is_paused_is_up_and_goes_on_before_anything_else() {
+    let mut desired = only("api", sandbox());
+    let mut world = applied(&desired);
+    let paused = |world: &mut World| {
+        let vendor = world.vendors.get_mut("alpha").unwrap();
+        vendor.sandboxes.values_mut().next().unwrap().seen.state = SandboxState::Paused;
+    };
+    let actions = |plan: &Plan| plan.steps.iter().map(|step| step.action.verb()).collect::<Vec<_>>();
+
+    // Asked for by name: it is frozen, and nothing else is done; once it is, there is nothing to do.
+    let policy = Policy { pause: BTreeSet::from(["api".to_owned()]), ..Policy::default() };
+    named(&mut desired, "api").spec.hostname = "other".into();
+    assert_eq!(actions(&world.plan(&desired, &policy)), ["pause"]);
+    paused(&mut world);
+    assert!(world.plan(&desired, &policy).is_empty());
+
+    // An apply lets it go on, and waits for that before it decides anything about the rest.
+    let plan = world.plan(&desired, &Policy::default());
+    assert_eq!(actions(&plan), ["start"]);
+    assert_eq!(change(&plan, "sandbox/api").verdict, Verdict::Start);
+    assert!(matches!(plan.waiting[0].on, WaitingOn::Transition { .. }), "{plan:#?}");
+    world.converge(&desired, &Policy::default(), 1).unwrap();
+    assert_eq!(world.ours().next().unwrap().1.seen.state, SandboxState::Running);
+
+    // It is stopped and deleted as it is.
+    paused(&mut world);
+    named(&mut desired, "api").state = RunState::Stopped;
+    assert_eq!(actions(&world.plan(&desired, &Policy::default())), ["stop"]);
+    named(&mut desired, "api").state = RunState::Absent;
+    assert_eq!(actions(&world.plan(&desired, &Policy::default())), ["delete"]);
+}

@@ -204,11 +204,11 @@ impl Provider for Local {
         Ok(Box::new(guest::LocalGuest::new(self.engine.clone(), id.clone())))
     }
 
-    fn volumes(&self) -> Option<&dyn Volumes> {
-        Some(self)
+    async fn disk_use(&self, id: &SandboxId) -> Result<Option<u64>, ProviderError> {
+        self.engine.disk_use(&id.0).await.map(Some).map_err(map::error)
     }
 
-    fn images(&self) -> Option<&dyn Images> {
+    fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
     }
 
@@ -216,22 +216,12 @@ impl Provider for Local {
         Some(self)
     }
 
-    fn egress(&self) -> Option<&dyn EgressLog> {
+    fn images(&self) -> Option<&dyn Images> {
         Some(self)
     }
-}
 
-#[async_trait]
-impl Images for Local {
-    fn pin(&self, digests: BTreeMap<String, String>) {
-        *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = digests;
-    }
-
-    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError> {
-        match self.pinned(reference) {
-            Some(digest) => Ok(Some(digest)),
-            None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
-        }
+    fn egress(&self) -> Option<&dyn EgressLog> {
+        Some(self)
     }
 }
 
@@ -251,6 +241,20 @@ impl Snapshots for Local {
 
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
         self.engine.delete_snapshot(&map::engine_snapshot(project, name)).await.map_err(map::error)
+    }
+}
+
+#[async_trait]
+impl Images for Local {
+    fn pin(&self, digests: BTreeMap<String, String>) {
+        *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = digests;
+    }
+
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError> {
+        match self.pinned(reference) {
+            Some(digest) => Ok(Some(digest)),
+            None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
+        }
     }
 }
 

@@ -218,3 +218,16 @@ async fn many_start_from_one_and_share_its_bytes() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_a_sandbox_takes_on_the_disk_is_what_it_wrote() {
+    let fixture = Fixture::new();
+    fixture.create("one").await;
+    let before = fixture.engine.disk_use("one").await.unwrap();
+    assert!(before < 64 << 20, "the host's files are not its own: {before}");
+    let write = "head -c 8M /dev/urandom > /root/large; ln /root/large /root/again; mkdir /root/closed; chmod 0 /root/closed; sync";
+    fixture.sh("one", write).await.ok();
+    let after = fixture.engine.disk_use("one").await.unwrap();
+    assert!((8 << 20..9 << 20).contains(&(after - before)), "{before} and {after}");
+    assert!(matches!(fixture.engine.disk_use("none").await, Err(EngineError::NotFound(_))));
+}

@@ -43,6 +43,9 @@ fn fork() {
     let used = world.run(&["snapshot", "rm", made["name"].as_str().unwrap()]);
     assert!(used.code != 0 && used.stderr.contains("is in use"), "{used:?}");
 
+    let described = world.run(&["describe", "box-fork-1", "-o", "json"]).ends(0).json();
+    assert!(described["resources"][0]["disk_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{described}");
+
     // the next apply removes what is not declared, and says that this loses data
     let refused = world.run(&["apply", "--yes"]);
     assert!(refused.code == 8 && refused.stderr.contains("box-fork-1"), "{refused:?}");

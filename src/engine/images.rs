@@ -149,7 +149,7 @@ impl Engine {
     /// Removes an image, with what no other one and no sandbox needs of it; `None` where there is none of this name.
     ///
     /// # Errors
-    /// [`ImageError::InUse`] where a sandbox was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
+    /// [`ImageError::InUse`] where a sandbox or snapshot was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
     pub async fn remove_image(&self, reference: &Reference) -> Result<Option<Removed>, EngineError> {
         let store = self.images();
         let alone = store.clone();

@@ -75,7 +75,9 @@ pub(super) fn image(
             Some(digest) => reference(&format!("{text}@{digest}")).map(Some),
             None => reference(text).map(Some),
         },
-        Image::Base(_) | Image::Build { .. } | Image::Snapshot(_) => Err(ProviderError::Unsupported {
+        // What a snapshot lies on is known to the engine.
+        Image::Snapshot(_) => Ok(None),
+        Image::Base(_) | Image::Build { .. } => Err(ProviderError::Unsupported {
             message:
                 "provider `local` makes sandboxes on the programs of this machine or from images; use `image`"
                     .to_owned(),

@@ -269,7 +269,7 @@ impl Engine {
         Ok(layers)
     }
 
-    pub(super) fn snapshot(&self, name: &str) -> Result<Option<Kept>, EngineError> {
+    fn snapshot(&self, name: &str) -> Result<Option<Kept>, EngineError> {
         let path = self.snapshot_dir(name).join("snapshot.json");
         match state::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

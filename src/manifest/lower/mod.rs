@@ -305,6 +305,16 @@ impl Lowering<'_> {
                 self.push(problem);
                 continue;
             }
+            if host_port.is_some() && self.confinement.is_some_and(|confinement| !confinement.host_ports) {
+                let message = "a manifest of this source may not choose a port of this machine".to_owned();
+                let problem = self.error("not-allowed", &["ports", key, "host_port"], message);
+                self.push(
+                    problem
+                        .expected("no `host_port`, so that a free one is chosen")
+                        .help("the operator allows it with `host_ports: true` under `allow` of the source"),
+                );
+                continue;
+            }
             let spec = PortSpec {
                 host_port,
                 protocol: port.protocol.unwrap_or_default(),

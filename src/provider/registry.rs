@@ -124,7 +124,10 @@ impl Registry {
                     registry.insert(name, Arc::new(super::docker::Docker::open(context).map_err(named)?))
                 }
                 "e2b" => registry.insert(name, Arc::new(super::e2b::E2b::open(context).map_err(named)?)),
-                "kubernetes" => registry.insert(name, Arc::new(super::kubernetes::Kubernetes::new(context))),
+                "kubernetes" => {
+                    let opened = super::kubernetes::Kubernetes::open(context).map_err(named)?;
+                    registry.insert(name, Arc::new(opened));
+                }
                 "sim" => {
                     registry.insert(name, Arc::new(super::sim::Sim::open(context).await.map_err(named)?))
                 }

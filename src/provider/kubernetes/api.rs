@@ -40,16 +40,24 @@ pub(super) struct Place {
 
 impl Place {
     /// What a user of `kubectl` would get.
-    pub fn find(context: &ProviderContext) -> Self {
+    ///
+    /// # Errors
+    /// [`ProviderError::Invalid`] if no file is named and this program does not run in a cluster.
+    pub fn find(context: &ProviderContext) -> Result<Self, ProviderError> {
         let setting = |name| context.setting("kubernetes", name).filter(|value| !value.is_empty());
         let var = |name: &str| context.vars.get(name).filter(|value| !value.is_empty());
         let home = || Some(Path::new(var("HOME")?).join(".kube/config")).filter(|path| path.exists());
-        let kubeconfig = match setting("kubeconfig").or(var("KUBECONFIG").map(String::as_str)) {
+        let kubeconfig: Vec<PathBuf> = match setting("kubeconfig").or(var("KUBECONFIG").map(String::as_str)) {
             Some(paths) => std::env::split_paths(paths).filter(|path| !path.as_os_str().is_empty()).collect(),
             None => home().into_iter().collect(),
         };
+        if kubeconfig.is_empty() && var("KUBERNETES_SERVICE_HOST").is_none() {
+            return Err(ProviderError::Invalid {
+                message: "there is no cluster: name a file by `providers.kubernetes.kubeconfig` or KUBECONFIG".to_owned(),
+            });
+        }
         let owned = |name| setting(name).map(str::to_owned);
-        Self { kubeconfig, context: owned("context"), namespace: owned("namespace") }
+        Ok(Self { kubeconfig, context: owned("context"), namespace: owned("namespace") })
     }
 
     async fn config(&self) -> Result<Config, ProviderError> {
@@ -298,7 +306,7 @@ mod tests {
             settings: BTreeMap::new(),
             credentials: BTreeMap::new(),
         };
-        let cluster = Cluster::new(Place::find(&context));
+        let cluster = Cluster::new(Place::find(&context).unwrap());
         let told = |error: ProviderError| {
             assert!(error.to_string().contains(&file.display().to_string()), "{error}");
         };

@@ -41,13 +41,16 @@ struct Found {
 
 impl Kubernetes {
     /// Nothing is asked yet.
-    pub fn new(context: &ProviderContext) -> Self {
+    ///
+    /// # Errors
+    /// [`ProviderError::Invalid`] if there is no word of a cluster.
+    pub fn open(context: &ProviderContext) -> Result<Self, ProviderError> {
         let setting = |name| context.setting("kubernetes", name).filter(|value| !value.is_empty());
-        Self {
-            cluster: Cluster::new(Place::find(context)),
+        Ok(Self {
+            cluster: Cluster::new(Place::find(context)?),
             storage_class: setting("storage_class").map(str::to_owned),
             volume_size: setting("volume_size").unwrap_or(sheet::VOLUME_SIZE).to_owned(),
-        }
+        })
     }
 
     /// Objects of one kind in our namespace.

@@ -39,14 +39,6 @@ impl Shop<'_> {
         said
     }
 
-    /// `gc`, which tells by its code of providers that could not be asked: of those that are not set up here, too.
-    #[track_caller]
-    fn gc(&self, arguments: &[&str]) -> String {
-        let (code, said) = self.run(&[&["gc"], arguments].concat());
-        assert!(code == 0 || (code == 4 && said.contains("could not be asked")), "{code}: {said}");
-        said
-    }
-
     /// The sandboxes that exist: address, and id.
     async fn found(&self) -> Vec<(String, String)> {
         let inventory = self.sim.inventory().await;
@@ -96,16 +88,16 @@ async fn what_is_let_go_of_is_found_and_deleted_only_when_asked() {
     let stray = sim.created("stray").await;
     shop.declare(&["a", "b"]);
     shop.succeeds(&["apply", "--yes"]);
-    assert!(!shop.gc(&[]).contains("sandbox/"), "all of it is accounted for");
+    assert!(!shop.succeeds(&["gc"]).contains("sandbox/"), "all of it is accounted for");
     let found = shop.found().await;
     let id = |address: &str| found.iter().find(|(a, _)| a == address).unwrap().1.clone();
     shop.succeeds(&["state", "rm", "sandbox/b"]);
     shop.declare(&["a"]);
-    let told = shop.gc(&[]);
+    let told = shop.succeeds(&["gc"]);
     assert!(told.contains(&id("sandbox/b")) && !told.contains(&id("sandbox/a")), "{told}");
     assert!(!told.contains(&stray), "what has no labels of ours is not ours: {told}");
     assert_eq!(shop.found().await, found, "nothing is changed unless asked");
-    shop.gc(&["--delete", "--yes"]);
+    shop.succeeds(&["gc", "--delete", "--yes"]);
     assert_eq!(shop.addresses().await, ["", "sandbox/a"]);
 }
 
@@ -125,10 +117,10 @@ async fn what_is_renamed_or_imported_is_not_made_again() {
 
     // As if it were lost to its project, and taken over by another.
     shop.succeeds(&["state", "rm", "sandbox/c"]);
-    let text = shop.succeeds(&["import", &id, "--from", "sim"]);
+    let text = shop.succeeds(&["import", &id]);
     assert!(text.contains("provider: sim") && text.contains(&id), "{text}");
     shop.declare(&["d"]);
-    shop.succeeds(&["import", &id, "--from", "sim", "--adopt", "--as", "d"]);
+    shop.succeeds(&["import", &id, "--adopt", "--as", "d"]);
     shop.succeeds(&["apply", "--yes"]);
     assert_eq!(shop.found().await, [("sandbox/d".to_owned(), id)]);
     assert_eq!(shop.created().await, 1);

@@ -130,7 +130,7 @@ fn desired() -> Desired {
 }
 
 fn here(sandboxes: BTreeMap<SandboxId, ObservedSandbox>) -> BTreeMap<String, Observation<ObservedProvider>> {
-    let listing = ObservedProvider { sandboxes, volumes: BTreeMap::new() };
+    let listing = ObservedProvider { sandboxes, ..ObservedProvider::default() };
     BTreeMap::from([("bench".to_owned(), Observation::Complete(listing))])
 }
 

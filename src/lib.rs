@@ -8,6 +8,8 @@ pub mod cli;
 pub mod engine;
 pub mod gitops;
 pub mod guest;
+#[cfg(target_os = "linux")]
+pub mod image;
 pub mod manifest;
 pub mod model;
 pub mod plan;

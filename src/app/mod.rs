@@ -9,6 +9,7 @@ mod credentials;
 mod environment;
 mod error;
 mod inside;
+mod lock;
 mod ports;
 mod project;
 mod rehearse;

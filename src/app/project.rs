@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
@@ -126,10 +126,15 @@ impl App {
         Ok(self.store.get_or_try_init(open).await?.clone())
     }
 
-    /// Opens a project: reads its manifest, opens its store and its providers. Where there is no manifest and a project is named that the
-    /// store knows, that project is opened without one; it can then be looked at and destroyed.
+    /// Opens a project: reads its manifest, checks what it declares, opens its store and its providers. Where there is no manifest and a project
+    /// is named that the store knows, that project is opened without one; it can then be looked at and destroyed.
     pub async fn open(&self, selection: &Selection) -> Result<Project<'_>, Error> {
         self.open_with(selection, None).await
+    }
+
+    /// The same for getting at what there is: what the manifest declares is not looked into, and files that it names are not read.
+    pub async fn find(&self, selection: &Selection) -> Result<Project<'_>, Error> {
+        self.opened(selection, self.manifest(selection)?, None, None).await
     }
 
     /// Opens a project by its record alone, whatever manifests there are: it can be looked at and destroyed.
@@ -142,6 +147,7 @@ impl App {
             app: self,
             name: name.to_owned(),
             manifest: None,
+            checked: Mutex::default(),
             pinned: None,
             forks: BTreeMap::new(),
             drift: None,
@@ -157,14 +163,27 @@ impl App {
         selection: &Selection,
         registry: Option<Registry>,
     ) -> Result<Project<'_>, Error> {
-        let (manifest, store) = match (self.load(selection), &selection.project) {
-            (Ok(manifest), _) => {
-                resolve(&manifest, &BTreeMap::new())?;
-                (Some(manifest), self.store().await?)
-            }
-            (Err(Error::NoManifest), Some(_)) => (None, self.store().await?),
-            (Err(error), _) => return Err(error),
-        };
+        let manifest = self.manifest(selection)?;
+        let checked = manifest.as_ref().map(|manifest| resolve(manifest, &BTreeMap::new())).transpose()?;
+        self.opened(selection, manifest, checked, registry).await
+    }
+
+    /// The manifest, or none if there is none and a project is named.
+    fn manifest(&self, selection: &Selection) -> Result<Option<Manifest>, Error> {
+        match (self.load(selection), &selection.project) {
+            (Err(Error::NoManifest), Some(_)) => Ok(None),
+            (loaded, _) => loaded.map(Some),
+        }
+    }
+
+    async fn opened(
+        &self,
+        selection: &Selection,
+        manifest: Option<Manifest>,
+        checked: Option<Resolved>,
+        registry: Option<Registry>,
+    ) -> Result<Project<'_>, Error> {
+        let store = self.store().await?;
         let name = match (&manifest, &selection.project) {
             (Some(manifest), _) => manifest.project().to_owned(),
             (None, Some(name)) => name.clone(),
@@ -181,17 +200,20 @@ impl App {
             Some(registry) => registry,
             None => self.registry(&providers, manifest.as_ref()).await?,
         };
-        Ok(Project {
+        let project = Project {
             app: self,
             name,
             manifest,
+            checked: Mutex::new(checked),
             pinned: None,
             forks: BTreeMap::new(),
             drift: selection.drift,
             store,
             registry,
             providers,
-        })
+        };
+        project.pin_images()?;
+        Ok(project)
     }
 
     /// A project whose goal, store and providers are given instead of read and opened, for simulations: what runs on them is the real loop.
@@ -202,6 +224,7 @@ impl App {
             app: self,
             name,
             manifest: None,
+            checked: Mutex::default(),
             pinned: Some(goal),
             forks: BTreeMap::new(),
             drift: None,
@@ -277,6 +300,8 @@ pub struct Project<'a> {
     pub(super) app: &'a App,
     pub(super) name: String,
     pub(super) manifest: Option<Manifest>,
+    /// What the manifest declares as far as that is known without host ports, until it is first asked for.
+    checked: Mutex<Option<Resolved>>,
     /// What an earlier run was to achieve, instead of what the manifest says now.
     pub(super) pinned: Option<KeptGoal>,
     /// Sandboxes that are declared for this opening only.
@@ -368,7 +393,7 @@ impl Project<'_> {
                 let endpoints =
                     ports::endpoints(&self.store, &self.name, &declared, &self.registry, &listings, keep)
                         .await?;
-                let mut resolved = resolve(manifest, &endpoints)?;
+                let mut resolved = self.resolved(manifest, &endpoints)?;
                 self.add_forks(&mut resolved.desired);
                 self.place_ports(&mut resolved.desired, &endpoints);
                 (resolved.desired, Some(resolved.origins))
@@ -382,6 +407,19 @@ impl Project<'_> {
         redact(&mut guests, &desired, &secrets);
         let observed = Observed { providers: listings, guests };
         Ok(View { at, desired, origins, recorded, observed, secrets, warnings })
+    }
+
+    /// What the manifest declares. If nothing in it asks for an address, the check at opening knew it all.
+    fn resolved(
+        &self,
+        manifest: &Manifest,
+        endpoints: &BTreeMap<PortRef, (String, u16)>,
+    ) -> Result<Resolved, Error> {
+        let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match checked {
+            Some(known) if known.desired.sandboxes.values().all(|s| s.unresolved.is_empty()) => Ok(known),
+            _ => resolve(manifest, endpoints),
+        }
     }
 
     /// The ports of the manifest, and those that forks have of their parents.
@@ -424,7 +462,7 @@ impl Project<'_> {
                 let endpoints =
                     ports::endpoints(&self.store, &self.name, declared, &self.registry, &listings, false)
                         .await?;
-                let mut resolved = resolve(manifest, &endpoints)?;
+                let mut resolved = self.resolved(manifest, &endpoints)?;
                 self.place_ports(&mut resolved.desired, &endpoints);
                 (resolved.desired, Some(resolved.origins))
             }

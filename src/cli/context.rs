@@ -116,6 +116,14 @@ impl Context {
         self.app.open(&self.selection).await
     }
 
+    /// The same for getting at what there is, without looking into what the manifest declares.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub async fn find(&self) -> Result<Project<'_>, Error> {
+        self.app.find(&self.selection).await
+    }
+
     /// A variable of the environment that is set to something.
     pub fn var(&self, name: &str) -> Option<&str> {
         self.app.environment().vars.get(name).map(String::as_str).filter(|value| !value.is_empty())

@@ -151,6 +151,8 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Version(_) => verb::version::run(cx),
         Verb::Man(args) => verb::man::run(cx, args),
 
+        #[cfg(target_os = "linux")]
+        Verb::Image(command) => cx.block_on(verb::image::run(cx, command)),
         Verb::Provider(command) => cx.block_on(verb::provider::run(cx, command)),
         Verb::Secret(command) => cx.block_on(verb::secret::run(cx, command)),
         Verb::Plan(args) => cx.block_on_one(verb::plan::run(cx, args)),

@@ -135,7 +135,8 @@ pub fn become_command(context: &Context, prepared: &Prepared, report: &OwnedFd) 
         rustix::process::setsid().map_err(|error| ("start a session for", error.into()))?;
         streams(&prepared.stdio).map_err(|error| ("connect the streams of", error))?;
         identify(context, &prepared.identity, report).map_err(|error| ("change the user for", error))?;
-        enter(prepared.cwd.as_deref()).map_err(|error| ("enter the working directory for", error))?;
+        enter(context, prepared.cwd.as_deref())
+            .map_err(|error| ("enter the working directory for", error))?;
         sys::install_filter(&context.filter).map_err(|error| ("restrict", error))
     };
     match attempt() {
@@ -145,10 +146,13 @@ pub fn become_command(context: &Context, prepared: &Prepared, report: &OwnedFd) 
 }
 
 /// The directory asked for; else the default one, unless it was removed or is closed to this user.
-fn enter(dir: Option<&std::ffi::CStr>) -> io::Result<()> {
+fn enter(context: &Context, dir: Option<&std::ffi::CStr>) -> io::Result<()> {
     match dir {
         Some(dir) => Ok(rustix::process::chdir(dir)?),
-        None => Ok(rustix::process::chdir(DEFAULT_DIR).or_else(|_| rustix::process::chdir("/"))?),
+        None => {
+            let default = context.working_dir.as_deref().unwrap_or(DEFAULT_DIR);
+            Ok(rustix::process::chdir(default).or_else(|_| rustix::process::chdir("/"))?)
+        }
     }
 }
 

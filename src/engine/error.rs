@@ -117,6 +117,9 @@ pub enum EngineError {
         /// One thing that is made from it, such as "sandbox `x`".
         user: String,
     },
+    /// An image cannot be had, or cannot be used.
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
     /// The volume is mounted by a sandbox.
     #[error("volume `{name}` is used by sandbox `{user}`")]
     VolumeInUse {

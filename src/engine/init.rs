@@ -2,6 +2,7 @@
 //! told to stop or the shim is gone. One thread, one poll loop, nothing that blocks on what the sandbox does.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -51,6 +52,8 @@ pub struct Context {
     pub single_id: bool,
     /// The system call filter.
     pub filter: Vec<libc::sock_filter>,
+    /// Where commands start that name no directory.
+    pub working_dir: Option<CString>,
 }
 
 /// A process group and the connection of who started it.

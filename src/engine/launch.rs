@@ -1,6 +1,7 @@
 //! The launch of a sandbox as a value: which steps init takes, in which order, and what replaces a step that the machine
 //! refuses. Pure; carrying the steps out is behind [`Syscalls`], so that plan and ladder are tested without privileges.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::skeleton;
-use super::spec::{BoxSpec, MountSource, Network};
+use super::spec::{BoxSpec, Image, MountSource, Network};
 
 /// The new root, relative to the sandbox's directory, which is init's working directory throughout.
 pub const ROOT: &str = "rootfs";
@@ -84,9 +85,23 @@ pub struct LaunchRequest {
     pub id_map: IdMap,
     /// The host path of every mount of the spec, in its order.
     pub mount_paths: Vec<PathBuf>,
-    /// The directories of the snapshots that it starts from, the uppermost first.
+    /// The snapshots that it starts from.
     #[serde(default)]
-    pub snapshots: Vec<PathBuf>,
+    pub snapshots: Below,
+    /// The host path of every layer of its image, the lowest first.
+    #[serde(default)]
+    pub layers: Vec<PathBuf>,
+}
+
+/// What lies under a sandbox that starts from snapshots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Below {
+    /// Their directories, the uppermost first.
+    pub dirs: Vec<PathBuf>,
+    /// Directories of the host in which they changed something.
+    pub held: BTreeSet<String>,
+    /// Directories of the host that had to be copied, and are wholly in them.
+    pub copied: BTreeSet<String>,
 }
 
 /// Where the files of a sandbox are on the host.
@@ -107,6 +122,8 @@ pub enum Step {
     OpenSkeleton(PathBuf),
     /// Open the snapshots, the uppermost first, with the host identity that made the sandbox.
     OpenSnapshots(Vec<PathBuf>),
+    /// Open the layers of the image, with the host identity that made the sandbox.
+    OpenLayers(Vec<PathBuf>),
     /// Become root inside.
     BecomeRoot { groups: bool },
     /// Die with the shim.
@@ -123,6 +140,8 @@ pub enum Step {
     Device(&'static str),
     /// The skeleton's root under writes kept in `rootfs`, mounted there. `source` is what the mount is called.
     OverlayRoot { source: PathBuf },
+    /// The layers of the image between the skeleton's mount points and its other directories, under writes kept in `rootfs`.
+    OverlayImage { source: PathBuf },
     /// Copy the skeleton's root into `rootfs`, where nothing is yet.
     CopyRoot,
     /// The host's `/NAME`, with the skeleton's files over it if it has any, under writes kept in `upper/NAME`.
@@ -145,6 +164,8 @@ pub enum Step {
     Protect(&'static str),
     /// Put mount number `slot` in place, resolving `target` beneath the new root.
     Mount { slot: usize, target: PathBuf, read_only: bool },
+    /// Make a directory of the new root, resolved beneath it, unless it is there.
+    MakeDir(PathBuf),
     /// Swap the root and let the old one go.
     PivotRoot,
     /// The same where the old root cannot be pivoted away.
@@ -161,6 +182,7 @@ impl fmt::Display for Step {
             Step::OpenSource { path, .. } => write!(f, "open {} to mount it", path.display()),
             Step::OpenSkeleton(path) => write!(f, "open {}", path.display()),
             Step::OpenSnapshots(_) => f.write_str("open the snapshots it starts from"),
+            Step::OpenLayers(_) => f.write_str("open the layers of the image"),
             Step::BecomeRoot { .. } => f.write_str("become root inside"),
             Step::DieWithParent => f.write_str("tie to the parent"),
             Step::Hostname(_) => f.write_str("set the host name"),
@@ -169,6 +191,7 @@ impl fmt::Display for Step {
             Step::Bind { from, to, .. } => write!(f, "bind {from} to {to}"),
             Step::Device(name) => write!(f, "bind /dev/{name}"),
             Step::OverlayRoot { .. } => f.write_str("overlay the root"),
+            Step::OverlayImage { .. } => f.write_str("overlay the layers of the image"),
             Step::CopyRoot => f.write_str("copy the root"),
             Step::Overlay { name, .. } => write!(f, "overlay /{name}"),
             Step::Copy { name } => write!(f, "copy /{name}"),
@@ -180,6 +203,7 @@ impl fmt::Display for Step {
             Step::Mask { path, .. } => write!(f, "mask {path}"),
             Step::Protect(path) => write!(f, "protect {path}"),
             Step::Mount { target, .. } => write!(f, "mount {}", target.display()),
+            Step::MakeDir(path) => write!(f, "make {}", path.display()),
             Step::PivotRoot => f.write_str("pivot the root"),
             Step::MoveRoot => f.write_str("move the root"),
             Step::Lockdown => f.write_str("drop privileges"),
@@ -223,8 +247,11 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
-    if !request.snapshots.is_empty() {
-        steps.push(Step::OpenSnapshots(request.snapshots.clone()));
+    if !request.snapshots.dirs.is_empty() {
+        steps.push(Step::OpenSnapshots(request.snapshots.dirs.clone()));
+    }
+    if matches!(spec.image, Image::Oci(_)) {
+        steps.push(Step::OpenLayers(request.layers.clone()));
     }
     // The death signal is cleared by a change of credentials, so it comes after.
     steps.push(Step::BecomeRoot { groups: request.id_map.has_range() });
@@ -234,38 +261,10 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
         steps.push(Step::Loopback);
     }
     steps.push(Step::PrivateMounts);
-    let root = Step::OverlayRoot { source: places.dir.clone() };
-    // Snapshots are layers of an overlay, and what they mean is lost in a copy.
-    let copies = request.snapshots.is_empty();
-    if copies {
-        let choice = "the root is a copy";
-        steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
-    } else {
-        steps.push(root);
-    }
-    for name in &facts.system_dirs {
-        let second = if name == "etc" {
-            Step::Copy { name: name.clone() }
-        } else {
-            Step::Bind {
-                from: format!("/{name}"),
-                to: format!("{ROOT}/{name}"),
-                read_only: true,
-                recursive: true,
-            }
-        };
-        let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
-        let overlay =
-            Step::Overlay { name: name.clone(), skeleton: skeleton::LAYERS.contains(&name.as_str()) };
-        if copies {
-            steps.push(Step::Either { first: Box::new(overlay), second: Box::new(second), choice });
-        } else {
-            steps.push(overlay);
-        }
-    }
-    if facts.dpkg {
-        let to = format!("{ROOT}/var/lib/dpkg");
-        steps.push(Step::Bind { from: "/var/lib/dpkg".into(), to, read_only: true, recursive: true });
+    match &spec.image {
+        Image::Host => host_root(places, facts, &request.snapshots, &mut steps),
+        // A copy would be as large as the image, for each sandbox.
+        Image::Oci(_) => steps.push(Step::OverlayImage { source: places.dir.clone() }),
     }
     dev(request.id_map.has_range(), &mut steps);
     steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
@@ -300,10 +299,51 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, mount) in mounts {
         steps.push(Step::Mount { slot, target: mount.target.clone(), read_only: mount.read_only });
     }
+    if let Image::Oci(image) = &spec.image
+        && let Some(dir) = &image.working_dir
+    {
+        steps.push(Step::MakeDir(dir.clone()));
+    }
     let choice = "the root was moved, not pivoted";
     steps.push(Step::Either { first: Box::new(Step::PivotRoot), second: Box::new(Step::MoveRoot), choice });
     steps.push(Step::Lockdown);
     steps
+}
+
+/// The root of a sandbox on the programs of this machine.
+fn host_root(places: &Places, facts: &HostFacts, below: &Below, steps: &mut Vec<Step>) {
+    let root = Step::OverlayRoot { source: places.dir.clone() };
+    // Snapshots are layers of an overlay, and what they mean is lost in a copy.
+    if below.dirs.is_empty() {
+        let choice = "the root is a copy";
+        steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
+    } else {
+        steps.push(root);
+    }
+    for name in facts.system_dirs.iter().filter(|name| !below.copied.contains(*name)) {
+        let second = if name == "etc" {
+            Step::Copy { name: name.clone() }
+        } else {
+            Step::Bind {
+                from: format!("/{name}"),
+                to: format!("{ROOT}/{name}"),
+                read_only: true,
+                recursive: true,
+            }
+        };
+        let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
+        let overlay =
+            Step::Overlay { name: name.clone(), skeleton: skeleton::LAYERS.contains(&name.as_str()) };
+        if !below.held.contains(name) {
+            steps.push(Step::Either { first: Box::new(overlay), second: Box::new(second), choice });
+        } else {
+            steps.push(overlay);
+        }
+    }
+    if facts.dpkg {
+        let to = format!("{ROOT}/var/lib/dpkg");
+        steps.push(Step::Bind { from: "/var/lib/dpkg".into(), to, read_only: true, recursive: true });
+    }
 }
 
 fn dev(group: bool, steps: &mut Vec<Step>) {
@@ -348,7 +388,7 @@ pub fn wants_idmap(id_map: &IdMap, source: &MountSource) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::spec::Mount;
+    use super::super::spec::{Mount, OciImage};
     use super::*;
 
     struct Recorder {
@@ -379,8 +419,14 @@ mod tests {
         let spec =
             BoxSpec { network, mounts: vec![mount("/data/inner"), mount("/data")], ..BoxSpec::default() };
         let mount_paths = vec!["/v/1".into(), "/v/2".into()];
-        let id_map = IdMap::High { base: 100_000 };
-        LaunchRequest { id: "a.b".into(), spec, id_map, mount_paths, snapshots: Vec::new() }
+        LaunchRequest {
+            id: "a.b".into(),
+            spec,
+            id_map: IdMap::High { base: 100_000 },
+            mount_paths,
+            snapshots: Below::default(),
+            layers: Vec::new(),
+        }
     }
 
     fn plan(request: &LaunchRequest, facts: &HostFacts) -> Vec<Step> {
@@ -444,13 +490,17 @@ mod tests {
     #[test]
     fn snapshots_are_opened_as_the_caller_and_never_copied() {
         let mut request = request(Network::None);
-        request.snapshots = vec!["/e/snapshots/s".into()];
+        request.snapshots.dirs = vec!["/e/snapshots/s".into()];
+        request.snapshots.held = ["usr".to_owned()].into();
+        request.snapshots.copied = ["etc".to_owned()].into();
         let steps = plan(&request, &facts());
         let opened = position(&steps, |s| matches!(s, Step::OpenSnapshots(_)));
         assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
         let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. }));
         let (step, _) = execute(&steps, &mut recorder).unwrap_err();
         assert_eq!(step, "overlay /usr");
+        let of_etc = |s: &Step| s.to_string().contains("/etc");
+        assert!(!steps.iter().any(of_etc), "what was copied is in the root already");
     }
 
     #[test]
@@ -465,6 +515,25 @@ mod tests {
         assert!(!plan(&request(Network::Host), &facts()).contains(&Step::Loopback));
         assert_eq!(namespaces(Network::Host) & libc::CLONE_NEWNET, 0);
         assert_ne!(namespaces(Network::None) & libc::CLONE_NEWNET, 0);
+    }
+
+    #[test]
+    fn an_image_is_opened_as_the_caller_and_nothing_of_the_host_is_in_it() {
+        let mut request = request(Network::None);
+        let working_dir = Some("/srv/app".into());
+        request.spec.image = Image::Oci(OciImage { working_dir, ..OciImage::default() });
+        request.layers = vec!["/e/images/layers/x/1".into()];
+        let steps = plan(&request, &facts());
+        let opened = position(&steps, |s| *s == Step::OpenLayers(request.layers.clone()));
+        assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
+        let of_host = |s: &Step| match s {
+            Step::Bind { from, .. } => from != "/proc",
+            Step::Overlay { .. } | Step::Copy { .. } | Step::OverlayRoot { .. } | Step::CopyRoot => true,
+            Step::Either { first, .. } => matches!(**first, Step::Overlay { .. } | Step::OverlayRoot { .. }),
+            _ => false,
+        };
+        assert!(!steps.iter().any(of_host), "{steps:?}");
+        assert!(steps.contains(&Step::MakeDir("/srv/app".into())));
     }
 
     #[test]

@@ -581,7 +581,8 @@ impl Engine {
                 spec: record.spec.clone(),
                 id_map: record.id_map,
                 mount_paths,
-                snapshots: self.layers(record.spec.snapshot.as_deref())?,
+                snapshots: self.below(record.spec.snapshot.as_deref())?,
+                layers: self.layer_paths(&record.spec.image)?,
             },
             dir: absolute(&self.dir(id))?,
             skeletons: absolute(&self.root.join("skeletons"))?,
@@ -600,7 +601,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready | Answer::Bytes(_))) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -776,7 +777,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready | Answer::Bytes(_)) => Ok(()),
+            Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }

@@ -6,7 +6,7 @@
 //! streams and answers go straight between caller and init.
 //!
 //! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`, `snapshots/<name>/`,
-//! `skeletons/<hash>/` with what sandboxes have in common, `locks/`;
+//! `skeletons/<hash>/` with what sandboxes have in common, `images/` (see `image::Store`), `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
 mod cgroup;
@@ -17,6 +17,7 @@ mod destination;
 mod egress;
 mod error;
 mod hello;
+mod images;
 mod init;
 mod launch;
 mod lifecycle;
@@ -46,6 +47,6 @@ pub use error::EngineError;
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, Lifetime, Limits, LimitsInfo,
-    Link, Mount, MountSource, Network, SnapshotInfo, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Lifetime, Limits,
+    LimitsInfo, Link, Mount, MountSource, Network, OciImage, SnapshotInfo, VolumeInfo,
 };

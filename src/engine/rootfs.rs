@@ -2,12 +2,18 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Mode, OFlags};
+
 use super::launch::{HostFacts, IdMap, LaunchRequest, default_hostname};
 use super::skeleton;
-use super::spec::Network;
+use super::spec::{Image, Network};
+
+/// Names under /etc of what differs from one sandbox to the next.
+pub const NETWORK_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
 /// Looks at the machine.
 pub fn host_facts() -> HostFacts {
@@ -34,10 +40,14 @@ pub fn prepare(dir: &Path, request: &LaunchRequest, facts: &HostFacts) -> io::Re
         files.dir(&dir.join("upper").join(name), 0o755)?;
         files.dir(&dir.join("work").join(name), 0o755)?;
     }
-    if facts.system_dirs.iter().any(|name| name == "etc") {
-        files.network_files(&dir.join("upper/etc"), request)?;
+    match &request.spec.image {
+        Image::Host if request.snapshots.copied.contains("etc") => files.network_files_of_root(dir, request),
+        Image::Host if facts.system_dirs.iter().any(|name| name == "etc") => {
+            files.network_files(&dir.join("upper/etc"), request)
+        }
+        Image::Host => Ok(()),
+        Image::Oci(_) => files.network_files_of_root(dir, request),
     }
-    Ok(())
 }
 
 /// Makes files that belong to root inside.
@@ -82,6 +92,18 @@ impl Files {
         fchown(&file, Some(uid), Some(gid)).map_err(|error| at(path, &error))
     }
 
+    /// The same where /etc is a directory of the root itself, which whoever is inside may have made something else of.
+    fn network_files_of_root(&self, dir: &Path, request: &LaunchRequest) -> io::Result<()> {
+        self.dir(&dir.join("rootfs/etc"), 0o755)?;
+        let Some(etc) = real_dir(&dir.join("rootfs/etc"))? else { return Ok(()) };
+        let etc = PathBuf::from(format!("/proc/self/fd/{}", etc.as_raw_fd()));
+        self.network_files(&etc, request)?;
+        if request.spec.network != Network::Host {
+            self.file(&etc.join("resolv.conf"), skeleton::NO_RESOLVER, 0o644)?;
+        }
+        Ok(())
+    }
+
     /// The files under /etc that differ from one sandbox to the next.
     fn network_files(&self, etc: &Path, request: &LaunchRequest) -> io::Result<()> {
         let hostname = request.spec.hostname.clone().unwrap_or_else(|| default_hostname(&request.id));
@@ -100,16 +122,27 @@ pub(super) fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// A directory that root inside may have replaced by a link, which is not followed; `None` if so.
+fn real_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => Ok(None),
+        Err(error) => Err(at(path, &error.into())),
+    }
+}
+
 /// Forgets the files that depend on the spec, so that the next launch writes them anew.
 ///
 /// # Errors
 /// What the file system reports.
 pub fn forget_network_files(dir: &Path) -> io::Result<()> {
-    for name in ["hostname", "hosts", "resolv.conf"] {
-        for etc in ["upper/etc", "rootfs/etc"] {
-            match fs::remove_file(dir.join(etc).join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+    for etc in ["upper/etc", "rootfs/etc"] {
+        let Some(etc) = real_dir(&dir.join(etc))? else { continue };
+        for name in NETWORK_FILES {
+            match rustix::fs::unlinkat(&etc, name, AtFlags::empty()) {
+                Err(rustix::io::Errno::NOENT) => {}
+                other => other?,
             }
         }
     }

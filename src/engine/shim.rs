@@ -1,29 +1,34 @@
 //! The host side of one sandbox: makes its namespaces, then serves its control socket until the sandbox ends.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, Available, Group};
 use super::init::{self, Launched};
-use super::launch::{self, IdMap, LaunchRequest, Places, wants_idmap};
+use super::launch::{self, HostFacts, IdMap, LaunchRequest, Places, wants_idmap};
 use super::lifecycle::Engine;
 use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
 use super::serve::{self, End};
-use super::skeleton::Skeleton;
-use super::spec::{Forward, Limits, Link, Network};
+use super::skeleton::{self, Skeleton};
+use super::spec::{Forward, Image, Limits, Link, Network};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{rootfs, seccomp, seq, snapshot, sys, syscalls};
+use crate::image;
 
 /// The first argument by which the program becomes a shim.
 pub const ARGUMENT: &str = "__engine-shim";
@@ -61,6 +66,23 @@ pub enum Task {
         /// The sandbox's directory.
         path: PathBuf,
     },
+    /// Unpack a layer of an image with the ids of a sandbox.
+    Unpack(Box<Unpack>),
+}
+
+/// A layer to unpack.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Unpack {
+    /// The ids.
+    pub id_map: IdMap,
+    /// Where the layer is.
+    pub place: image::Place,
+    /// What it must be.
+    pub expected: image::Expected,
+    /// Where it comes into being.
+    pub new: PathBuf,
+    /// Where it is when it is whole and on the disk.
+    pub path: PathBuf,
 }
 
 /// A sandbox to launch.
@@ -92,6 +114,8 @@ pub enum Answer {
     Ready,
     /// Its files were copied or measured; the bytes that they take.
     Bytes(u64),
+    /// The layer is there.
+    Unpacked(image::Unpacked),
     /// It does not run.
     Failed {
         /// The step.
@@ -136,42 +160,33 @@ pub fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     }
     sys::set_process_name(c"pocketenv-shim");
-    let result = read_task(&mut caller.socket).and_then(|task| match task {
-        Task::Remove { id_map, path } => {
-            let removed = as_owner(&id_map, || rootfs::remove_tree(&path).map(|()| 0));
-            removed.map(|_| Done::Answer(Answer::Ready)).map_err(step("remove files"))
+    let done = match read_task(&mut caller.socket) {
+        Ok(Task::Launch(order)) => {
+            let launched =
+                detach(&order).map_err(step("detach from the caller")).and_then(|()| launch(&order));
+            match launched {
+                Ok(live) => return served(run(*order, caller, live)),
+                Err(failure) => Err(failure),
+            }
         }
-        Task::Copy { id_map, from, to, thaw } => {
+        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || rootfs::remove_tree(&path))
+            .map(|()| Answer::Ready)
+            .map_err(step("remove files")),
+        Ok(Task::Copy { id_map, from, to, thaw }) => {
             let _ = rustix::process::setsid(); // so that the terminal's Ctrl-C is not for it; it leads no group, so this cannot fail
-            let copied = as_owner(&id_map, || snapshot::copy_parts(&from, &to));
-            cgroup::thaw(&thaw).map_err(step("let the sandbox go on"))?;
-            copied.map(|bytes| Done::Answer(Answer::Bytes(bytes))).map_err(step("copy files"))
+            let copied = as_owner(&id_map, || snapshot::copy_parts(&from, &to)).map_err(step("copy files"));
+            let thawed = cgroup::thaw(&thaw).map_err(step("let the sandbox go on"));
+            copied.and_then(|bytes| thawed.map(|()| Answer::Bytes(bytes)))
         }
-        Task::Measure { id_map, path } => {
-            let size = as_owner(&id_map, || snapshot::size_of_parts(&path));
-            size.map(|bytes| Done::Answer(Answer::Bytes(bytes))).map_err(step("measure files"))
-        }
-        Task::Launch(order) => {
-            detach(&order).map_err(step("detach from the caller"))?;
-            let launched = launch(&order)?;
-            Ok(Done::Launched(order, Box::new(launched)))
-        }
-    });
-    let answer = match result {
-        Ok(Done::Launched(order, live)) => return served(run(*order, caller, *live)),
-        Ok(Done::Answer(answer)) => answer,
-        Err((step, error)) => Answer::Failed { step, reason: error.to_string() },
+        Ok(Task::Measure { id_map, path }) => as_owner(&id_map, || snapshot::size_of_parts(&path))
+            .map(Answer::Bytes)
+            .map_err(step("measure files")),
+        Ok(Task::Unpack(task)) => unpack(&task).map(Answer::Unpacked).map_err(step("unpack")),
+        Err(failure) => Err(failure),
     };
+    let answer = done.unwrap_or_else(|(step, error)| Answer::Failed { step, reason: error.to_string() });
     caller.answer(&answer);
     ExitCode::SUCCESS
-}
-
-/// What became of a task.
-enum Done {
-    /// A sandbox that is to be served.
-    Launched(Box<Order>, Box<Live>),
-    /// Nothing is left to do but to say so.
-    Answer(Answer),
 }
 
 fn served(result: io::Result<()>) -> ExitCode {
@@ -184,11 +199,16 @@ fn served(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Works on files as root of a user namespace in which all their owners exist; root itself needs none.
+/// Works on files of a sandbox with the power over all their owners: root has it anyhow.
 fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
-    if rustix::process::geteuid().is_root() {
-        return work();
-    }
+    if rustix::process::geteuid().is_root() { work() } else { with_ids(id_map, work) }
+}
+
+/// Works as root of a user namespace in which the ids of a sandbox exist, and nobody else.
+fn with_ids<T: Serialize + DeserializeOwned>(
+    id_map: &IdMap,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
     let (ours, theirs) = seq::pair()?;
     match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
         sys::Fork::Child => {
@@ -196,6 +216,7 @@ fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Resul
             let done = seq::recv(&theirs)
                 .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
                 .and_then(|_| sys::become_user(0, 0, None))
+                .and_then(|()| sys::die_with_parent())
                 .and_then(|()| work());
             let _ = seq::send(&theirs, &done.map_err(|error| error.to_string()), &[]); // its end says the same, without the reason
             sys::exit_now(0)
@@ -205,9 +226,27 @@ fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Resul
             write_id_maps(pid, id_map)?;
             seq::send(&ours, &(), &[])?;
             let (bytes, _) = seq::recv(&ours)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            seq::decode::<Result<u64, String>>(&bytes)?.map_err(io::Error::other)
+            seq::decode::<Result<T, String>>(&bytes)?.map_err(io::Error::other)
         }
     }
+}
+
+/// Unpacks a layer into a new directory, and gives it its name when all of it is on the disk.
+fn unpack(task: &Unpack) -> io::Result<image::Unpacked> {
+    let archive = task.place.open()?;
+    fs::DirBuilder::new().mode(0o755).create(&task.new)?;
+    let (uid, gid) = task.id_map.root();
+    std::os::unix::fs::chown(&task.new, Some(uid), Some(gid))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&task.new, flags, Mode::empty())?;
+    let unpacked = with_ids(&task.id_map, || {
+        rustix::process::umask(Mode::empty());
+        image::unpack(archive, &root, &task.expected, task.id_map.has_range())
+    })?;
+    rustix::fs::syncfs(&root)?;
+    fs::rename(&task.new, &task.path)?;
+    state::sync(&task.path)?;
+    Ok(unpacked)
 }
 
 fn read_task(caller: &mut File) -> Result<Task, Failure> {
@@ -244,18 +283,32 @@ struct Live {
 
 fn launch(order: &Order) -> Result<Live, Failure> {
     let request = &order.request;
-    let facts = rootfs::host_facts();
+    let facts = match &request.spec.image {
+        Image::Host => rootfs::host_facts(),
+        Image::Oci(_) => HostFacts::default(),
+    };
     rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
-    let skeleton = Skeleton::find_or_make(&order.skeletons, request.id_map.root(), &facts)
+    let entries = match &request.spec.image {
+        Image::Host => skeleton::for_host(&facts),
+        Image::Oci(_) => skeleton::for_image(),
+    };
+    let skeleton = Skeleton::find_or_make(&order.skeletons, request.id_map.root(), &entries)
         .map_err(step("prepare the files"))?;
     let places = Places { dir: order.dir.clone(), skeleton: skeleton.path().to_owned() };
     let plan = launch::plan(request, &places, &facts);
     let listener = listen(&order.control).map_err(step("open the control socket"))?;
     let (ours, theirs) = seq::pair().map_err(step("make a socket"))?;
+    let image = match &request.spec.image {
+        Image::Host => None,
+        Image::Oci(image) => Some(image),
+    };
     let context = init::Context {
         env: environment(order),
         single_id: !request.id_map.has_range(),
         filter: seccomp::program(!request.id_map.has_range()),
+        working_dir: image
+            .and_then(|image| image.working_dir.as_ref())
+            .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
     let cgroups = limited(order).map_err(step("make the control groups"))?;
@@ -283,6 +336,10 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         Launched::Ready(taken) => choices.extend(taken),
     }
     choices.insert(0, request.id_map.describe());
+    if let Some(image) = image {
+        choices.push(format!("image: {}", image.digest));
+        choices.extend(image.notes.iter().map(|note| format!("image: {note}")));
+    }
     let run = Run {
         boot: state::boot_id().map_err(step("read /proc"))?,
         shim,
@@ -337,6 +394,11 @@ fn listen(dir: &Path) -> io::Result<OwnedFd> {
 
 fn environment(order: &Order) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut env = BTreeMap::new();
+    if let Image::Oci(image) = &order.request.spec.image {
+        for (name, value) in &image.env {
+            env.insert(name.as_bytes().to_vec(), value.as_bytes().to_vec());
+        }
+    }
     if order.request.spec.network == Network::Isolated {
         for (name, value) in super::proxy::environment() {
             env.insert(name.as_bytes().to_vec(), value.into_bytes());

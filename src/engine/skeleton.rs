@@ -61,6 +61,18 @@ const DIRS: &[(&str, u32)] = &[
     ("var/spool", 0o755),
     ("var/mail", 0o755),
 ];
+/// Directories over every image: something is mounted on each.
+pub const MOUNT_POINTS: &[&str] = &["dev", "proc", "sys", "run"];
+/// Directories under every image, for those that it does not have.
+const IMAGE_DIRS: &[(&str, u32)] = &[
+    ("tmp", 0o1777),
+    ("root", 0o700),
+    ("home", 0o755),
+    ("workspace", 0o755),
+    ("var", 0o755),
+    ("var/tmp", 0o1777),
+    ("var/lib", 0o755),
+];
 /// Directories in which root inside may create, though the host's stay untouched below.
 const LOCAL_DIRS: &[&str] = &[
     "local",
@@ -72,6 +84,8 @@ const LOCAL_DIRS: &[&str] = &[
     "local/include",
     "local/man",
 ];
+/// What stands in /etc/resolv.conf.
+pub const NO_RESOLVER: &[u8] = b"# no resolver here: names are resolved by the egress proxy\n";
 /// The name of one that is not whole yet, or not any more.
 const UNFINISHED: &str = ".new";
 
@@ -83,9 +97,12 @@ pub fn is_secret(path: &Path) -> bool {
 
 /// One thing in a skeleton.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum Entry {
+pub enum Entry {
+    /// A directory; an opaque one hides what is below it.
     Dir { path: PathBuf, mode: u32, opaque: bool },
+    /// A file.
     File { path: PathBuf, content: Vec<u8>, mode: u32 },
+    /// A symbolic link.
     Link { path: PathBuf, target: PathBuf },
 }
 
@@ -97,18 +114,18 @@ pub struct Skeleton {
 }
 
 impl Skeleton {
-    /// The skeleton for sandboxes whose root is `owner` on the host, made first where there is none. `dir` holds all of them.
+    /// The skeleton with these entries for sandboxes whose root is `owner` on the host, made first where there is none. `dir` holds all of
+    /// them.
     ///
     /// # Errors
     /// What the file system reports, with the path.
-    pub fn find_or_make(dir: &Path, owner: (u32, u32), facts: &HostFacts) -> io::Result<Skeleton> {
-        let entries = entries(facts);
-        let path = dir.join(name(&entries, owner, &state::boot_id()?));
+    pub fn find_or_make(dir: &Path, owner: (u32, u32), entries: &[Entry]) -> io::Result<Skeleton> {
+        let path = dir.join(name(entries, owner, &state::boot_id()?));
         loop {
             if let Some(lock) = held(&path)? {
                 return Ok(Skeleton { path, _lock: lock });
             }
-            make(dir, &path, owner, &entries)?;
+            make(dir, &path, owner, entries)?;
         }
     }
 
@@ -187,8 +204,17 @@ fn name(entries: &[Entry], owner: (u32, u32), boot: &str) -> String {
     digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What belongs into a skeleton on this machine, parents first.
-fn entries(facts: &HostFacts) -> Vec<Entry> {
+/// What belongs into the skeleton of sandboxes from images: `top` over the layers, `root` under them.
+pub fn for_image() -> Vec<Entry> {
+    let dir = |path: PathBuf, mode| Entry::Dir { path, mode, opaque: false };
+    let mut entries = vec![dir("top".into(), 0o755), dir("root".into(), 0o755)];
+    entries.extend(MOUNT_POINTS.iter().map(|name| dir(Path::new("top").join(name), 0o755)));
+    entries.extend(IMAGE_DIRS.iter().map(|(name, mode)| dir(Path::new("root").join(name), *mode)));
+    entries
+}
+
+/// What belongs into the skeleton of sandboxes on this machine's programs, parents first.
+pub fn for_host(facts: &HostFacts) -> Vec<Entry> {
     let has = |name: &str| facts.system_dirs.iter().any(|dir| dir == name);
     let dir = |path: PathBuf, mode| Entry::Dir { path, mode, opaque: false };
     let link = |path: &str, target: PathBuf| Entry::Link { path: Path::new("root").join(path), target };
@@ -249,8 +275,7 @@ fn etc() -> Vec<Entry> {
             fs::read(host.join(name)).unwrap_or_else(|_| b"root:x:0:0:root:/root:/bin/sh\n".to_vec());
         entries.push(file(name, content, 0o644));
     }
-    let resolv = b"# no resolver here: names are resolved by the egress proxy\n";
-    entries.push(file("resolv.conf", resolv.to_vec(), 0o644));
+    entries.push(file("resolv.conf", NO_RESOLVER.to_vec(), 0o644));
     for name in SECRET_FILES {
         if host.join(name).exists() {
             entries.push(file(name, Vec::new(), 0o600));
@@ -289,7 +314,7 @@ mod tests {
         let dir = dir.path().join("skeletons");
         let facts = HostFacts { system_dirs: vec!["usr".into(), "etc".into()], dpkg: false };
         let made: Vec<_> = std::thread::scope(|scope| {
-            let make = || Skeleton::find_or_make(&dir, ours(), &facts).unwrap();
+            let make = || Skeleton::find_or_make(&dir, ours(), &for_host(&facts)).unwrap();
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(make)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
@@ -306,9 +331,9 @@ mod tests {
     fn what_nobody_holds_and_what_was_cut_short_goes_when_the_next_is_made() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("skeletons");
-        let facts = |dirs: &[&str]| HostFacts {
-            system_dirs: dirs.iter().map(|dir| (*dir).to_owned()).collect(),
-            dpkg: false,
+        let facts = |dirs: &[&str]| {
+            let system_dirs = dirs.iter().map(|dir| (*dir).to_owned()).collect();
+            for_host(&HostFacts { system_dirs, dpkg: false })
         };
         let held = Skeleton::find_or_make(&dir, ours(), &facts(&["usr"])).unwrap();
         drop(Skeleton::find_or_make(&dir, ours(), &facts(&["etc"])).unwrap());

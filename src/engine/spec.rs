@@ -10,12 +10,46 @@ use serde::{Deserialize, Serialize};
 use super::egress::EgressRule;
 
 /// Where a sandbox's root file system comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Image {
     /// The programs of this machine: its system directories under a private writable layer, nothing private of the host.
     #[default]
     Host,
+    /// An OCI image, whose layers are unpacked; `Engine::image` gives it. All of it can be changed inside.
+    Oci(OciImage),
+}
+
+/// An OCI image as a sandbox has it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OciImage {
+    /// The reference that it was asked for by.
+    pub reference: String,
+    /// The digest that the reference stood for.
+    pub digest: String,
+    /// Its layers, the lowest first: paths below the engine's directory of layers.
+    pub layers: Vec<String>,
+    /// Where commands start that name no directory; made if it is not there.
+    pub working_dir: Option<PathBuf>,
+    /// Environment under everything else.
+    pub env: Vec<(String, String)>,
+    /// What of the image is not as it says, in words.
+    pub notes: Vec<String>,
+}
+
+/// An image that is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageInfo {
+    /// The reference, written out.
+    pub reference: String,
+    /// The digest that it stands for here.
+    pub digest: String,
+    /// How many bytes its layers came in; absent where its manifest is lost.
+    pub size: Option<u64>,
+    /// When it was pulled, in milliseconds since the Unix epoch.
+    pub pulled_at: u64,
+    /// Ids of the sandboxes that were made from it.
+    pub users: Vec<String>,
 }
 
 /// What the sandbox can reach.

@@ -12,6 +12,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeF
 use super::launch::{ROOT, Step, Syscalls};
 use super::skeleton;
 use super::sys::{self, MountAttributes};
+use crate::image::OPAQUE_XATTR;
 
 /// The capabilities that commands run by root inside have: docker's set without making devices, raw sockets and audit.
 const CAPABILITIES: u64 = 1 << 0 // CHOWN
@@ -38,6 +39,8 @@ pub struct Real {
     skeleton: Option<OwnedFd>,
     /// The snapshots, the uppermost first, once they are open.
     snapshots: Vec<OwnedFd>,
+    /// The layers of the image, the lowest first, once they are open.
+    layers: Vec<OwnedFd>,
 }
 
 impl Syscalls for Real {
@@ -53,6 +56,18 @@ impl Syscalls for Real {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let open = |path| Ok(rustix::fs::open(path, flags, Mode::empty())?);
                 self.snapshots = paths.iter().map(open).collect::<io::Result<_>>()?;
+                Ok(())
+            }
+            Step::OpenLayers(paths) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                for path in paths {
+                    match rustix::fs::getxattr(path, OPAQUE_XATTR, &mut [0; 1]) {
+                        Ok(_) => self.layers.clear(),
+                        Err(rustix::io::Errno::NODATA) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    self.layers.push(rustix::fs::open(path, flags, Mode::empty())?);
+                }
                 Ok(())
             }
             Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),
@@ -72,6 +87,7 @@ impl Syscalls for Real {
                 lowers.push(self.skeleton()?.join("root"));
                 overlay(source, ROOT, &lowers, ROOT, "work/rootfs")
             }
+            Step::OverlayImage { source } => self.overlay_image(source),
             Step::CopyRoot => {
                 copy_tree(&self.skeleton()?.join("root"), Path::new(ROOT), &mut MAX_COPY.clone())?;
                 bind(ROOT, ROOT, MountAttributes::default())
@@ -118,6 +134,7 @@ impl Syscalls for Real {
                 absent_is_fine(bind(path, path, MountAttributes { read_only: true, recursive: true }))
             }
             Step::Mount { slot, target, read_only } => self.mount(*slot, target, *read_only),
+            Step::MakeDir(path) => make_target(path, true).map(drop),
             Step::PivotRoot => {
                 rustix::process::chdir(ROOT)?;
                 rustix::process::pivot_root(".", ".")?;
@@ -161,6 +178,24 @@ impl Real {
     fn of_snapshots(&self, name: &str) -> Vec<PathBuf> {
         let paths = self.snapshots.iter().map(|fd| format!("/proc/self/fd/{}/{name}", fd.as_raw_fd()).into());
         paths.filter(|path: &PathBuf| path.is_dir()).collect()
+    }
+
+    fn overlay_image(&self, source: &Path) -> io::Result<()> {
+        let skeleton = self.skeleton()?;
+        let descriptor = |layer: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", layer.as_raw_fd()));
+        let mut lowers = vec![skeleton.join("top")];
+        lowers.extend(self.of_snapshots("rootfs"));
+        lowers.extend(self.layers.iter().rev().map(descriptor));
+        lowers.push(skeleton.join("root"));
+        overlay(source, ROOT, &lowers, ROOT, "work/rootfs")?;
+        // What is mounted next must not follow a link that the image, or who was root inside, has put there.
+        for name in skeleton::MOUNT_POINTS {
+            let path = Path::new(ROOT).join(name);
+            if !fs::symlink_metadata(&path)?.is_dir() {
+                return Err(io::Error::other(format!("/{name} is no directory")));
+            }
+        }
+        Ok(())
     }
 
     /// The copy fallback: the sandbox's own files first, then the skeleton's, then what is readable of the host's.

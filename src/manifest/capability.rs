@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::diagnostic::{Problem, Problems};
 use super::node::{Node, Value};
 use super::source::Span;
-use crate::model::{EgressHost, EgressRule};
-use crate::provider::{Capabilities, EGRESS_NAME, Support};
+use crate::model::{EgressHost, EgressRule, Image};
+use crate::provider::{Capabilities, EGRESS_NAME, IMAGE_FILE, Support};
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
 const ONLY_IF_HONOURED: &[&[&str]] =
@@ -111,7 +111,15 @@ fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> O
             ));
         }
     }
+    if let (["image"], Some(value)) = (path, value)
+        && Image::file(value).is_some()
+        && sheet.honours(path, None)
+        && !sheet.fields.iter().any(|row| row.path == format!("image={IMAGE_FILE}"))
+    {
+        return Some(("takes images from registries only", "push it to a registry, and name it there"));
+    }
     let value = match (path, value) {
+        (["image"], Some(value)) if Image::file(value).is_some() => Some(IMAGE_FILE),
         (["network", "allow", "*"], Some(rule)) if names_host(rule) => Some(EGRESS_NAME),
         _ => value,
     };

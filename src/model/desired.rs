@@ -161,7 +161,7 @@ pub enum Image {
     /// The system directories of the machine, read-only beneath a private writable layer.
     #[default]
     Host,
-    /// An OCI image reference.
+    /// An OCI image: a reference of a registry, or a file of this machine, see [`Image::file`].
     Oci(String),
     /// One of the project's own base images by name.
     Base(String),
@@ -177,6 +177,20 @@ pub enum Image {
     },
     /// A snapshot by its name in the project, or by its id at the provider.
     Snapshot(String),
+}
+
+impl Image {
+    /// Where an image of this machine is, if `text` names one: `oci:PATH[:NAME]` (a directory that is an OCI image layout),
+    /// `oci-archive:PATH[:NAME]` or `docker-archive:PATH[:NAME]`, as the transport, the path, and the name with its colon. A name has no slash.
+    pub fn file(text: &str) -> Option<(&str, &str, &str)> {
+        let (transport, rest) = text.split_once(':')?;
+        if !matches!(transport, "oci" | "oci-archive" | "docker-archive") {
+            return None;
+        }
+        let last = rest.rfind('/').map_or(0, |at| at + 1);
+        let end = rest.get(last..)?.find(':').map_or(rest.len(), |at| last + at);
+        Some((transport, rest.get(..end)?, rest.get(end..)?))
+    }
 }
 
 /// Where on this machine something lies that is brought over. It is no part of what that is: all places are equal, and a spec's hash counts none, so that

@@ -66,12 +66,12 @@ pub struct Policy {
     /// another id, so that this asks for it once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rebuild: BTreeMap<SandboxId, String>,
-    /// Sandboxes, by name, that are to be paused and left alone but for that.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub pause: BTreeSet<String>,
     /// Sandboxes that were asked to be started or stopped, by name. Bringing them to that state is no repair of drift.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub asked: BTreeSet<String>,
+    /// Sandboxes, by name, that are to be paused and left alone but for that.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub pause: BTreeSet<String>,
 }
 
 impl Default for Policy {
@@ -81,8 +81,8 @@ impl Default for Policy {
             prune_volumes: false,
             targets: Vec::new(),
             rebuild: BTreeMap::new(),
-            pause: BTreeSet::new(),
             asked: BTreeSet::new(),
+            pause: BTreeSet::new(),
         }
     }
 }

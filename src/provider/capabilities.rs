@@ -95,6 +95,10 @@ pub struct ProviderSetting {
 /// The value that stands for every host name in a row for `network.allow.*`, beside those for addresses.
 pub const EGRESS_NAME: &str = "NAME";
 
+/// The value that stands for every image of this machine (`oci:PATH` and the like) in a row for `image`. A sheet without such a row takes
+/// images of registries only.
+pub const IMAGE_FILE: &str = "PATH";
+
 /// What a provider does with one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldSupport {

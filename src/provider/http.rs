@@ -13,10 +13,14 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::ProviderError;
 use super::budget::Account;
-use crate::model::sha256_hex;
+use crate::model::{Timestamp, sha256_hex};
 use crate::secret::{Redactor, SecretValue};
 
 /// How long connecting may take.
@@ -31,6 +35,9 @@ const ERROR_LIMIT: usize = 64 << 10;
 const MESSAGE_LIMIT: usize = 500;
 /// The longest pause that a provider may ask for.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(3600);
+
+/// A WebSocket to a service.
+pub type Socket = WebSocketStream<reqwest::Upgraded>;
 
 /// One service.
 #[derive(Clone)]
@@ -57,6 +64,21 @@ fn account(base: &Url, headers: &HeaderMap) -> Arc<Account> {
     Arc::clone(accounts.entry(sha256_hex(&text)).or_insert_with(|| Arc::new(Account::new())))
 }
 
+fn client(base: &Url) -> Result<reqwest::Client, ProviderError> {
+    // Who was first does not matter: it is always this one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("pocketenv/", env!("CARGO_PKG_VERSION")));
+    let host = base.host_str().unwrap_or_default();
+    if host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+        // A proxy's own loopback is another machine's.
+        builder = builder.no_proxy();
+    }
+    builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))
+}
+
 impl Http {
     /// The service at `base`. `message` finds the sentence for people in an error answer.
     ///
@@ -72,25 +94,33 @@ impl Http {
         if base.query().is_some() || base.fragment().is_some() || base.password().is_some() {
             return Err(invalid("must not have a query, a fragment or a password"));
         }
-        // Who was first does not matter: it is always this one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("pocketenv/", env!("CARGO_PKG_VERSION")));
-        let host = base.host_str().unwrap_or_default();
-        if host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
-            // A proxy's own loopback is another machine's.
-            builder = builder.no_proxy();
-        }
-        let client =
-            builder.build().map_err(|error| ProviderError::permanent("HTTP cannot be used", error))?;
         static CLIENTS: AtomicU64 = AtomicU64::new(1);
+        let client = client(&base)?;
         let headers = HeaderMap::new();
         let account = account(&base, &headers);
         let client_id = CLIENTS.fetch_add(1, Ordering::Relaxed);
         let redactor = Arc::new(Redactor::new([]));
         Ok(Self { client, base, headers, message, account, client_id, redactor })
+    }
+
+    /// The same service on connections of its own: those of another runtime end with that.
+    ///
+    /// # Errors
+    /// [`ProviderError::Permanent`] if HTTP cannot be used.
+    pub fn anew(&self) -> Result<Self, ProviderError> {
+        Ok(Self { client: client(&self.base)?, ..self.clone() })
+    }
+
+    /// A header of every call.
+    ///
+    /// # Errors
+    /// [`ProviderError::Invalid`] if the value cannot stand in a header.
+    pub fn header(mut self, name: &'static str, value: &str) -> Result<Self, ProviderError> {
+        let value = HeaderValue::from_str(value).map_err(|_| ProviderError::Invalid {
+            message: format!("`{value}` has characters that the header `{name}` cannot have"),
+        })?;
+        self.headers.insert(HeaderName::from_static(name), value);
+        Ok(self)
     }
 
     /// A header of every call whose value is a secret.
@@ -186,6 +216,33 @@ impl Call<'_> {
         let response = self.send(doing).await?;
         // Reading to the end lets the connection be used again.
         bounded(response, ANSWER_LIMIT).await.map_err(|error| lost(doing, error)).map(drop)
+    }
+
+    /// Opens a WebSocket (RFC 6455) that speaks one of these subprotocols, if any are named.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn websocket(self, doing: &str, protocols: &[&str]) -> Result<Socket, ProviderError> {
+        let key = generate_key();
+        let mut call = self
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", &key);
+        if !protocols.is_empty() {
+            call = call.header("sec-websocket-protocol", &protocols.join(", "));
+        }
+        let response = call.send(doing).await?;
+        let accepted = response.headers().get("sec-websocket-accept").map(HeaderValue::as_bytes);
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS
+            || accepted != Some(derive_accept_key(key.as_bytes()).as_bytes())
+        {
+            let message = format!("cannot {doing}: the answer opens no WebSocket");
+            return Err(ProviderError::Permanent { message, source: None });
+        }
+        let upgraded = response.upgrade().await.map_err(|error| lost(doing, Lost::Http(error)))?;
+        let config = WebSocketConfig::default().max_message_size(Some(ANSWER_LIMIT));
+        Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await)
     }
 
     /// Sends it when the account takes it; an answer that is no success is an error.
@@ -296,6 +353,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         }
     };
     Some(pause.min(RETRY_AFTER_LIMIT))
+}
+
+/// A time as services write it in JSON (RFC 3339).
+pub fn timestamp(text: &str) -> Option<Timestamp> {
+    text.parse::<jiff::Timestamp>().ok().map(|at| Timestamp(at.as_millisecond()))
 }
 
 fn http_date(text: &str) -> Option<jiff::Timestamp> {

@@ -27,3 +27,19 @@ pub(super) fn labels(
 pub(super) fn labelled_spec(labels: &BTreeMap<String, String>) -> Option<SandboxSpec> {
     serde_json::from_str(labels.get(SPEC)?).ok()
 }
+
+/// An identity, for tests.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) fn any_identity() -> Identity {
+    use crate::model::{IntentId, OwnerId, SpecHash};
+    Identity {
+        project: "shop".to_owned(),
+        address: "sandbox/api".parse().unwrap(),
+        owner: OwnerId("o".to_owned()),
+        spec_hash: SpecHash("h".to_owned()),
+        generation: 1,
+        intent: IntentId("i".to_owned()),
+        expires_at: None,
+    }
+}

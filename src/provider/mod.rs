@@ -5,6 +5,7 @@
 
 mod budget;
 mod capabilities;
+mod daytona;
 mod docker;
 pub mod e2b;
 mod error;
@@ -15,15 +16,18 @@ mod label;
 #[cfg(target_os = "linux")]
 mod local;
 mod registry;
+mod relay;
 mod script;
+mod settle;
 pub mod sim;
+mod socket;
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, ProviderSetting, Range, ResourceRanges,
+    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range, ResourceRanges,
     StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
@@ -34,7 +38,7 @@ pub use guest::{
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
 };
 
 /// Which objects a listing is about.
@@ -44,6 +48,21 @@ pub struct Owner {
     pub project: Option<String>,
     /// The store; `None` for those of every store.
     pub owner: Option<OwnerId>,
+}
+
+impl Owner {
+    /// The labels that its objects carry.
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        let mut wanted = vec![(labels::MANAGED_BY, "pocketenv")];
+        wanted.extend(self.project.as_deref().map(|project| (labels::PROJECT, project)));
+        wanted.extend(self.owner.as_ref().map(|owner| (labels::OWNER, owner.0.as_str())));
+        wanted
+    }
+
+    /// Whether an object with these labels is one of its.
+    fn has(&self, found: &BTreeMap<String, String>) -> bool {
+        self.labels().into_iter().all(|(name, value)| found.get(name).is_some_and(|found| found == value))
+    }
 }
 
 /// The control plane: the reconciler's whole view of an engine or a cloud.
@@ -104,6 +123,11 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// The images that it keeps, where it pulls them itself.
+    fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
     /// The account of outbound connections, where the provider decides on them itself.
     fn egress(&self) -> Option<&dyn EgressLog> {
         None
@@ -131,6 +155,16 @@ pub trait Snapshots: Send + Sync {
 
     /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+}
+
+/// Images that a provider keeps for itself: an optional power of a provider.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
+    fn pin(&self, digests: BTreeMap<String, String>);
+
+    /// The digest that a reference stands for; `None` where it was not pulled yet.
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

@@ -75,11 +75,17 @@ pub fn builtin_capabilities() -> &'static [&'static Capabilities] {
         &super::docker::SHEET,
         &super::kubernetes::SHEET,
         &super::e2b::SHEET,
+        &super::daytona::SHEET,
         &super::sim::SHEET,
     ];
     #[cfg(not(target_os = "linux"))]
-    static SHEETS: &[&Capabilities] =
-        &[&super::docker::SHEET, &super::kubernetes::SHEET, &super::e2b::SHEET, &super::sim::SHEET];
+    static SHEETS: &[&Capabilities] = &[
+        &super::docker::SHEET,
+        &super::kubernetes::SHEET,
+        &super::e2b::SHEET,
+        &super::daytona::SHEET,
+        &super::sim::SHEET,
+    ];
     SHEETS
 }
 
@@ -110,6 +116,9 @@ impl Registry {
                     let message =
                         "provider `local` is the Linux engine; on this system choose another provider";
                     return Err(named(ProviderError::Unsupported { message: message.to_owned() }));
+                }
+                "daytona" => {
+                    registry.insert(name, Arc::new(super::daytona::Daytona::open(context).map_err(named)?))
                 }
                 "docker" => {
                     registry.insert(name, Arc::new(super::docker::Docker::open(context).map_err(named)?))

@@ -8,13 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pocketenv::model::SandboxId;
-use pocketenv::provider::{Owner, Provider, builtin_capabilities};
+use pocketenv::provider::{Capabilities, Owner, Provider, builtin_capabilities};
 use serde_json::Value;
 
 use crate::emulate::sdk::{Emulator, pocketenv};
 
 const SECRET: &str = "only-for-those-inside";
 const PAGE: &str = "the same everywhere\n";
+/// The process that serves the page; the first, since it may have others for its connections.
+const SERVER: &str = r#"for process in /proc/[0-9]*; do
+    case $(tr '\0' ' ' 2>/dev/null <"$process/cmdline") in
+    "python3 -m http.server "* | "busybox httpd "*) echo "${process#/proc/}" ;;
+    esac
+done | sort -n | head -n 1"#;
 
 /// What of the example there is at the provider.
 async fn listed(direct: &dyn Provider) -> Vec<SandboxId> {
@@ -33,12 +39,21 @@ struct User<'a> {
 }
 
 impl User<'_> {
+    fn sheet(&self) -> &'static Capabilities {
+        builtin_capabilities().iter().find(|sheet| sheet.provider == self.provider).unwrap()
+    }
+
+    fn has_volumes(&self) -> bool {
+        self.sheet().honours(&["volumes"], None)
+    }
+
     /// What a command prints, which has to end with `code`.
     fn runs(&self, arguments: &[&str], code: i32) -> String {
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/portable");
         let mut command = pocketenv(self.home);
         command.args(["--provider", self.provider]).envs(self.env.iter().map(|(n, v)| (*n, v.as_str())));
-        for file in ["pocketenv.yaml"].iter().chain(self.besides) {
+        let volume: &[&str] = if self.has_volumes() { &["volume.yaml"] } else { &[] };
+        for file in ["pocketenv.yaml"].iter().chain(self.besides).chain(volume) {
             command.arg("-f").arg(example.join(file));
         }
         let output = command.args(arguments).env("GREETING_TOKEN", SECRET).output().unwrap();
@@ -57,7 +72,7 @@ impl User<'_> {
 
     /// The manifest is true, as far as it can be seen.
     async fn all_is_well(&self) {
-        let sheet = builtin_capabilities().iter().find(|sheet| sheet.provider == self.provider).unwrap();
+        let sheet = self.sheet();
         self.runs(&["plan", "--detailed-exitcode"], 0);
         if sheet.processes {
             assert_eq!(self.inside("cat /srv/www/index.html"), PAGE);
@@ -79,7 +94,7 @@ impl User<'_> {
     /// From nothing to nothing.
     async fn lives(&self) {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let sheet = builtin_capabilities().iter().find(|sheet| sheet.provider == self.provider).unwrap();
+        let sheet = self.sheet();
         self.runs(&["plan", "--detailed-exitcode"], 2);
         self.runs(&["apply", "--yes"], 0);
         self.all_is_well().await;
@@ -88,16 +103,32 @@ impl User<'_> {
             self.runs(&["plan", "--detailed-exitcode"], 2);
             self.runs(&["apply", "--yes"], 0);
             self.all_is_well().await;
+            let killed = self.inside(SERVER);
+            assert!(killed.trim().parse::<u32>().is_ok(), "{killed:?}");
+            self.inside(&format!("kill -9 {killed}"));
+            self.runs(&["apply", "--yes"], 0);
+            self.all_is_well().await;
+            assert_ne!(self.inside(SERVER), killed);
+        }
+        let keeps = self.has_volumes() && sheet.processes;
+        if keeps {
+            self.inside("echo kept > /srv/data/kept");
         }
         if let Some(direct) = &self.direct {
             let ids = listed(&**direct).await;
             assert_eq!(ids.len(), 1, "{ids:?}");
             direct.stop(&ids[0]).await.unwrap();
             self.runs(&["plan", "--detailed-exitcode"], 2);
-            self.runs(&["apply", "--yes"], 0);
+            self.runs(&["apply", "--yes", "--allow-data-loss"], 0);
             self.all_is_well().await;
         }
-        self.runs(&["destroy", "--yes"], 0);
+        if keeps {
+            self.runs(&["destroy", "--yes"], 0);
+            self.runs(&["apply", "--yes"], 0);
+            self.all_is_well().await;
+            assert_eq!(self.inside("cat /srv/data/kept"), "kept\n");
+        }
+        self.runs(&["destroy", "--yes", "--volumes"], 0);
         self.runs(&["plan", "--detailed-exitcode"], 2);
         if let Some(direct) = &self.direct {
             assert_eq!(listed(&**direct).await, []);
@@ -118,10 +149,29 @@ async fn docker() {
     daemon.import("busybox:1", &[]);
     let direct = Some(daemon.provider().await);
     let env = vec![("DOCKER_HOST", daemon.host())];
-    User { home: daemon.dir.path(), provider: "docker", env, besides: &["docker.yaml"], direct }
+    User { home: daemon.dir.path(), provider: "docker", env, besides: &["image.yaml"], direct }.lives().await;
+    assert_eq!(daemon.inventory(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubernetes() {
+    let Some(cluster) = crate::kubernetes::support::Cluster::start() else { return };
+    let direct = Some(cluster.provider().await);
+    let env = vec![("KUBECONFIG", cluster.kubeconfig())];
+    User { home: cluster.dir.path(), provider: "kubernetes", env, besides: &["image.yaml"], direct }
         .lives()
         .await;
-    assert_eq!(daemon.inventory(), Vec::<String>::new());
+    assert_eq!(cluster.inventory(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daytona() {
+    let home = tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap();
+    let emulator = Emulator::start("daytona", home.path(), &[]);
+    let direct = Some(crate::conformance::daytona::open(home.path(), &emulator.url).await);
+    let env = vec![("DAYTONA_API_KEY", "local".to_owned()), ("DAYTONA_API_URL", emulator.url.clone())];
+    User { home: home.path(), provider: "daytona", env, besides: &[], direct }.lives().await;
+    emulator.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]

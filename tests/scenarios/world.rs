@@ -537,9 +537,12 @@ impl Terminal {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// The code it ends with; our terminal is as it was.
+    /// The code it ends with; our terminal is as it was, and everything that was written to it has been read.
     pub fn end(&mut self) -> i32 {
+        const LAST: &str = "[the last line]";
         let status = self.child.wait().unwrap();
+        File::from(self.line.try_clone().unwrap()).write_all(LAST.as_bytes()).unwrap();
+        self.shows(LAST);
         assert_eq!(tcgetattr(self.line.as_fd()).unwrap().local_flags, self.before.local_flags);
         assert_eq!(tcgetattr(self.line.as_fd()).unwrap().input_flags, self.before.input_flags);
         status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))

@@ -17,6 +17,32 @@ pub enum PresetCommand {
     },
 }
 
+/// `image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List the images that the local engine has
+    List,
+    /// Bring images here, or what their names stand for by now; sandboxes that exist keep what they were made from
+    #[command(after_help = "\
+Examples:
+  pocketenv image pull docker.io/library/debian:12
+  pocketenv image pull oci:./image                  a directory that is an OCI image layout
+  pocketenv image pull docker-archive:./saved.tar   what `docker save` wrote")]
+    Pull {
+        /// References, as under `image:`
+        #[arg(value_name = "IMAGE", required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images that no sandbox was made from
+    Rm {
+        /// References, as `list` shows them
+        #[arg(value_name = "IMAGE", required = true)]
+        images: Vec<String>,
+    },
+    /// Remove every image that no sandbox was made from, and what was cut short
+    Gc,
+}
+
 /// `provider`.
 #[derive(Debug, Subcommand)]
 pub enum ProviderCommand {

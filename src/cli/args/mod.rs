@@ -25,7 +25,8 @@ pub use control::{ControlArgs, PauseArgs, RestartArgs, ResumeArgs, StartArgs, St
 pub use controller::{ControllerCommand, ControllerStatusArgs, RunArgs};
 pub use emulate::{EmulateArgs, EmulateCommand};
 pub use info::{
-    CompletionArgs, DoctorArgs, ManArgs, PresetCommand, ProviderCommand, SecretCommand, VersionArgs,
+    CompletionArgs, DoctorArgs, ImageCommand, ManArgs, PresetCommand, ProviderCommand, SecretCommand,
+    VersionArgs,
 };
 pub use inside::{CpArgs, EgressArgs, ExecArgs, LogsArgs, PortsArgs, ShellArgs};
 pub use look::{
@@ -247,6 +248,10 @@ pub enum Verb {
     /// Keep projects as their repositories say, until stopped
     #[command(subcommand)]
     Controller(ControllerCommand),
+    /// Show, pull and remove the images of the local engine
+    #[cfg(target_os = "linux")]
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Show the presets there are
     #[command(subcommand)]
     Preset(PresetCommand),

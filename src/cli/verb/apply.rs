@@ -37,14 +37,21 @@ pub async fn run(cx: &Context, args: &ApplyArgs) -> Result<Exit, CliError> {
         ..defaults
     };
     let project = cx.open().await?;
-    carry_out(
+    let exit = carry_out(
         cx,
         &project,
         &options,
         Given { yes: args.yes, data_loss: args.allow_data_loss, obvious: false },
         &Progress::new(&cx.ui),
     )
-    .await
+    .await?;
+    // Also where not everything was done: what was made, was made from these.
+    if !args.dry_run
+        && let Some(path) = project.lock_images().await?
+    {
+        cx.ui.say(&format!("wrote {}: the digests that the tags of images stand for", path.display()));
+    }
+    Ok(exit)
 }
 
 /// `POCKETENV_PARALLELISM`.

@@ -90,8 +90,8 @@ async fn one(
             prune: false,
             prune_volumes: false,
             targets: addresses.to_vec(),
-            pause,
             asked: overrides.sandboxes.keys().cloned().collect(),
+            pause,
             ..Policy::default()
         },
         overrides,

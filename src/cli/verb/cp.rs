@@ -20,7 +20,7 @@ pub async fn run(cx: &Context, args: &CpArgs) -> Result<Exit, CliError> {
     if let (CopyEnd::Host(_), CopyEnd::Host(_)) = (&args.from, &args.to) {
         return Err(CliError::usage("neither end is in a sandbox; write NAME:PATH for the one that is"));
     }
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let mut signals = Signals::new()?;
     let arrived = tokio::select! {
         code = signals.next() => return Ok(Exit::Code(code)),

@@ -24,7 +24,7 @@ pub fn run(_: &Context) -> Result<Exit, CliError> {
 
 /// Tries the isolation of a sandbox; fails if a way out is open.
 pub async fn isolation(cx: &Context, name: &str) -> Result<Exit, CliError> {
-    let isolation = cx.open().await?.isolation(name).await?;
+    let isolation = cx.find().await?.isolation(name).await?;
     let broken = || isolation.checks.iter().filter(|check| check.verdict == IsolationVerdict::Broken);
     let names = || broken().map(|check| check.name.clone()).collect();
     cx.ui.show(&isolation, names, |_| {

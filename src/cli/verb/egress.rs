@@ -22,7 +22,7 @@ struct Egress<'a> {
 
 /// Lists destinations; on standard error, how to allow those that were denied.
 pub async fn run(cx: &Context, args: &EgressArgs) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let (sandbox, attempts) = project.egress(&args.name).await?;
     let rules = |wanted: fn(&EgressAttempt) -> bool| {
         let mut rules: Vec<String> = attempts.iter().filter(|a| wanted(a)).map(EgressAttempt::rule).collect();

@@ -22,7 +22,7 @@ const MAX: usize = 10_000;
 
 /// Prints events, oldest first.
 pub async fn run(cx: &Context, args: &EventsArgs) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let since = args.since.map(|ago| Timestamp(cx.now().0.saturating_sub_unsigned(ago.as_millis())));
     let query = EventQuery { address: args.address.clone(), since, after: None };
     let events = project.store().events(project.name(), query, args.limit.min(MAX)).await?;

@@ -34,14 +34,14 @@ pub async fn exec(cx: &Context, args: &ExecArgs) -> Result<Exit, CliError> {
     command.cwd = args.workdir.clone();
     command.user = args.user.clone();
     command.timeout = args.timeout.map(Into::into);
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let sandbox = project.sandbox(&parse_target(&args.name).sandbox).await?;
     run(cx, &project, &sandbox, command, args.tty).await
 }
 
 /// Opens a shell.
 pub async fn shell(cx: &Context, args: &ShellArgs) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let name = match &args.name {
         Some(name) => parse_target(name).sandbox,
         None => the_only_one(&project).await?,

@@ -16,7 +16,7 @@ const MAX: usize = 1_000;
 
 /// Prints the runs, newest first.
 pub async fn run(cx: &Context, args: &HistoryArgs) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let runs = project.store().revisions(project.name(), args.limit.min(MAX)).await?;
     let value = json!({ "project": project.name(), "runs": runs.iter().map(data).collect::<Vec<_>>() });
     let names = || runs.iter().map(|run| run.revision.to_string()).collect();

@@ -26,7 +26,7 @@ struct Source {
 
 /// Prints logs; with more than one service each line says whose it is.
 pub async fn run(cx: &Context, args: &LogsArgs) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let sources = sources(&project, args).await?;
     let tags: Vec<(String, String)> =
         sources.iter().flat_map(|s| s.services.iter().map(|v| (s.sandbox.name.clone(), v.clone()))).collect();

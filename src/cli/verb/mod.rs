@@ -17,6 +17,8 @@ pub mod fmt;
 pub mod fork;
 pub mod gc;
 pub mod history;
+#[cfg(target_os = "linux")]
+pub mod image;
 pub mod import;
 pub mod init;
 pub mod logs;

@@ -25,7 +25,7 @@ pub async fn run(cx: &Context, command: &StateCommand) -> Result<Exit, CliError>
 }
 
 async fn list(cx: &Context) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let recorded = project.store().recorded(project.name()).await?;
     let value = json!({
         "project": project.name(),
@@ -77,7 +77,7 @@ async fn list(cx: &Context) -> Result<Exit, CliError> {
 }
 
 async fn show(cx: &Context, address: &Address) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let recorded = project.store().recorded(project.name()).await?;
     let found: Option<Value> = match address {
         Address::Volume(name) => {
@@ -105,7 +105,7 @@ async fn show(cx: &Context, address: &Address) -> Result<Exit, CliError> {
 }
 
 async fn rm(cx: &Context, address: &Address) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     project.forget(address).await?;
     cx.ui.say(&format!("{address} is not recorded any more; the object itself was left alone"));
     cx.ui.hint("if it is still declared, the next `apply` adopts it; if not, `pocketenv gc` finds it");
@@ -113,7 +113,7 @@ async fn rm(cx: &Context, address: &Address) -> Result<Exit, CliError> {
 }
 
 async fn mv(cx: &Context, from: &str, to: &str) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let project = cx.find().await?;
     let name = |text: &str| text.strip_prefix("sandbox/").unwrap_or(text).to_owned();
     project.rename(&name(from), &name(to)).await?;
     cx.ui.say(&format!("sandbox/{} is sandbox/{} now", name(from), name(to)));

@@ -19,8 +19,9 @@ use crate::model::{
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sandbox {
-    /// The root filesystem: `host` (the system directories of this machine, read-only beneath a private layer) or an OCI image
-    /// reference. Default: `host`. Only one of `image`, `base`, `build` and `snapshot` may be written.
+    /// The root filesystem: `host` (the system directories of this machine, read-only beneath a private layer), an OCI image
+    /// reference, or an image of this machine: `oci:DIR[:NAME]` (an image layout), `oci-archive:FILE[:NAME]` or
+    /// `docker-archive:FILE[:NAME]`. Default: `host`. Only one of `image`, `base`, `build` and `snapshot` may be written.
     pub image: Option<ImageRef>,
     /// One of Pocketenv's own base images, by name.
     pub base: Option<Name>,

@@ -68,7 +68,7 @@ const TYPES: &[ScalarType] = &[
     ScalarType { name: "HostPath", expected: "a path of this machine", check: host_path },
     ScalarType {
         name: "ImageRef",
-        expected: "`host` or an image reference such as `docker.io/library/debian:12`",
+        expected: "`host`, an image reference such as `docker.io/library/debian:12`, or a file such as `oci:./image`",
         check: image_ref,
     },
     ScalarType {
@@ -193,6 +193,12 @@ fn host_path(text: &str) -> Result<(), String> {
 fn image_ref(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
+    }
+    if let Some((_, path, name)) = crate::model::Image::file(text) {
+        return host_path(path).and_then(|()| match name {
+            ":" => Err("ends with a colon and no name".to_owned()),
+            _ => Ok(()),
+        });
     }
     if text.contains("://") {
         return Err("is a URL; an image reference has no scheme".to_owned());
@@ -366,7 +372,7 @@ scalar!(
     HostPath, "string", "minLength": 1
 );
 scalar!(
-    /// `host` or an OCI image reference.
+    /// `host`, an OCI image reference, or an image of this machine: `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`.
     ImageRef, "string", "minLength": 1
 );
 scalar!(

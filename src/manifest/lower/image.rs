@@ -23,7 +23,11 @@ impl Lowering<'_> {
         let present = [raw.image.is_some(), raw.base.is_some(), raw.build.is_some(), raw.snapshot.is_some()];
         self.exactly_one(&[], &["image", "base", "build", "snapshot"], &present, false);
         if let Some(image) = &raw.image {
-            return if image.0 == "host" { Image::Host } else { Image::Oci(image.0.clone()) };
+            return match (image.0.as_str(), Image::file(&image.0)) {
+                ("host", _) => Image::Host,
+                (text, None) => Image::Oci(text.to_owned()),
+                (_, Some((transport, path, name))) => self.image_file(transport, path, name),
+            };
         }
         if let Some(base) = &raw.base {
             return Image::Base(base.0.clone());
@@ -32,6 +36,16 @@ impl Lowering<'_> {
             return self.build(build).unwrap_or_default();
         }
         raw.snapshot.as_ref().map_or(Image::Host, |s| Image::Snapshot(s.0.clone()))
+    }
+
+    /// An image of this machine, its path written out.
+    fn image_file(&mut self, transport: &str, path: &str, name: &str) -> Image {
+        let Some(path) = self.host_path(&["image"], path) else { return Image::Host };
+        if self.files.is_some() && !path.exists() {
+            let problem = self.error("unreadable", &["image"], format!("{} does not exist", path.display()));
+            self.push(problem);
+        }
+        Image::Oci(format!("{transport}:{}{name}", absolute(&path).display()))
     }
 
     fn build(&mut self, build: &language::Build) -> Option<Image> {

@@ -27,10 +27,10 @@ pub use sheet::SHEET;
 use self::api::Api;
 use self::daemon::Daemon;
 use self::guest::DockerGuest;
+use super::http::timestamp;
 use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label};
 use crate::model::{
-    Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
-    Timestamp, labels,
+    Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec, labels,
 };
 
 /// After which Docker kills the first process that was asked to stop, in seconds; by itself it ends after ten.
@@ -631,9 +631,4 @@ impl Volumes for Docker {
             other => other,
         }
     }
-}
-
-/// A time as Docker writes it.
-fn timestamp(text: &str) -> Option<Timestamp> {
-    text.parse::<jiff::Timestamp>().ok().map(|time| Timestamp(time.as_millisecond()))
 }

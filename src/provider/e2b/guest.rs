@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::{Method, Response};
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::PollSender;
 
@@ -21,6 +20,7 @@ use super::api::{
 };
 use crate::model::SandboxId;
 use crate::provider::http::{Call, Http};
+use crate::provider::relay;
 use crate::provider::{
     Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, ProviderError, Pty,
     PtyRequest,
@@ -32,7 +32,7 @@ const USER: &str = "root";
 const CHUNK: usize = 512 << 10;
 /// Messages of input that wait.
 const BACKLOG: usize = 16;
-/// What a terminal or a connection holds back for its reader.
+/// What a terminal holds back for its reader.
 const BUFFER: usize = 256 << 10;
 /// How long a stream may last at most.
 const STREAM: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -42,18 +42,6 @@ const KEEPALIVE: &str = "50";
 const KILL: Duration = Duration::from_secs(30);
 /// How long a process that does not take its input may still run before that counts as a failure.
 const LAST_INPUT: Duration = Duration::from_secs(10);
-/// How long connecting to a port inside may take.
-const DIAL: Duration = Duration::from_secs(15);
-/// Connects standard input and output to a port, with the one program that every template has: E2B's own clients need bash. It says `+` once it is connected.
-const RELAY: &str = r#"
-{ exec 3<>"/dev/tcp/127.0.0.1/$1"; } 2>/dev/null || { exec 3<>"/dev/tcp/::1/$1"; } 2>/dev/null || exit 98
-printf +
-exec 4<&0
-cat <&4 >&3 &
-cat <&3
-kill $! 2>/dev/null
-"#;
-
 /// One sandbox.
 #[derive(Clone)]
 pub(super) struct E2bGuest {
@@ -400,69 +388,8 @@ impl Guest for E2bGuest {
         }))
     }
 
-    /// E2B has no connections but HTTP to its own addresses, so a program inside passes the bytes on. It cannot pass on that one side has nothing more
-    /// to say: the connection ends as a whole.
     async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError> {
-        let refused = || GuestError::Io {
-            what: format!("port {port} does not accept connections"),
-            source: io::ErrorKind::ConnectionRefused.into(),
-        };
-        let command = Command::new(["bash", "-c", RELAY, "pocketenv-dial", &port.to_string()]);
-        let (ours, theirs) = tokio::io::duplex(BUFFER);
-        let (mut input, mut output) = tokio::io::split(theirs);
-        let guest = self.clone();
-        let task = tokio::spawn(async move {
-            let io = ExecIo {
-                stdin: Input::Reader(&mut input),
-                stdout: Output::Writer(&mut output),
-                stderr: Output::Null,
-            };
-            // How it ends is seen by the end of the stream.
-            let _ = guest.exec(&command, io).await;
-        });
-        let mut stream = Relayed { stream: ours, task: Arc::new(Mutex::new(Some(task))) };
-        match tokio::time::timeout(DIAL, stream.stream.read_u8()).await {
-            Ok(Ok(b'+')) => Ok(Box::new(stream)),
-            _ => Err(refused()),
-        }
-    }
-}
-
-/// A connection that ends with this.
-struct Relayed {
-    stream: DuplexStream,
-    task: Arc<Mutex<Option<tokio::task::JoinHandle<()>>>>,
-}
-
-impl Drop for Relayed {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
-        }
-    }
-}
-
-impl AsyncRead for Relayed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Relayed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        relay::dial(self.clone(), port).await
     }
 }
 

@@ -9,6 +9,7 @@ use crate::model::{
     Timestamp,
 };
 use crate::provider::ProviderError;
+use crate::provider::http::timestamp;
 use crate::provider::label::{SPEC, labelled_spec, labels};
 
 /// The metadata that says when a sandbox with a limited life ends, in milliseconds since the epoch.
@@ -126,10 +127,6 @@ fn encoded(text: &str) -> String {
     out
 }
 
-fn timestamp(text: &str) -> Option<Timestamp> {
-    text.parse::<jiff::Timestamp>().ok().map(|at| Timestamp(at.as_millisecond()))
-}
-
 /// What E2B reports, in our words. `domain` is where ports are reached if it does not say.
 pub(super) fn observed(sandbox: api::SandboxDetail, domain: &str) -> ObservedSandbox {
     let mut labels = sandbox.metadata;
@@ -174,19 +171,8 @@ pub(super) fn observed(sandbox: api::SandboxDetail, domain: &str) -> ObservedSan
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::model::{IntentId, OwnerId, PortSpec, SpecHash};
-
-    fn identity() -> Identity {
-        Identity {
-            project: "shop".to_owned(),
-            address: "sandbox/api".parse().unwrap(),
-            owner: OwnerId("o".to_owned()),
-            spec_hash: SpecHash("h".to_owned()),
-            generation: 1,
-            intent: IntentId("i".to_owned()),
-            expires_at: None,
-        }
-    }
+    use crate::model::PortSpec;
+    use crate::provider::label::any_identity as identity;
 
     fn made(spec: &SandboxSpec) -> Result<api::NewSandbox, ProviderError> {
         new_sandbox(spec, &identity(), "base", Duration::from_secs(3600), Timestamp(1000))

@@ -15,14 +15,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
-use tokio::time::{Instant, sleep};
 
 pub use sheet::SHEET;
 
 use super::http::{Call, Http};
+use super::settle::settled;
 use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError};
 use crate::model::{
-    Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp, labels,
+    Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp,
 };
 
 /// The environment variables with the key and the addresses: those of the vendor's own SDK.
@@ -46,9 +46,6 @@ const MAX_PAGES: usize = 10_000;
 const TRANSITION: Duration = Duration::from_secs(90);
 /// How long starting or pausing one may take: its memory is read or written.
 const SLOW: Duration = Duration::from_secs(180);
-/// Pauses between looks at it.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LAST_LOOK: Duration = Duration::from_secs(2);
 
 /// The provider `e2b`.
 pub struct E2b {
@@ -138,39 +135,17 @@ impl E2b {
         })
     }
 
-    /// Waits until the sandbox is where it is wanted. A look that fails is repeated: what was asked for has been granted already.
+    /// Waits until the sandbox is where it is wanted.
     async fn settled(&self, id: &SandboxId, wanted: Option<&str>) -> Result<(), ProviderError> {
-        let deadline = Instant::now() + TRANSITION;
-        let mut pause = FIRST_LOOK;
-        loop {
-            let mut asked = Duration::ZERO;
-            let last = match self.look(id).await {
-                Ok(found) => {
-                    let state = found.map(|sandbox| sandbox.state);
-                    if state.as_deref() == wanted {
-                        return Ok(());
-                    }
-                    match state {
-                        Some(state) => state,
-                        None => return Err(ProviderError::NotFound { what: format!("sandbox {id}") }),
-                    }
-                }
-                Err(error) if error.is_retryable() => {
-                    if let ProviderError::Throttled { retry_after: Some(after) } = error {
-                        asked = after;
-                    }
-                    "not to be seen".to_owned()
-                }
-                Err(error) => return Err(error),
-            };
-            if Instant::now() >= deadline {
-                let (wanted, limit) = (wanted.unwrap_or("gone"), TRANSITION.as_secs());
-                let message = format!("sandbox {id} is {last} and not {wanted} after {limit} s");
-                return Err(ProviderError::Permanent { message, source: None });
+        let what = format!("sandbox {id}");
+        settled(&what, wanted.unwrap_or("gone"), TRANSITION, || async {
+            match (self.look(id).await?.map(|sandbox| sandbox.state), wanted) {
+                (state, wanted) if state.as_deref() == wanted => Ok(None),
+                (Some(state), _) => Ok(Some(state)),
+                (None, _) => Err(ProviderError::NotFound { what: what.clone() }),
             }
-            sleep(pause.max(asked)).await;
-            pause = (pause * 2).min(LAST_LOOK);
-        }
+        })
+        .await
     }
 }
 
@@ -188,14 +163,6 @@ fn now() -> Timestamp {
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Whether labels match what a listing is about.
-fn matches(owner: &Owner, found: &ObservedSandbox) -> bool {
-    let label = |name: &str| found.labels.get(name);
-    label(labels::MANAGED_BY).is_some_and(|by| by == "pocketenv")
-        && owner.project.as_ref().is_none_or(|project| label(labels::PROJECT) == Some(project))
-        && owner.owner.as_ref().is_none_or(|owner| label(labels::OWNER) == Some(&owner.0))
-}
-
 #[async_trait]
 impl Provider for E2b {
     fn capabilities(&self) -> &Capabilities {
@@ -203,12 +170,10 @@ impl Provider for E2b {
     }
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
-        let mut wanted = vec![(labels::MANAGED_BY, "pocketenv")];
-        wanted.extend(owner.project.as_deref().map(|project| (labels::PROJECT, project)));
-        wanted.extend(owner.owner.as_ref().map(|owner| (labels::OWNER, owner.0.as_str())));
+        let wanted = owner.labels();
         let found = self.pages(&wanted).await?;
         let observed = found.into_iter().map(|sandbox| map::observed(sandbox, &self.domain));
-        let ours = observed.filter(|sandbox| matches(owner, sandbox));
+        let ours = observed.filter(|sandbox| owner.has(&sandbox.labels));
         Ok(ObservedProvider {
             sandboxes: ours.map(|sandbox| (sandbox.id.clone(), sandbox)).collect(),
             ..ObservedProvider::default()

@@ -8,6 +8,7 @@ use crate::engine::{
     Forward, Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource,
     Network, Outcome, SnapshotInfo,
 };
+use crate::image::{ImageError, Reference};
 use crate::model::{
     Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, Image, LifecycleSpec,
     NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources, SandboxId, SandboxSpec, SandboxState,
@@ -58,6 +59,32 @@ pub(super) fn volume_name(labels: &BTreeMap<String, String>) -> Option<&str> {
     labels.get(names::ADDRESS)?.strip_prefix("volume/")
 }
 
+/// An image by what the manifest calls it.
+pub(super) fn reference(text: &str) -> Result<Reference, ProviderError> {
+    text.parse().map_err(|error| self::error(EngineError::Image(error)))
+}
+
+/// The image to make a sandbox from; `None` for the programs of this machine. `pinned` knows digests of references without one.
+pub(super) fn image(
+    spec: &SandboxSpec,
+    pinned: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Reference>, ProviderError> {
+    match &spec.image {
+        // What lies under a snapshot, the snapshot itself says.
+        Image::Host | Image::Snapshot(_) => Ok(None),
+        Image::Oci(text) => match pinned(text) {
+            Some(digest) => reference(&format!("{text}@{digest}")).map(Some),
+            None => reference(text).map(Some),
+        },
+        Image::Base(_) | Image::Build { .. } => Err(ProviderError::Unsupported {
+            message:
+                "provider `local` makes sandboxes on the programs of this machine or from images; use `image`"
+                    .to_owned(),
+        }),
+    }
+}
+
+/// The spec as the engine has it, but for the image.
 pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, ProviderError> {
     let volumes = spec.mounts.iter().map(|mount| EngineMount {
         source: MountSource::Volume(engine_volume(project, &mount.volume)),
@@ -250,7 +277,8 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
 fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
     let mut spec = labelled_spec(&info.labels)?;
     let project = info.labels.get(names::PROJECT)?;
-    let asked = box_spec(&spec, project).ok();
+    let image = info.spec.image.clone();
+    let asked = box_spec(&spec, project).ok().map(|asked| BoxSpec { image, ..asked });
     if asked.as_ref() != Some(&info.spec) {
         // Somebody changed it behind our back; say what stands there where our words can.
         spec.hostname = info.spec.hostname.clone().unwrap_or_default();
@@ -306,6 +334,20 @@ pub(super) fn missing_mounts(info: &BoxInfo, volumes: &BTreeMap<String, u64>) ->
 }
 
 /// What the executor should do about an engine's failure.
+fn image_error(error: ImageError) -> ProviderError {
+    match error {
+        ImageError::Reference { .. } | ImageError::NotFound(..) | ImageError::Unusable { .. } => {
+            ProviderError::Invalid { message: error.to_string() }
+        }
+        ImageError::Unauthorised(..) => ProviderError::Unauthorised { message: error.to_string() },
+        ImageError::Throttled { retry_after, .. } => ProviderError::Throttled { retry_after },
+        ImageError::Registry { .. } => ProviderError::transient("the image is not here", error),
+        ImageError::File { .. } | ImageError::InUse { .. } => {
+            ProviderError::permanent("the images of the local engine cannot be used", error)
+        }
+    }
+}
+
 pub(super) fn error(error: EngineError) -> ProviderError {
     match error {
         EngineError::NotFound(id) => ProviderError::NotFound { what: format!("sandbox {id}") },
@@ -319,6 +361,7 @@ pub(super) fn error(error: EngineError) -> ProviderError {
             ProviderError::Invalid { message: error.to_string() }
         }
         EngineError::Unenforceable(message) => ProviderError::Unsupported { message },
+        EngineError::Image(error) => image_error(error),
         error => ProviderError::permanent("the local engine failed", error),
     }
 }

@@ -5,6 +5,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,10 +13,10 @@ use async_trait::async_trait;
 pub use sheet::SHEET;
 
 use super::{
-    Capabilities, EgressLog, Guest, Owner, Provider, ProviderContext, ProviderError, Snapshots, Volumes,
-    label,
+    Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Snapshots,
+    Volumes, label,
 };
-use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError};
+use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
     SandboxSpec, labels,
@@ -27,6 +28,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// The provider `local`.
 pub struct Local {
     engine: Engine,
+    /// Digests of references that have none themselves.
+    pins: Mutex<BTreeMap<String, String>>,
 }
 
 impl Local {
@@ -38,7 +41,12 @@ impl Local {
                 runtime_dir: context.runtime_dir.clone(),
                 exe: context.executable.clone(),
             }),
+            pins: Mutex::default(),
         }
+    }
+
+    fn pinned(&self, reference: &str) -> Option<String> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
     }
 
     async fn observed(
@@ -114,7 +122,13 @@ impl Provider for Local {
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
         let id = map::sandbox_id(identity);
         let labels = label::labels(spec, identity)?;
-        let made = map::box_spec(spec, &identity.project)?;
+        let mut made = map::box_spec(spec, &identity.project)?;
+        // Nobody removes the image until the sandbox is there, which keeps it.
+        let mut _hold = None;
+        if let Some(reference) = map::image(spec, |reference| self.pinned(reference))? {
+            let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
+            (made.image, _hold) = (Image::Oci(image), Some(hold));
+        }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));
         if !forwards.is_empty() || !info.forwards.is_empty() {
@@ -134,7 +148,9 @@ impl Provider for Local {
     ) -> Result<(), ProviderError> {
         let missing = || ProviderError::NotFound { what: format!("sandbox {id}") };
         let info = self.engine.get(&id.0).await.map_err(map::error)?.ok_or_else(missing)?;
-        let wanted = map::box_spec(spec, &identity.project)?;
+        // Another image needs another sandbox, so that it is the same here.
+        let image = info.spec.image.clone();
+        let wanted = BoxSpec { image, ..map::box_spec(spec, &identity.project)? };
         if info.spec.egress != wanted.egress {
             self.engine.set_egress(&id.0, wanted.egress.as_deref()).await.map_err(map::error)?;
         }
@@ -200,6 +216,10 @@ impl Provider for Local {
         Some(self)
     }
 
+    fn images(&self) -> Option<&dyn Images> {
+        Some(self)
+    }
+
     fn egress(&self) -> Option<&dyn EgressLog> {
         Some(self)
     }
@@ -221,6 +241,20 @@ impl Snapshots for Local {
 
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
         self.engine.delete_snapshot(&map::engine_snapshot(project, name)).await.map_err(map::error)
+    }
+}
+
+#[async_trait]
+impl Images for Local {
+    fn pin(&self, digests: BTreeMap<String, String>) {
+        *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = digests;
+    }
+
+    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError> {
+        match self.pinned(reference) {
+            Some(digest) => Ok(Some(digest)),
+            None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
+        }
     }
 }
 

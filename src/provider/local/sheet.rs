@@ -3,8 +3,8 @@
 use crate::provider::capabilities::{honoured, refused};
 use crate::provider::{Capabilities, ChangeClass, ResourceRanges, StopMeaning};
 
-const HOST_ONLY: &str = "only runs sandboxes on the programs of this machine so far";
-const USE_HOST: &str = "use `image: host`, or leave it out";
+const IMAGES_ONLY: &str = "only runs sandboxes on the programs of this machine or from images so far";
+const USE_IMAGE: &str = "use `image`";
 
 /// The sheet of provider `local`.
 pub static SHEET: Capabilities = Capabilities {
@@ -25,10 +25,11 @@ pub static SHEET: Capabilities = Capabilities {
     resources: ResourceRanges::ANY,
     settings: &[],
     fields: &[
-        refused("image", HOST_ONLY, USE_HOST),
+        honoured("image", ChangeClass::Recreate),
         honoured("image=host", ChangeClass::Recreate),
-        refused("base", HOST_ONLY, USE_HOST),
-        refused("build", HOST_ONLY, USE_HOST),
+        honoured("image=PATH", ChangeClass::Recreate),
+        refused("base", IMAGES_ONLY, USE_IMAGE),
+        refused("build", IMAGES_ONLY, "build it with another tool, and use `image: oci-archive:FILE`"),
         honoured("snapshot", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),

@@ -1,12 +1,16 @@
 //! Commands by one constant script, for providers whose exec neither kills a command whose caller is gone nor keeps its environment to itself: the
 //! script (`exec.sh`) says who it is, is given the environment on standard input, and starts the command.
 
+mod process;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+pub(super) use process::{Ending, Outputs, Process, Raw, Resize, argv, mark};
 
 use super::{Command, GuestError, Input, Output};
 
@@ -60,19 +64,31 @@ fn encode(env: &BTreeMap<String, String>) -> Result<Vec<u8>, &str> {
             return Err(name);
         }
         lines.extend_from_slice(name.as_bytes());
-        lines.push(b'=');
-        for byte in value.bytes() {
-            match byte {
-                b'\\' => lines.extend_from_slice(b"\\\\"),
-                // To a terminal, and to what Docker puts before one, these are keys.
-                0..=0x1f | 0x7f => lines.extend_from_slice(format!("\\0{byte:03o}").as_bytes()),
-                byte => lines.push(byte),
-            }
-        }
-        lines.push(b'\n');
+        line(&mut lines, value);
     }
     lines.push(b'\n');
     Ok(lines)
+}
+
+/// The rest of a line `NAME=VALUE`.
+fn line(lines: &mut Vec<u8>, value: &str) {
+    lines.push(b'=');
+    for byte in value.bytes() {
+        match byte {
+            b'\\' => lines.extend_from_slice(b"\\\\"),
+            // To a terminal, and to what Docker puts before one, these are keys.
+            0..=0x1f | 0x7f => lines.extend_from_slice(format!("\\0{byte:03o}").as_bytes()),
+            byte => lines.push(byte),
+        }
+    }
+    lines.push(b'\n');
+}
+
+/// Words as lines `=WORD`, a word being written like the value of a variable.
+pub(super) fn words(words: &[String]) -> Vec<u8> {
+    let mut lines = Vec::new();
+    words.iter().for_each(|word| line(&mut lines, word));
+    lines
 }
 
 /// What the script of this command said instead of `ok`, as an error.

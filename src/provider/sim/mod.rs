@@ -188,13 +188,6 @@ fn raw(spec: &SandboxSpec) -> Result<Box<RawValue>, ProviderError> {
         .map_err(|error| ProviderError::permanent("the spec cannot be sent", error))
 }
 
-/// Whether labels match what a listing is about.
-fn matches(owner: &Owner, found: &BTreeMap<String, String>) -> bool {
-    found.get(labels::MANAGED_BY).is_some_and(|by| by == "pocketenv")
-        && owner.project.as_ref().is_none_or(|p| found.get(labels::PROJECT) == Some(p))
-        && owner.owner.as_ref().is_none_or(|o| found.get(labels::OWNER) == Some(&o.0))
-}
-
 #[async_trait]
 impl Provider for Sim {
     fn capabilities(&self) -> &Capabilities {
@@ -216,9 +209,9 @@ impl Provider for Sim {
             self.pages::<api::Sandbox>("sandboxes", &filter),
             self.pages::<api::Volume>("volumes", &volume_filter),
         )?;
-        let sandboxes = sandboxes.into_iter().map(map::observed).filter(|s| matches(owner, &s.labels));
+        let sandboxes = sandboxes.into_iter().map(map::observed).filter(|s| owner.has(&s.labels));
         let volumes =
-            volumes.into_iter().filter_map(map::observed_volume).filter(|(_, v)| matches(owner, &v.labels));
+            volumes.into_iter().filter_map(map::observed_volume).filter(|(_, v)| owner.has(&v.labels));
         Ok(ObservedProvider {
             sandboxes: sandboxes.map(|s| (s.id.clone(), s)).collect(),
             volumes: volumes.collect(),

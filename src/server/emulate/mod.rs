@@ -98,6 +98,10 @@ struct NewSandbox {
     timeout: Duration,
     /// How it ends then.
     on_timeout: OnTimeout,
+    /// It is deleted after this long, whether it runs or not.
+    life: Option<Duration>,
+    /// Who programs inside run as unless they say otherwise.
+    user: Option<String>,
     /// Whether a call to its inside starts it again.
     auto_resume: bool,
     /// Whether it reaches the internet.
@@ -229,6 +233,8 @@ impl Emulation {
             end_at: after(now, new.timeout),
             timeout_ms: u64::try_from(new.timeout.as_millis()).unwrap_or(u64::MAX),
             on_timeout: new.on_timeout,
+            dies_at: new.life.map(|life| after(now, life)),
+            user: new.user.clone(),
             auto_resume: new.auto_resume,
             internet: new.internet,
             paused: false,
@@ -564,10 +570,11 @@ impl Emulation {
             let mut due = Vec::new();
             for sandbox in lock(&self.sandboxes).values() {
                 let record = lock(&sandbox.record);
-                if record.paused || record.provider_id.is_none() {
+                if record.provider_id.is_none() {
                     continue;
                 }
-                let at = record.end_at.max(lock(&sandbox.retry).unwrap_or_default());
+                let Some(at) = record.ends_at() else { continue };
+                let at = at.max(lock(&sandbox.retry).unwrap_or_default());
                 if at <= now {
                     due.push(sandbox.clone());
                 } else {
@@ -589,13 +596,15 @@ impl Emulation {
 
     async fn end(&self, sandbox: &Arc<Sandbox>) {
         let record = sandbox.record();
+        let now = self.now();
         // It may have been given more time since.
-        if record.end_at > self.now() {
+        if record.ends_at().is_none_or(|at| at > now) {
             return;
         }
+        let dies = record.dies_at.is_some_and(|at| at <= now);
         let ended = match record.on_timeout {
-            OnTimeout::Kill => self.kill(sandbox).await,
-            OnTimeout::Pause => self.pause(sandbox).await.map(drop),
+            OnTimeout::Pause if !dies => self.pause(sandbox).await.map(drop),
+            _ => self.kill(sandbox).await,
         };
         match ended {
             Ok(()) | Err(CallError::NoSandbox(_)) => {}
@@ -659,6 +668,8 @@ impl Default for NewSandbox {
             env: BTreeMap::new(),
             timeout: Duration::from_secs(300),
             on_timeout: OnTimeout::Kill,
+            life: None,
+            user: None,
             auto_resume: false,
             internet: true,
             private_ports: false,

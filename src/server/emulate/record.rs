@@ -55,6 +55,12 @@ pub(super) struct Record {
     pub timeout_ms: u64,
     /// How it ends.
     pub on_timeout: OnTimeout,
+    /// When it is deleted, whether it runs or not.
+    #[serde(default)]
+    pub dies_at: Option<Timestamp>,
+    /// Who programs inside run as unless they say otherwise, if that was asked for.
+    #[serde(default)]
+    pub user: Option<String>,
     /// Whether a call to its inside starts it again.
     pub auto_resume: bool,
     /// Whether it reaches the internet.
@@ -63,6 +69,14 @@ pub(super) struct Record {
     pub paused: bool,
     /// The key of its create.
     pub key: Option<String>,
+}
+
+impl Record {
+    /// When something is to happen to it next.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        let stops = (!self.paused).then_some(self.end_at);
+        stops.into_iter().chain(self.dies_at).min()
+    }
 }
 
 /// The whole file.

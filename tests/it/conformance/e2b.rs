@@ -1,31 +1,18 @@
 //! The client of E2B, against the emulator that E2B's own SDKs hold true.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use pocketenv::model::Image;
-use pocketenv::provider::{Provider, ProviderContext, Registry};
-use pocketenv::secret::SecretValue;
+use pocketenv::provider::Provider;
 
 use super::faults::{Proxy, Row, Upstream, faults};
-use super::{passes, program};
+use super::{open_with_key, passes};
 use crate::emulate::sdk::Emulator;
 
 /// The provider, with its service at this address.
 pub async fn open(dir: &Path, url: &str) -> Arc<dyn Provider> {
-    let settings = ["api_url", "sandbox_url"].map(|name| (name.to_owned(), url.to_owned()));
-    let key = BTreeMap::from([("api_key".to_owned(), SecretValue::new("local"))]);
-    let context = ProviderContext {
-        data_dir: dir.join("data"),
-        runtime_dir: dir.join("run"),
-        executable: program(),
-        vars: BTreeMap::new(),
-        credentials: BTreeMap::from([("e2b".to_owned(), key)]),
-        settings: BTreeMap::from([("e2b".to_owned(), BTreeMap::from(settings))]),
-    };
-    let registry = Registry::open(["e2b"], &context).await.unwrap_or_else(|(_, error)| panic!("{error}"));
-    Arc::clone(registry.get("e2b").unwrap())
+    open_with_key("e2b", dir, &[("api_url", url), ("sandbox_url", url)]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,8 @@
 
 mod broken;
 #[cfg(target_os = "linux")]
+pub mod daytona;
+#[cfg(target_os = "linux")]
 mod docker;
 #[cfg(target_os = "linux")]
 pub mod e2b;
@@ -21,6 +23,7 @@ use pocketenv::app::conformance::{CaseResult, Conformance, ConformanceOptions, r
 use pocketenv::app::{SystemClock, UuidIds};
 use pocketenv::model::Image;
 use pocketenv::provider::{Provider, ProviderContext, Registry};
+use pocketenv::secret::SecretValue;
 use tokio_util::sync::CancellationToken;
 
 /// The program: beside a copy of these tests it is another one.
@@ -30,13 +33,28 @@ fn program() -> PathBuf {
 
 /// The provider, with these settings.
 pub async fn open(name: &str, dir: &Path, settings: &[(&str, &str)]) -> Arc<dyn Provider> {
+    open_as(name, dir, settings, BTreeMap::new()).await
+}
+
+/// The same, with a key that emulators take.
+pub async fn open_with_key(name: &str, dir: &Path, settings: &[(&str, &str)]) -> Arc<dyn Provider> {
+    let key = BTreeMap::from([("api_key".to_owned(), SecretValue::new("local"))]);
+    open_as(name, dir, settings, key).await
+}
+
+async fn open_as(
+    name: &str,
+    dir: &Path,
+    settings: &[(&str, &str)],
+    credentials: BTreeMap<String, SecretValue>,
+) -> Arc<dyn Provider> {
     let settings: BTreeMap<_, _> = settings.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     let context = ProviderContext {
         data_dir: dir.join("data"),
         runtime_dir: dir.join("run"),
         executable: program(),
         vars: BTreeMap::new(),
-        credentials: BTreeMap::new(),
+        credentials: BTreeMap::from([(name.to_owned(), credentials)]),
         settings: BTreeMap::from([(name.to_owned(), settings)]),
     };
     let registry = Registry::open([name], &context).await.unwrap_or_else(|(_, error)| panic!("{error}"));

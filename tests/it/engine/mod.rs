@@ -4,6 +4,7 @@
 
 mod exec;
 mod hardening;
+mod images;
 mod lifecycle;
 mod lifetime;
 mod limits;

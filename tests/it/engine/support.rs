@@ -95,6 +95,8 @@ impl Drop for Fixture {
             for info in engine.list().await.unwrap_or_default() {
                 let _ = engine.delete(&info.id).await;
             }
+            // Layers may belong to ids that only the engine can act as.
+            let _ = engine.collect_images().await;
         };
         std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(cleanup);

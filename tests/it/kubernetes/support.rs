@@ -15,7 +15,7 @@ use sha2::Digest as _;
 use crate::docker::support::{busybox_root, which};
 
 /// The image with busybox.
-pub const IMAGE: &str = "docker.io/library/busybox:test";
+pub const IMAGE: &str = "docker.io/library/busybox:1";
 /// The namespace of the tests.
 pub const NAMESPACE: &str = "it";
 /// How long each part may take to be ready, and to end.

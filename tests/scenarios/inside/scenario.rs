@@ -52,6 +52,13 @@ fn commands(world: &World) {
     ]);
     assert_eq!(run.ends(0).stdout, "bye\n/tmp\n");
 
+    // a sandbox can be got at while its manifest is being worked on
+    world.edit("pocketenv.yaml", "  other: {}", "  other: { env_file: [not-there.env] }");
+    world.run(&["plan"]).ends(3);
+    assert_eq!(world.sh("box", "echo $GREETING"), "hello there");
+    world.run(&["logs", "box"]).ends(0);
+    world.edit("pocketenv.yaml", "  other: { env_file: [not-there.env] }", "  other: {}");
+
     // standard input is passed, bytes are bytes
     let mut child = world
         .command(&["exec", "box", "--", "cat"])

@@ -127,7 +127,9 @@ fn watch_rebuilds_with_consent_and_reacts_to_what_is_shared() {
     assert!(!watched.watch.as_ref().unwrap().printed().contains("left.tmp"));
 
     // nobody agreed to lose what is inside: the change arrives, and that is all
-    fs::write(project.join("recipe/list"), "second\n").unwrap();
+    // Saved as editors do: a file that is written in place may be seen half written, which is a change of its own.
+    fs::write(project.join("list"), "second\n").unwrap();
+    fs::rename(project.join("list"), project.join("recipe/list")).unwrap();
     watched.says(", rebuild box: planning");
     watched.says("`--allow-data-loss` says that it may");
     eventually("it arrives all the same", || watched.world.sh("box", "cat /work/recipe/list") == "second");

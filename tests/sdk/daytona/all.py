@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime, timedelta
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 from common import check, eventually, raises
@@ -48,6 +49,11 @@ second = daytona.create(CreateSandboxFromSnapshotParams(labels={"fleet": "f2"}, 
 third = daytona.create(CreateSandboxFromSnapshotParams(labels={"fleet": "f2"}, ephemeral=True))
 check("it never stops by itself", second.auto_stop_interval, 0)
 check("it goes when it stops", third.auto_delete_interval, 0)
+as_root = daytona.create(CreateSandboxFromSnapshotParams(os_user="root", ttl_minutes=90))
+check("its user", (as_root.user, as_root.process.exec("id -un; pwd").result), ("root", "root\n/root\n"))
+ends = datetime.fromisoformat(as_root.auto_destroy_at) - datetime.fromisoformat(as_root.created_at)
+check("its end", ends, timedelta(minutes=90))
+as_root.delete()
 check("all", every(), {first.id, second.id, third.id})
 check("all in pages", every(limit=1), {first.id, second.id, third.id})
 check("by label", every(labels={"fleet": "f2"}), {second.id, third.id})
@@ -166,7 +172,10 @@ ended = pty.wait(on_data=screen.extend)
 check("how it ended", ended.exit_code, 7)
 check("its size", b"31 101" in screen)
 check("its environment and directory", b"1 2//tmp" in screen)
-check("no terminal", process.list_pty_sessions(), [])
+pty = process.create_pty_session("p2")
+pty.wait_for_connection()
+process.kill_pty_session("p2")
+eventually("no terminal", lambda: process.list_pty_sessions() == [])
 
 # Ports.
 serve = "import http.server as h\nclass A(h.BaseHTTPRequestHandler):\n  def do_GET(s):\n    s.send_response(200); s.end_headers(); s.wfile.write(b'inside')\nh.HTTPServer(('', 3456), A).serve_forever()"

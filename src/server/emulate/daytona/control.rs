@@ -105,6 +105,15 @@ pub(super) async fn answer(server: &Server, path: &[&str], request: Request) -> 
             lock(&found.record).on_timeout = on_timeout;
             save(server).await?;
         }
+        ("POST", ["ttl", minutes]) => {
+            let minutes = minutes.parse().map_err(|_| refuse(400, "ttl takes a number of minutes"))?;
+            {
+                let mut record = lock(&found.record);
+                record.dies_at = life(minutes).map(|life| after(record.created_at, life));
+            }
+            save(server).await?;
+            emulation.changed.notify_one();
+        }
         ("POST", ["last-activity"]) => touch(server, &found.record().id),
         ("POST", ["public", public]) => {
             let token = match *public {
@@ -156,6 +165,11 @@ fn idle(minutes: u32) -> Duration {
     if minutes == 0 { NEVER } else { Duration::from_secs(u64::from(minutes) * 60) }
 }
 
+/// How long a sandbox lives; nothing is for ever.
+fn life(minutes: u32) -> Option<Duration> {
+    (minutes > 0).then(|| Duration::from_secs(u64::from(minutes) * 60))
+}
+
 fn auto_delete(minutes: i64) -> Result<OnTimeout, Response> {
     match minutes {
         ..0 => Ok(OnTimeout::Pause),
@@ -178,6 +192,8 @@ struct Create {
     network_block_all: Option<bool>,
     auto_stop_interval: Option<u32>,
     auto_delete_interval: Option<i64>,
+    ttl_minutes: Option<u32>,
+    user: Option<String>,
     /// Where sandboxes are to live; there is one place.
     target: Option<Value>,
     /// Everything else the vendor knows.
@@ -211,6 +227,8 @@ fn wanted(new: Create) -> Result<NewSandbox, Response> {
         env: new.env.unwrap_or_default(),
         timeout: idle(minutes),
         on_timeout: auto_delete(new.auto_delete_interval.unwrap_or(-1))?,
+        life: life(new.ttl_minutes.unwrap_or_default()),
+        user: new.user.filter(|user| !user.is_empty()),
         internet: !new.network_block_all.unwrap_or_default(),
         private_ports: !new.public.unwrap_or_default(),
         ..NewSandbox::default()
@@ -228,13 +246,17 @@ fn sandbox(host: &str, record: &Record) -> Value {
     let disk = rustix::fs::statvfs("/").map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize)) >> 30;
     let cpu = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let minutes = if record.timeout_ms == u64::MAX { 0 } else { record.timeout_ms / 60_000 };
-    let state = if record.paused { "stopped" } else { "started" };
+    let state = match (&record.provider_id, record.paused) {
+        (None, _) => "creating",
+        (_, true) => "stopped",
+        (_, false) => "started",
+    };
     json!({
         "id": record.id,
         "organizationId": "local",
         "name": record.name.as_ref().unwrap_or(&record.id),
         "snapshot": record.template,
-        "user": super::super::files::USER,
+        "user": record.user.as_deref().unwrap_or(super::super::files::USER),
         "env": {},
         "labels": record.metadata,
         "public": record.traffic_token.is_none(),
@@ -246,12 +268,13 @@ fn sandbox(host: &str, record: &Record) -> Value {
         "memory": memory.max(1),
         "disk": disk.max(1),
         "state": state,
-        "desiredState": state,
+        "desiredState": if record.paused { "stopped" } else { "started" },
         "recoverable": false,
         "backupState": "None",
         "autoStopInterval": minutes,
         "autoArchiveInterval": 0,
         "autoDeleteInterval": if record.on_timeout == OnTimeout::Kill { 0 } else { -1 },
+        "autoDestroyAt": record.dies_at.map(rfc3339),
         "volumes": [],
         "createdAt": rfc3339(record.created_at),
         "updatedAt": rfc3339(record.started_at),

@@ -1,13 +1,15 @@
 //! Sessions: shells that outlive a call. Commands run in one of them one after another, and what they change of it stays.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts as _, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::error::TrySendError;
@@ -19,8 +21,12 @@ use super::super::{lock, record};
 use super::toolbox::{Call, done, start_error};
 use super::{answer as say, body, refuse};
 
-/// What of one command's output is kept.
-const LOG_LIMIT: usize = 64 << 20;
+/// What of one command's output is kept, on the disk.
+const LOG_LIMIT: u64 = 1 << 30;
+/// What of it is answered in one piece.
+const ANSWER_LIMIT: u64 = 64 << 20;
+/// What of it is told at once to whoever follows it.
+const PIECE: u64 = 256 << 10;
 /// Commands that wait in one session.
 const QUEUE: usize = 256;
 /// What begins a piece of standard output, and of standard error, in a stream of both.
@@ -58,12 +64,41 @@ struct Run {
     changed: watch::Sender<()>,
 }
 
-#[derive(Default)]
+/// What a command wrote, in a file that nobody else sees.
 struct Log {
-    /// What it wrote, in order; true is standard error.
-    pieces: Vec<(bool, Bytes)>,
-    size: usize,
+    file: Arc<File>,
+    /// Where each stretch of one output ends, in order; true is standard error.
+    pieces: Vec<(bool, u64)>,
+    size: u64,
     code: Option<i32>,
+}
+
+impl Log {
+    fn new() -> io::Result<Self> {
+        Ok(Self { file: Arc::new(tempfile::tempfile()?), pieces: Vec::new(), size: 0, code: None })
+    }
+
+    fn push(&mut self, err: bool, data: &[u8]) -> io::Result<()> {
+        let room = usize::try_from(LOG_LIMIT.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        let data = &data[..data.len().min(room)];
+        self.file.write_all_at(data, self.size)?;
+        self.size += data.len() as u64;
+        match self.pieces.last_mut() {
+            Some((same, end)) if *same == err => *end = self.size,
+            _ => self.pieces.push((err, self.size)),
+        }
+        Ok(())
+    }
+
+    /// The next of it from a place on, of one output; `None` if there is no more yet.
+    fn read(&self, from: u64, most: u64) -> io::Result<Option<(bool, Vec<u8>)>> {
+        let at = self.pieces.partition_point(|(_, end)| *end <= from);
+        let Some((err, end)) = self.pieces.get(at) else { return Ok(None) };
+        let length = (end - from).min(most);
+        let mut data = vec![0; usize::try_from(length).unwrap_or_default()];
+        self.file.read_exact_at(&mut data, from)?;
+        Ok(Some((*err, data)))
+    }
 }
 
 impl Run {
@@ -71,11 +106,9 @@ impl Run {
         if data.is_empty() {
             return;
         }
-        let mut log = lock(&self.log);
-        let data = &data[..data.len().min(LOG_LIMIT.saturating_sub(log.size))];
-        log.size += data.len();
-        log.pieces.push((err, Bytes::copy_from_slice(data)));
-        drop(log);
+        if let Err(error) = lock(&self.log).push(err, data) {
+            tracing::error!(%error, "the output of a command could not be kept");
+        }
         self.changed.send_replace(());
     }
 
@@ -96,14 +129,20 @@ impl Run {
         }
     }
 
-    fn output(&self) -> (String, String, String) {
+    fn output(&self) -> Result<(String, String, String), Response> {
         let (mut both, mut out, mut err) = (Vec::new(), Vec::new(), Vec::new());
-        for (is_err, data) in &lock(&self.log).pieces {
-            both.extend_from_slice(data);
-            if *is_err { err.extend_from_slice(data) } else { out.extend_from_slice(data) }
+        let log = lock(&self.log);
+        let mut told = 0;
+        while told < ANSWER_LIMIT
+            && let Some((is_err, data)) =
+                log.read(told, ANSWER_LIMIT - told).map_err(|error| unkept(&error))?
+        {
+            told += data.len() as u64;
+            both.extend_from_slice(&data);
+            if is_err { &mut err } else { &mut out }.extend_from_slice(&data);
         }
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        (text(both), text(out), text(err))
+        Ok((text(both), text(out), text(err)))
     }
 
     fn info(&self) -> Value {
@@ -185,7 +224,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
             let run = Arc::new(Run {
                 id: record::token()[..16].to_owned(),
                 command: asked.command,
-                log: Mutex::default(),
+                log: Mutex::new(Log::new().map_err(|error| unkept(&error))?),
                 changed: watch::Sender::new(()),
             });
             session.queue.try_send(run.clone()).map_err(|error| match error {
@@ -198,7 +237,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
                 return Ok((StatusCode::ACCEPTED, said).into_response());
             }
             let code = run.ended().await;
-            let (output, stdout, stderr) = run.output();
+            let (output, stdout, stderr) = run.output()?;
             Ok(say(&json!({
                 "cmdId": run.id, "exitCode": code, "output": output, "stdout": stdout, "stderr": stderr,
             })))
@@ -217,7 +256,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
         ("GET", [id, "command", command, "logs"]) => {
             let (_, run) = run_of(id, command)?;
             if parameter(&parameters(&request), "follow") != Some("true") {
-                let (output, stdout, stderr) = run.output();
+                let (output, stdout, stderr) = run.output()?;
                 return Ok(say(&json!({ "output": output, "stdout": stdout, "stderr": stderr })));
             }
             let (mut parts, _) = request.into_parts();
@@ -229,6 +268,10 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
             Err(refuse(501, format!("the emulator does not serve {method} for sessions: {}", path.join("/"))))
         }
     }
+}
+
+fn unkept(error: &io::Error) -> Response {
+    refuse(500, format!("the output of the command cannot be kept: {error}"))
 }
 
 async fn open(call: &Call<'_>, id: String) -> Result<Arc<Session>, Response> {
@@ -326,20 +369,28 @@ async fn follow(run: Arc<Run>, mut socket: WebSocket) {
         changed.mark_unchanged();
         let (new, ended) = {
             let log = lock(&run.log);
-            (log.pieces[told..].to_vec(), log.code.is_some())
+            (log.read(told, PIECE), log.code.is_some())
         };
-        told += new.len();
-        for (is_err, data) in new {
-            let mut frame = if is_err { ERR } else { OUT }.to_vec();
-            frame.extend_from_slice(&data);
-            if socket.send(Message::Binary(frame.into())).await.is_err() {
+        match new {
+            Ok(Some((is_err, data))) => {
+                told += data.len() as u64;
+                let mut frame = if is_err { ERR } else { OUT }.to_vec();
+                frame.extend_from_slice(&data);
+                if socket.send(Message::Binary(frame.into())).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Ok(None) if ended => {
+                let frame = CloseFrame { code: 1000, reason: "".into() };
+                let _ = socket.send(Message::Close(Some(frame))).await;
                 return;
             }
-        }
-        if ended {
-            let frame = CloseFrame { code: 1000, reason: "".into() };
-            let _ = socket.send(Message::Close(Some(frame))).await;
-            return;
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, "the output of a command could not be read");
+                return;
+            }
         }
         tokio::select! {
             grown = changed.changed() => if grown.is_err() { return },

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts as _, Request};
-use axum::http::StatusCode;
 use axum::http::header::SEC_WEBSOCKET_PROTOCOL;
 use axum::response::Response;
 use base64::Engine as _;
@@ -17,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::super::process::{End, Event, Process};
 use super::super::request::{parameter, parameters};
-use super::toolbox::{Call, done, start_error};
+use super::toolbox::{Call, start_error};
 use super::{answer as say, body, refuse};
 use crate::provider::PtyRequest;
 
@@ -82,7 +81,7 @@ pub(super) async fn answer(call: &Call<'_>, path: &[&str], request: Request) -> 
         ("GET", [id]) => Ok(say(&info(&*find(id)?))),
         ("DELETE", [id]) => {
             find(id)?.kill();
-            Ok(done(StatusCode::OK))
+            Ok(say(&json!({ "message": "PTY session deleted" })))
         }
         ("POST", [id, "resize"]) => {
             let process = find(id)?;

@@ -38,9 +38,10 @@ pub(super) async fn answer(
 ) -> Result<Response, Response> {
     let sandbox = find(server, id)?;
     let guest = server.emulation.guest(&sandbox).await.map_err(|error| refused(&error))?;
-    control::touch(server, &sandbox.record().id);
-    let user =
-        server.emulation.user(&sandbox, &*guest, None).await.map_err(|error| files::refused(&error))?;
+    let record = sandbox.record();
+    control::touch(server, &record.id);
+    let user = server.emulation.user(&sandbox, &*guest, record.user.as_deref()).await;
+    let user = user.map_err(|error| files::refused(&error))?;
     let call = Call { server, sandbox, guest, user };
     let method = request.method().as_str().to_owned();
     match (method.as_str(), path) {

@@ -159,7 +159,6 @@ fn wanted(new: api::NewSandbox, key: Option<String>, default_timeout: u64) -> Re
         return Err(cannot(&format!("a network with `{name}`")));
     }
     Ok(NewSandbox {
-        name: None,
         template: new.template_id,
         metadata: new.metadata.unwrap_or_default(),
         env: new.env_vars.unwrap_or_default(),
@@ -169,6 +168,7 @@ fn wanted(new: api::NewSandbox, key: Option<String>, default_timeout: u64) -> Re
         internet,
         private_ports: network.allow_public_traffic == Some(false),
         key,
+        ..NewSandbox::default()
     })
 }
 

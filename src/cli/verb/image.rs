@@ -1,0 +1,124 @@
+//! `image`: the images that the local engine has.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use serde_json::json;
+
+use crate::cli::args::ImageCommand;
+use crate::cli::context::Context;
+use crate::cli::error::CliError;
+use crate::cli::ui::exit::Exit;
+use crate::cli::ui::table::Table;
+use crate::cli::ui::time;
+use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::image::{Digest, ImageError, Progress, Reference};
+use crate::model::{Image, Timestamp, with_causes};
+
+/// Lists, pulls or removes images.
+pub async fn run(cx: &Context, command: &ImageCommand) -> Result<Exit, CliError> {
+    let environment = cx.app.environment();
+    let engine = Engine::new(EngineConfig {
+        data_dir: environment.directories.data.clone(),
+        runtime_dir: environment.directories.runtime.clone(),
+        exe: environment.executable.clone(),
+    });
+    match command {
+        ImageCommand::List => list(cx, &engine).await?,
+        ImageCommand::Pull { images } => {
+            for image in images {
+                pull(cx, &engine, &reference(&environment.cwd, image)?).await?;
+            }
+        }
+        ImageCommand::Rm { images } => {
+            for image in images {
+                let reference = reference(&environment.cwd, image)?;
+                match engine.remove_image(&reference).await.map_err(failed)? {
+                    Some(removed) => cx.ui.say(&format!("removed {reference}; layers: {}", removed.layers)),
+                    None => {
+                        let error = CliError::new(Exit::Failed, format!("image `{reference}` is not here"));
+                        return Err(error.hint("`pocketenv image list` shows those that are".to_owned()));
+                    }
+                }
+            }
+        }
+        ImageCommand::Gc => {
+            let removed = engine.collect_images().await.map_err(failed)?;
+            let found = json!({ "images": removed.images, "layers": removed.layers });
+            cx.ui.show(&found, Vec::new, |_| {
+                format!("removed {} images and {} layers\n", removed.images, removed.layers)
+            })?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(cx: &Context, engine: &Engine) -> Result<(), CliError> {
+    let images = engine.list_images().await.map_err(failed)?;
+    let names = || images.iter().map(|image| image.reference.clone()).collect();
+    cx.ui.show(&json!({ "images": images }), names, |wide| {
+        let mut table = Table::new(["IMAGE", "DIGEST", "SIZE", "PULLED", "SANDBOXES"]);
+        for image in &images {
+            let digest =
+                if wide { image.digest.as_str() } else { image.digest.get(..19).unwrap_or_default() };
+            let pulled = Timestamp(i64::try_from(image.pulled_at).unwrap_or(i64::MAX));
+            table.row([
+                image.reference.as_str().into(),
+                digest.into(),
+                image.size.map(mebibytes).unwrap_or_default().into(),
+                time::cell(Some(pulled), cx.now(), wide).into(),
+                image.users.join(", ").into(),
+            ]);
+        }
+        cx.ui.table(&table)
+    })?;
+    Ok(())
+}
+
+async fn pull(cx: &Context, engine: &Engine, reference: &Reference) -> Result<(), CliError> {
+    let bar =
+        if cx.ui.interactive { indicatif::ProgressBar::new(0) } else { indicatif::ProgressBar::hidden() };
+    let layers: Mutex<BTreeMap<Digest, (u64, u64)>> = Mutex::default();
+    let say = |progress: Progress| {
+        let Ok(mut layers) = layers.lock() else { return };
+        layers.insert(progress.layer, (progress.done, progress.size));
+        bar.set_length(layers.values().map(|(_, size)| size).sum());
+        bar.set_position(layers.values().map(|(done, _)| done).sum());
+    };
+    let pulled = engine.image(reference, true, &say).await;
+    bar.finish_and_clear();
+    let (image, _hold) = pulled.map_err(failed)?;
+    for note in &image.notes {
+        cx.ui.say(&format!("note: {note}"));
+    }
+    let text = |_| format!("{}@{}\n", image.reference, image.digest);
+    let found = json!({ "reference": image.reference, "digest": image.digest, "layers": image.layers.len() });
+    cx.ui.show(&found, || vec![image.reference.clone()], text)?;
+    Ok(())
+}
+
+/// A reference of the command line; paths in it are those of the working directory.
+fn reference(cwd: &Path, text: &str) -> Result<Reference, CliError> {
+    let whole = match Image::file(text) {
+        Some((transport, path, name)) => {
+            let path = std::path::absolute(cwd.join(path)).map_err(|error| CliError::system(path, &error))?;
+            format!("{transport}:{}{name}", path.display())
+        }
+        None => text.to_owned(),
+    };
+    whole.parse().map_err(|error: ImageError| CliError::usage(error.to_string()))
+}
+
+fn failed(error: EngineError) -> CliError {
+    let exit = match &error {
+        EngineError::Image(ImageError::Unauthorised(..)) => Exit::NotAuthorised,
+        EngineError::Image(ImageError::InUse { .. }) => Exit::Refused,
+        _ => Exit::Failed,
+    };
+    CliError::new(exit, with_causes(&error))
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,88 @@
+//! What Daytona can do.
+
+use crate::provider::capabilities::{honoured, refused, setting};
+use crate::provider::{Capabilities, ChangeClass, ProviderSetting, StopMeaning};
+
+/// The sheet of provider `daytona`.
+pub static SHEET: Capabilities = Capabilities {
+    provider: "daytona",
+    summary: "Daytona: sandboxes in their cloud, whose disk outlives a stop; needs an account and `DAYTONA_API_KEY`",
+    stop: StopMeaning::Suspend,
+    labels: true,
+    // No two sandboxes have one name, and the name is made of the token.
+    idempotent_create: true,
+    settle_ms: 2_000,
+    forwards_from_host: false,
+    max_concurrency: 8,
+    processes: true,
+    interactive: true,
+    pty: true,
+    dial: true,
+    longest_life_ms: None,
+    settings: &[
+        ProviderSetting {
+            name: "api_key",
+            variable: Some("DAYTONA_API_KEY"),
+            secret: true,
+            required: true,
+            summary: "a key of your account",
+        },
+        setting("api_url", Some("DAYTONA_API_URL"), "where the service is, if not at app.daytona.io"),
+        setting(
+            "target",
+            Some("DAYTONA_TARGET"),
+            "the region of new sandboxes; the organisation's own if nothing is said",
+        ),
+        setting(
+            "organization_id",
+            Some("DAYTONA_ORGANIZATION_ID"),
+            "the organisation, where the key is a token of a person (JWT) and not of one",
+        ),
+        setting(
+            "snapshot",
+            None,
+            "the snapshot of sandboxes that name no image; the vendor's own if nothing is said",
+        ),
+    ],
+    fields: &[
+        // An image by its name; `host`, which is what nothing means, is the snapshot that the setting names.
+        honoured("image", ChangeClass::Recreate),
+        refused("base", "has no base images of ours yet", "use `image` or `snapshot`"),
+        refused("build", "builds no directories yet", "build and push the image, and name it as `image`"),
+        honoured("snapshot", ChangeClass::Recreate),
+        refused(
+            "resources",
+            "takes processor, memory and disk from the snapshot",
+            "remove `resources`, and name a snapshot that has them as `snapshot`",
+        ),
+        honoured("network", ChangeClass::Recreate),
+        refused("network=host", "has no network of this machine", "remove `network`"),
+        refused("network.mode=host", "has no network of this machine", "remove `network`"),
+        refused("network=none", "gives every sandbox a network", "use `network: { egress: deny }`"),
+        refused("network.mode=none", "gives every sandbox a network", "use `network: { egress: deny }`"),
+        refused("hostname", "names its sandboxes itself", "remove `hostname`"),
+        refused(
+            "volumes",
+            "mounts no volumes yet",
+            "keep the data on the sandbox's own disk, which outlives a stop",
+        ),
+        refused("volumes.s3", "cannot mount object storage yet", "copy the data in with `files`"),
+        honoured("ports", ChangeClass::Live),
+        refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
+        honoured("links", ChangeClass::Recreate),
+        refused("isolation.require=gvisor", "does not say how it isolates", "remove `isolation`"),
+        refused("isolation.require=vm", "does not say how it isolates", "remove `isolation`"),
+        honoured("isolation", ChangeClass::Live),
+        honoured("lifecycle", ChangeClass::Live),
+        refused("lifecycle.on_delete", "does not make backups yet", "copy the data out with `pocketenv cp`"),
+        honoured("sync", ChangeClass::Live),
+        refused(
+            "sync.*.mode=bind",
+            "shares no directory of this machine",
+            "leave `mode` out: the directory is copied and kept in step",
+        ),
+        refused("ssh", "does not serve SSH yet", "use `pocketenv shell`"),
+        refused("tailscale", "does not join a tailnet yet", "use `ports`"),
+    ],
+    ..Capabilities::NOTHING
+};

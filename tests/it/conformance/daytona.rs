@@ -1,0 +1,43 @@
+//! The client of Daytona, against the emulator that Daytona's own SDKs hold true.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pocketenv::model::Image;
+use pocketenv::provider::Provider;
+
+use super::faults::{Proxy, Row, Upstream, faults};
+use super::{open_with_key, passes};
+use crate::emulate::sdk::Emulator;
+
+/// The provider, with its service at this address.
+pub async fn open(dir: &Path, url: &str) -> Arc<dyn Provider> {
+    open_with_key("daytona", dir, &[("api_url", url)]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daytona() {
+    let dir = tempfile::tempdir().unwrap();
+    let emulator = Emulator::start("daytona", dir.path(), &[]);
+    passes(open(dir.path(), &emulator.url).await, 40).await;
+    emulator.stop();
+}
+
+const ROW: Row = Row {
+    list: ("GET", "/sandbox"),
+    create: ("POST", "/sandbox"),
+    exec: Some(("GET", "/logs")),
+    retry_after: true,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_and_answers_that_break_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let emulator = Emulator::start("daytona", dir.path(), &[]);
+    let proxy = Proxy::start(Upstream::Tcp(emulator.url.replace("http://", ""))).await;
+    let direct = open(dir.path(), &emulator.url).await;
+    let provider = open(dir.path(), &format!("http://{}", proxy.address)).await;
+    let wrong = faults(&*provider, &*direct, &proxy, &ROW, Image::Host).await;
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    emulator.stop();
+}

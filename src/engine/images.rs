@@ -54,8 +54,8 @@ impl Engine {
         let image = source.pin(&store, state::now_ms()).await?;
         let unpacking = missing(&image).into_iter().map(|layer| {
             let (source, image) = (&source, &image);
-            let (store, owner) = (&store, owner.as_str());
-            async move { self.unpack(store, source, &image.pinned, &layer, owner, id_map, say).await }
+            let store = &store;
+            async move { self.unpack(store, source, &image.pinned, &layer, id_map, say).await }
         });
         let told: Vec<Vec<String>> =
             futures::stream::iter(unpacking).buffer_unordered(AT_ONCE).try_collect().await?;
@@ -78,17 +78,17 @@ impl Engine {
         source: &Source,
         pinned: &Pinned,
         layer: &Expected,
-        owner: &str,
         id_map: IdMap,
         say: &(dyn Fn(Progress) + Sync),
     ) -> Result<Vec<String>, EngineError> {
+        let owner = owner(&id_map);
         let lock = Lock::acquire(&self.root.join("locks"), &format!("layer-{}", layer.diff_id.hex())).await?;
-        let path = store.layer(owner, &layer.diff_id);
+        let path = store.layer(&owner, &layer.diff_id);
         if path.exists() {
             return Ok(Vec::new());
         }
         let place = source.layer(layer, store, say).await?;
-        let new = store.new_layer(owner, &layer.diff_id)?;
+        let new = store.new_layer(&owner, &layer.diff_id)?;
         self.remove_tree(&new).await?; // somebody was cut short
         let task =
             Unpack { id_map, place, expected: layer.clone(), new: absolute(&new)?, path: absolute(&path)? };
@@ -149,7 +149,7 @@ impl Engine {
     /// Removes an image, with what no other one and no sandbox needs of it; `None` where there is none of this name.
     ///
     /// # Errors
-    /// [`ImageError::InUse`] where a sandbox was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
+    /// [`ImageError::InUse`] where a sandbox or snapshot was made from it; [`EngineError::Broken`] where that cannot be known; [`EngineError::File`].
     pub async fn remove_image(&self, reference: &Reference) -> Result<Option<Removed>, EngineError> {
         let store = self.images();
         let alone = store.clone();

@@ -140,7 +140,7 @@ pub enum Step {
     Device(&'static str),
     /// The skeleton's root under writes kept in `rootfs`, mounted there. `source` is what the mount is called.
     OverlayRoot { source: PathBuf },
-    /// The layers of the image between the skeleton's mount points and its other directories, under writes kept in `rootfs`.
+    /// The layers of the image between the skeleton's mount points and its other directories, under the snapshots and writes kept in `rootfs`.
     OverlayImage { source: PathBuf },
     /// Copy the skeleton's root into `rootfs`, where nothing is yet.
     CopyRoot,

@@ -20,6 +20,7 @@ use super::lifetime::Moment;
 use super::mounts;
 use super::proto::{Reply, Request};
 use super::proxy::Upstream;
+use super::remove;
 use super::rootfs;
 use super::seq::Seq;
 use super::shim::{self, Answer, Order, Task};
@@ -727,7 +728,7 @@ impl Engine {
             cgroup::remove(&groups).map_err(control)?;
         }
         let dir = self.runtime.join(id);
-        rootfs::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
+        remove::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
     }
 
     async fn ask_to_stop(&self, id: &str, grace: Duration, init: &OwnedFd) {
@@ -766,7 +767,7 @@ impl Engine {
     /// Removes a tree that may hold files of the sandboxes' own ids.
     pub(super) async fn remove_tree(&self, path: &Path) -> Result<(), EngineError> {
         let removing = path.to_owned();
-        let removed = tokio::task::spawn_blocking(move || rootfs::remove_tree(&removing)).await;
+        let removed = tokio::task::spawn_blocking(move || remove::remove_tree(&removing)).await;
         match removed.map_err(io::Error::other).flatten() {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             other => return other.map_err(EngineError::file("remove", path)),

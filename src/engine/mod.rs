@@ -27,6 +27,7 @@ mod pause;
 mod probe;
 mod proto;
 mod proxy;
+mod remove;
 mod rootfs;
 mod seccomp;
 mod seq;

@@ -1,4 +1,4 @@
-//! The files of one sandbox on the host: what it wrote over its skeleton and over the host's system directories, and removal.
+//! The files of one sandbox on the host: what it wrote over its skeleton and over the host's system directories.
 
 use std::fs;
 use std::io::{self, Write};
@@ -200,37 +200,6 @@ fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Option<(u32, u
     })
 }
 
-/// Removes a file or a tree, also directories that their owner made unreadable (overlay work directories are). Absent is fine.
-///
-/// # Errors
-/// What the file system reports, with the path.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.is_dir() => fs::remove_file(path),
-        Ok(_) => fs::remove_dir_all(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(at(path, &error)),
-        Err(_) => {}
-    }
-    open_up(path)?;
-    fs::remove_dir_all(path).map_err(|error| at(path, &error))
-}
-
-fn open_up(path: &Path) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    if metadata.is_dir() {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|error| at(path, &error))?;
-        for entry in fs::read_dir(path)? {
-            open_up(&entry?.path())?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -243,16 +212,5 @@ mod tests {
         assert_eq!(parse_subordinate(text, 1005, None), Some((300_000, 65535)));
         assert_eq!(parse_subordinate(text, 7, Some("small")), None);
         assert_eq!(parse_subordinate("ann:x:y\n:::\n", 1, Some("ann")), None);
-    }
-
-    #[test]
-    fn removal_passes_closed_directories_and_absence() {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = dir.path().join("a/work");
-        fs::create_dir_all(&inner).unwrap();
-        fs::set_permissions(&inner, fs::Permissions::from_mode(0o000)).unwrap();
-        remove_tree(&dir.path().join("a")).unwrap();
-        assert!(!dir.path().join("a").exists());
-        remove_tree(&dir.path().join("a")).unwrap();
     }
 }

@@ -23,6 +23,7 @@ use super::lifecycle::Engine;
 use super::lifetime::{Moment, Over};
 use super::proto::Request;
 use super::proxy::Upstream;
+use super::remove;
 use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
 use super::spec::{Forward, Image, Limits, Link, Network};
@@ -169,14 +170,14 @@ pub fn main() -> ExitCode {
                 Err(failure) => Err(failure),
             }
         }
-        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || rootfs::remove_tree(&path))
+        Ok(Task::Remove { id_map, path }) => with_ids(&id_map, || remove::remove_tree(&path))
             .map(|()| Answer::Ready)
             .map_err(step("remove files")),
         Ok(Task::Copy { id_map, from, to, thaw }) => {
             let _ = rustix::process::setsid(); // so that the terminal's Ctrl-C is not for it; it leads no group, so this cannot fail
             let copied = as_owner(&id_map, || snapshot::copy_parts(&from, &to)).map_err(step("copy files"));
             let thawed = cgroup::thaw(&thaw).map_err(step("let the sandbox go on"));
-            copied.and_then(|bytes| thawed.map(|()| Answer::Bytes(bytes)))
+            thawed.and(copied).map(Answer::Bytes)
         }
         Ok(Task::Measure { id_map, path }) => as_owner(&id_map, || snapshot::size_of_parts(&path))
             .map(Answer::Bytes)
@@ -199,7 +200,7 @@ fn served(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Works on files of a sandbox with the power over all their owners: root has it anyhow.
+/// Works on files of a sandbox whoever they belong to: root as itself, others with its ids.
 fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Result<u64> {
     if rustix::process::geteuid().is_root() { work() } else { with_ids(id_map, work) }
 }

@@ -15,7 +15,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, XattrFlags};
 use sha2::{Digest, Sha256};
 
 use super::launch::HostFacts;
-use super::rootfs::{Files, at, remove_tree};
+use super::remove::remove_tree;
+use super::rootfs::{Files, at};
 use super::state;
 
 /// Top-level names of the host that hold programs and their configuration. Everything else of the host stays invisible.

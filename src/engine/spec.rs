@@ -48,7 +48,7 @@ pub struct ImageInfo {
     pub size: Option<u64>,
     /// When it was pulled, in milliseconds since the Unix epoch.
     pub pulled_at: u64,
-    /// Ids of the sandboxes that were made from it.
+    /// What was made from it: ids of sandboxes, and `snapshot NAME`.
     pub users: Vec<String>,
 }
 

@@ -57,12 +57,12 @@ pub enum ImageError {
         /// Why.
         source: io::Error,
     },
-    /// The image is used by a sandbox.
-    #[error("image `{reference}` is used by sandbox `{user}`")]
+    /// The image is used.
+    #[error("image `{reference}` is used: `{user}` was made from it")]
     InUse {
         /// The image.
         reference: String,
-        /// One sandbox that was made from it.
+        /// What was made from it.
         user: String,
     },
 }

@@ -18,7 +18,7 @@ pub enum Source {
     /// In a registry.
     Registry {
         /// The repository.
-        registry: Registry,
+        registry: Box<Registry>,
         /// The image in it.
         found: Found,
         /// The reference, written out.
@@ -59,7 +59,7 @@ impl Source {
 
     async fn find_in_registry(named: &RegistryReference, reference: String) -> Result<Source, ImageError> {
         let unusable = |why: String| ImageError::Unusable { reference: reference.clone(), why };
-        let registry = Registry::new(named)?;
+        let registry = Box::new(Registry::new(named)?);
         let (mut document, top, mut kind) =
             registry.manifest(&named.version(), named.digest.as_ref()).await?;
         // An index may lead to an index; nobody needs more.

@@ -13,7 +13,7 @@ use super::diagnostic::{Problem, Problems};
 use super::graph;
 use super::language::{self, Setting};
 use super::limits;
-use super::lower::{Declared, FileCache, Lowering, absolute, leads_out};
+use super::lower::{Declared, FileCache, Hashes, Lowering, absolute, leads_out};
 use super::node::{Entry, Node, Value, quote};
 use super::normal;
 use super::origins::Origins;
@@ -47,6 +47,7 @@ pub(crate) struct Given {
     pub provider: Option<String>,
     pub home: Option<PathBuf>,
     pub confinement: Option<Confinement>,
+    pub hashes: Arc<Hashes>,
 }
 
 /// Everything a manifest declares.
@@ -134,7 +135,7 @@ impl<'a> Pass<'a> {
         let declarations = self.declarations(sandboxes, &scope, &mut declared);
         let table = self.port_table(&declarations, &scope);
         let mut desired = Desired { project: project.clone(), volumes, sandboxes: BTreeMap::new() };
-        let mut cache = FileCache::default();
+        let mut cache = FileCache::new(&self.given.hashes);
         for declaration in &declarations {
             self.sandbox(
                 declaration,

@@ -208,6 +208,7 @@ fn read(request: &LoadRequest) -> Result<(Given, Problems), Diagnostics> {
         provider: request.default_provider.clone(),
         home: request.home.clone(),
         confinement: request.confinement.clone(),
+        hashes: Arc::default(),
     };
     Ok((given, problems))
 }

@@ -219,6 +219,7 @@ fn a_directory_of_this_machine_is_shared_only_by_who_may() {
             command_secrets: false,
             vault_secrets: false,
             host_network: false,
+            host_ports: false,
             provider_settings: false,
         }),
         ..request(&path)
@@ -228,6 +229,44 @@ fn a_directory_of_this_machine_is_shared_only_by_who_may() {
     let allowed = check(&confined(true)).unwrap();
     let binds = &allowed.desired.sandboxes["a"].spec.binds;
     assert_eq!((binds[0].from.as_path(), binds[0].read_only), (root.path().join("own").as_path(), true));
+}
+
+#[test]
+fn a_port_of_this_machine_is_chosen_only_by_who_may() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("pocketenv.yaml");
+    let confined = |host_ports| LoadRequest {
+        confinement: Some(Confinement {
+            root: root.path().to_owned(),
+            host_paths: false,
+            secret_env: Default::default(),
+            secret_files: Vec::new(),
+            command_secrets: false,
+            vault_secrets: false,
+            host_network: false,
+            host_ports,
+            provider_settings: false,
+        }),
+        ..request(&path)
+    };
+    let text = |port: &str| {
+        format!(
+            "version: 1\nname: p\nsandboxes:\n  a:\n    provider: local\n    ports: [ {{ port: 3000{port} }} ]\n"
+        )
+    };
+    std::fs::write(&path, text("")).unwrap();
+    assert!(check(&confined(false)).is_ok(), "a free one is found");
+    std::fs::write(&path, text(", host_port: 13000")).unwrap();
+    let refused = check(&confined(false)).unwrap_err().plain();
+    assert!(refused.contains(":6:") && refused.contains("`host_ports: true`"), "{refused}");
+    let allowed = check(&confined(true)).unwrap();
+    assert_eq!(allowed.desired.sandboxes["a"].spec.ports[&3000].host_port, Some(13_000));
+    // A privileged one is nobody's.
+    std::fs::write(&path, text(", host_port: 80")).unwrap();
+    for host_ports in [false, true] {
+        let refused = check(&confined(host_ports)).unwrap_err().plain();
+        assert!(refused.contains("the port 80 of this machine needs privilege"), "{refused}");
+    }
 }
 
 #[test]

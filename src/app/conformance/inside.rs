@@ -50,7 +50,12 @@ async fn streams(bench: &Bench) -> Verdict {
     check(out == b"out\nmore\n" && err == b"err\n", || {
         format!("standard output was {}, standard error {}", shown(out), shown(err))
     })?;
-    check(output.status == ExitStatus::Code(3), || format!("it ended with {}", output.status))
+    check(output.status == ExitStatus::Code(3), || format!("it ended with {}", output.status))?;
+    // What a provider sends along with a command, for itself, may be shown by the command.
+    let list = script("cat /proc/[0-9]*/cmdline 2>/dev/null; echo end", []);
+    let listed = timeout(SOON, super::bench::output(&*guest, &list)).await;
+    let listed = listed.map_err(|_| Failure::Broken("a list of processes does not end".to_owned()))??;
+    check(listed.stdout.ends_with(b"end\n"), || "a list of processes is cut off".to_owned())
 }
 
 async fn arguments(bench: &Bench) -> Verdict {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Lowering, absolute};
+use super::{Hashes, Lowering, absolute, scan};
 use crate::guest::tree;
 use crate::manifest::language::scalar::parse_mode;
 use crate::manifest::language::{File, Sandbox};
@@ -55,7 +55,7 @@ impl Lowering<'_> {
         let at = ["files", path, "source"];
         let host = self.host_path(&at, &source.0)?;
         let cache = self.files.as_deref_mut()?;
-        match cache.source.entry(host.clone()).or_insert_with(|| read_source(&host)).clone() {
+        match cache.source.entry(host.clone()).or_insert_with(|| read_source(&host, &cache.hashes)).clone() {
             Ok(content) => Some(content),
             Err(why) => {
                 let problem = self.error("unreadable", &at, why);
@@ -119,11 +119,11 @@ impl Lowering<'_> {
     }
 }
 
-fn read_source(host: &Path) -> Result<FileContent, String> {
+fn read_source(host: &Path, hashes: &Hashes) -> Result<FileContent, String> {
     let at = |e: std::io::Error| format!("{}: {}", host.display(), io_text(&e));
     let metadata = std::fs::metadata(host).map_err(at)?;
     if metadata.is_dir() {
-        let entries = tree::scan(host).map_err(|e| e.to_string())?;
+        let entries = scan(tree::Scan { root: host, ignore: None, only: None }, hashes)?;
         Ok(FileContent::Tree { path: absolute(host), sha256: tree::tree_sha256(&entries), ignore: None })
     } else if metadata.is_file() {
         let (sha256, _) = tree::file_sha256(host).map_err(at)?;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Lowering, absolute, leads_out};
-use crate::guest::tree::{self, TreeKind};
+use super::{Hashes, Lowering, absolute, leads_out, scan};
+use crate::guest::tree::{self, Scan, TreeKind};
 use crate::manifest::language::{self, Sandbox};
 use crate::manifest::node::quote;
 use crate::manifest::read::io_text;
@@ -61,7 +61,8 @@ impl Lowering<'_> {
         let Some(cache) = self.files.as_deref_mut() else {
             return Some(Image::Build { context, dockerfile, sha256: String::new() });
         };
-        match cache.context.entry(host.clone()).or_insert_with(|| read_context(&host)).clone() {
+        match cache.context.entry(host.clone()).or_insert_with(|| read_context(&host, &cache.hashes)).clone()
+        {
             Ok(Context { sha256, files }) => {
                 let wanted = dockerfile.as_deref().unwrap_or("Dockerfile");
                 if !files.contains(wanted.trim_start_matches("./")) {
@@ -85,12 +86,12 @@ impl Lowering<'_> {
     }
 }
 
-fn read_context(host: &Path) -> Result<Context, String> {
+fn read_context(host: &Path, hashes: &Hashes) -> Result<Context, String> {
     let metadata = std::fs::metadata(host).map_err(|e| format!("{}: {}", host.display(), io_text(&e)))?;
     if !metadata.is_dir() {
         return Err(format!("{} is not a directory", host.display()));
     }
-    let entries = tree::scan(host).map_err(|e| e.to_string())?;
+    let entries = scan(Scan { root: host, ignore: None, only: None }, hashes)?;
     let sha256 = tree::tree_sha256(&entries);
     let files = entries.into_iter().filter(|entry| matches!(entry.kind, TreeKind::File { .. }));
     Ok(Context { sha256, files: Arc::new(files.map(|entry| entry.path).collect()) })

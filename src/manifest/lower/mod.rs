@@ -8,7 +8,9 @@ mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::guest::tree;
 use crate::manifest::confine::Confinement;
 use crate::manifest::diagnostic::{Problem, Problems};
 use crate::manifest::env_file;
@@ -38,7 +40,6 @@ pub(crate) struct Declared {
 }
 
 /// Files of the host read for the desired state; replicas share them.
-#[derive(Default)]
 pub(crate) struct FileCache {
     env: HashMap<PathBuf, Result<BTreeMap<String, String>, String>>,
     text: HashMap<PathBuf, Result<String, String>>,
@@ -46,9 +47,25 @@ pub(crate) struct FileCache {
     sync: HashMap<(PathBuf, Vec<String>), Result<FileContent, String>>,
     /// Build contexts: the digest, and the files that may be the Dockerfile.
     context: HashMap<PathBuf, Result<Context, String>>,
+    hashes: Arc<Hashes>,
 }
 
+/// What the files of each directory hashed to, for as long as the manifest is held: looking again costs no reading.
+pub(crate) type Hashes = Mutex<HashMap<PathBuf, tree::HashCache>>;
+
 impl FileCache {
+    /// Nothing read yet, but for these hashes.
+    pub fn new(hashes: &Arc<Hashes>) -> Self {
+        Self {
+            env: HashMap::new(),
+            text: HashMap::new(),
+            source: HashMap::new(),
+            sync: HashMap::new(),
+            context: HashMap::new(),
+            hashes: Arc::clone(hashes),
+        }
+    }
+
     /// What was read, or should have been, except what `watch` keeps in step by itself.
     pub fn paths(self) -> BTreeSet<PathBuf> {
         self.env
@@ -288,6 +305,16 @@ impl Lowering<'_> {
                 self.push(problem);
                 continue;
             }
+            if host_port.is_some() && self.confinement.is_some_and(|confinement| !confinement.host_ports) {
+                let message = "a manifest of this source may not choose a port of this machine".to_owned();
+                let problem = self.error("not-allowed", &["ports", key, "host_port"], message);
+                self.push(
+                    problem
+                        .expected("no `host_port`, so that a free one is chosen")
+                        .help("the operator allows it with `host_ports: true` under `allow` of the source"),
+                );
+                continue;
+            }
             let spec = PortSpec {
                 host_port,
                 protocol: port.protocol.unwrap_or_default(),
@@ -404,4 +431,9 @@ fn resources(raw: &language::Resources) -> Resources {
 /// What is kept must not depend on the working directory.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+fn scan(scan: tree::Scan<'_>, hashes: &Hashes) -> Result<Vec<tree::TreeEntry>, String> {
+    let mut hashes = hashes.lock().unwrap_or_else(PoisonError::into_inner);
+    scan.run(hashes.entry(scan.root.to_owned()).or_default()).map_err(|e| e.to_string())
 }

@@ -1,8 +1,8 @@
 //! Directories that are kept in step, by copy or shared, and what follows a change.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Lowering, absolute};
+use super::{Hashes, Lowering, absolute, scan};
 use crate::guest::tree;
 use crate::manifest::language::{self, Sandbox};
 use crate::manifest::node::quote;
@@ -54,7 +54,8 @@ impl Lowering<'_> {
             }
             let Some(cache) = self.files.as_deref_mut().filter(|_| usable) else { continue };
             let key = (from.clone(), ignore);
-            match cache.sync.entry(key).or_insert_with_key(|(from, ignore)| read_sync(from, ignore)).clone() {
+            let read = |(from, ignore): &(PathBuf, Vec<String>)| read_sync(from, ignore, &cache.hashes);
+            match cache.sync.entry(key).or_insert_with_key(read).clone() {
                 Ok(content) => {
                     guest.files.insert(to, DesiredFile { content, mode: None });
                 }
@@ -150,13 +151,12 @@ impl Lowering<'_> {
     }
 }
 
-fn read_sync(host: &Path, ignore: &[String]) -> Result<FileContent, String> {
+fn read_sync(host: &Path, ignore: &[String], hashes: &Hashes) -> Result<FileContent, String> {
     let metadata = std::fs::metadata(host).map_err(|e| format!("{}: {}", host.display(), io_text(&e)))?;
     if !metadata.is_dir() {
         return Err(format!("{} is not a directory; `files` brings a single file", host.display()));
     }
-    let scan = tree::Scan { root: host, ignore: Some(ignore), only: None };
-    let entries = scan.run(&mut tree::HashCache::default()).map_err(|e| e.to_string())?;
+    let entries = scan(tree::Scan { root: host, ignore: Some(ignore), only: None }, hashes)?;
     let sha256 = tree::tree_sha256(&entries);
     Ok(FileContent::Tree { path: absolute(host), sha256, ignore: Some(ignore.to_vec()) })
 }

@@ -70,12 +70,13 @@ pub(super) fn image(
     pinned: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Reference>, ProviderError> {
     match &spec.image {
-        // What lies under a snapshot, the snapshot itself says.
-        Image::Host | Image::Snapshot(_) => Ok(None),
+        Image::Host => Ok(None),
         Image::Oci(text) => match pinned(text) {
             Some(digest) => reference(&format!("{text}@{digest}")).map(Some),
             None => reference(text).map(Some),
         },
+        // What a snapshot lies on is known to the engine.
+        Image::Snapshot(_) => Ok(None),
         Image::Base(_) | Image::Build { .. } => Err(ProviderError::Unsupported {
             message:
                 "provider `local` makes sandboxes on the programs of this machine or from images; use `image`"

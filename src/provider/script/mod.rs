@@ -18,8 +18,8 @@ use super::{Command, GuestError, Input, Output};
 pub(super) const CHUNK: usize = 64 * 1024;
 /// The longest line that a script of ours says.
 pub(super) const LINE_LIMIT: usize = 16 * 1024;
-/// What of standard error is kept until a command runs.
-const ERRORS_LIMIT: usize = 4 * 1024;
+/// What of standard error is kept until a command is known to run: it may arrive before the word that says so.
+const ERRORS_LIMIT: usize = 4 << 20;
 /// How long whoever lets go of a command is held up by its killing.
 const LETTING_GO: Duration = Duration::from_secs(3);
 /// What of a message is shown.
@@ -186,7 +186,7 @@ pub(super) struct Frames<S> {
     tty: bool,
     /// Standard output that was read and not used.
     pub pending: Vec<u8>,
-    /// What the script wrote to standard error, bounded.
+    /// What arrived of standard error and was not used.
     pub said: Vec<u8>,
     buffer: Vec<u8>,
 }
@@ -214,8 +214,10 @@ impl<S: Source> Frames<S> {
             match self.next().await? {
                 Some((Kind::Out, read)) => self.pending.extend_from_slice(&self.buffer[..read]),
                 Some((Kind::Err, read)) => {
-                    let room = ERRORS_LIMIT.saturating_sub(self.said.len());
-                    self.said.extend_from_slice(&self.buffer[..read.min(room)]);
+                    if self.said.len() + read > ERRORS_LIMIT {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "nothing but errors is said"));
+                    }
+                    self.said.extend_from_slice(&self.buffer[..read]);
                 }
                 None => {
                     self.said.append(&mut self.pending);
@@ -252,6 +254,11 @@ impl<S: Source> Frames<S> {
         let pending = std::mem::take(&mut self.pending);
         if let Some(out) = &mut out {
             out.write_all(&pending).await.map_err(Drain::Write)?;
+        }
+        let said = std::mem::take(&mut self.said);
+        if let Some(err) = &mut err {
+            err.write_all(&said).await.map_err(Drain::Write)?;
+            err.flush().await.map_err(Drain::Write)?;
         }
         while let Some((kind, read)) = self.next().await.map_err(Drain::Read)? {
             let writer = match kind {

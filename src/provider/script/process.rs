@@ -87,21 +87,36 @@ impl Marked {
             return Vec::new();
         }
         self.held.extend_from_slice(data);
-        let keep = match memchr::memmem::find(&self.held, mark) {
-            Some(at) => {
-                let code = self.held.get(at + mark.len()..at + mark.len() + 3);
-                self.code = code.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
-                at
+        let mut keep = None;
+        for at in memchr::memmem::find_iter(&self.held, mark) {
+            if let Some(tail) = self.held.get(at + mark.len()..at + mark.len() + 4) {
+                self.code = code(tail);
+                if self.code.is_none() {
+                    // A list of processes shows it as well, and goes on.
+                    continue;
+                }
             }
-            None => {
-                let most = (mark.len() - 1).min(self.held.len());
-                let partly = (1..=most).rev().find(|length| self.held.ends_with(&mark[..*length]));
-                self.held.len() - partly.unwrap_or(0)
-            }
-        };
+            keep = Some(at);
+            break;
+        }
+        let keep = keep.unwrap_or_else(|| {
+            let most = (mark.len() - 1).min(self.held.len());
+            let partly = (1..=most).rev().find(|length| self.held.ends_with(&mark[..*length]));
+            self.held.len() - partly.unwrap_or(0)
+        });
         let rest = self.held.split_off(keep);
         std::mem::replace(&mut self.held, rest)
     }
+}
+
+/// The exit code behind a mark: three digits and the end of the line.
+fn code(tail: &[u8]) -> Option<i32> {
+    let digits = tail.strip_suffix(b"\n")?;
+    std::str::from_utf8(digits)
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?
+        .parse()
+        .ok()
 }
 
 /// Both outputs of a command, up to their marks.
@@ -291,7 +306,8 @@ mod tests {
     #[test]
     fn a_mark_is_found_wherever_a_message_ends() {
         let mark = b"\x01pocketenv-7:";
-        let whole = b"data \x01pocket \x01pocketenv-8:000\n\x01pocketenv-7:042\nleft behind";
+        let whole =
+            b"data \x01pocket \x01pocketenv-8:000\n\x01pocketenv-7: pipe \x01pocketenv-7:042\nleft behind";
         let data_len = whole.len() - b"\x01pocketenv-7:042\nleft behind".len();
         for size in 1..whole.len() {
             let (mut marked, mut data) = (Marked::default(), Vec::new());

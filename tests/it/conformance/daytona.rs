@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pocketenv::model::Image;
-use pocketenv::provider::Provider;
+use pocketenv::model::{Image, SandboxId};
+use pocketenv::provider::{Owner, Provider, ProviderError};
 
 use super::faults::{Proxy, Row, Upstream, faults};
 use super::{open_with_key, passes};
@@ -19,7 +19,7 @@ pub async fn open(dir: &Path, url: &str) -> Arc<dyn Provider> {
 async fn daytona() {
     let dir = tempfile::tempdir().unwrap();
     let emulator = Emulator::start("daytona", dir.path(), &[]);
-    passes(open(dir.path(), &emulator.url).await, 40).await;
+    passes(open(dir.path(), &emulator.url).await, 38).await;
     emulator.stop();
 }
 
@@ -39,5 +39,19 @@ async fn refusals_and_answers_that_break_off() {
     let provider = open(dir.path(), &format!("http://{}", proxy.address)).await;
     let wrong = faults(&*provider, &*direct, &proxy, &ROW, Image::Host).await;
     assert!(wrong.is_empty(), "{wrong:#?}");
+    emulator.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_refused_is_told_as_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let emulator = Emulator::start("daytona", dir.path(), &["--api-key", "another"]);
+    let provider = open(dir.path(), &emulator.url).await;
+    let listed = provider.list(&Owner { project: None, owner: None }).await.map(drop);
+    let got = provider.get(&SandboxId("any".to_owned())).await.map(drop);
+    for answer in [listed, got] {
+        let told = matches!(&answer, Err(ProviderError::Unauthorised { message }) if message.contains("another key"));
+        assert!(told, "{answer:?}");
+    }
     emulator.stop();
 }

@@ -1,4 +1,4 @@
-//! What providers make of a service that refuses, and of answers that break off: a proxy in front of the service does both, for one operation at a time.
+//! What providers make of a service that refuses, and of answers that break off or come slowly: a proxy in front of the service does it, for one operation at a time.
 //!
 //! A provider joins by one [`Row`]; one that speaks to no service has none.
 
@@ -17,6 +17,9 @@ const HEAD: usize = 64 << 10;
 const ATTEMPT: Duration = Duration::from_secs(60);
 /// What the proxy says in `Retry-After`.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How much of an answer that comes slowly comes at once, and how long the next waits.
+const SLOW_PIECE: usize = 4096;
+const SLOW_PAUSE: Duration = Duration::from_millis(5);
 const PROJECT: &str = "faults";
 
 /// Where the service is.
@@ -36,6 +39,8 @@ enum Fault {
     Status(u16),
     /// The service does it; of the answer's body so many bytes arrive.
     Cut(usize),
+    /// The service does it; the answer's body arrives a little at a time.
+    Slow,
 }
 
 /// How a provider's service is spoken to.
@@ -107,13 +112,11 @@ async fn connection(mut client: TcpStream, upstream: Upstream, wrong: Wrong) -> 
         // What is still being sent is taken in, or the answer would be lost with the connection.
         return tokio::io::copy(&mut client, &mut tokio::io::sink()).await.map(drop);
     }
-    let cut = match fault {
-        Some(Fault::Cut(bytes)) => Some(bytes),
-        _ => None,
-    };
     match upstream {
-        Upstream::Tcp(address) => relay(client, TcpStream::connect(address).await?, &head, &rest, cut).await,
-        Upstream::Unix(path) => relay(client, UnixStream::connect(path).await?, &head, &rest, cut).await,
+        Upstream::Tcp(address) => {
+            relay(client, TcpStream::connect(address).await?, &head, &rest, fault).await
+        }
+        Upstream::Unix(path) => relay(client, UnixStream::connect(path).await?, &head, &rest, fault).await,
     }
 }
 
@@ -122,7 +125,7 @@ async fn relay(
     service: impl AsyncRead + AsyncWrite,
     request: &str,
     rest: &[u8],
-    cut: Option<usize>,
+    fault: Option<Fault>,
 ) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_service, mut to_service) = tokio::io::split(service);
@@ -140,9 +143,20 @@ async fn relay(
     let back = async {
         let Some((answer, rest)) = head(&mut from_service).await? else { return Ok(()) };
         to_client.write_all(answer.as_bytes()).await?;
-        let limit = cut.map_or(u64::MAX, |bytes| bytes as u64);
+        let limit = match fault {
+            Some(Fault::Cut(bytes)) => bytes as u64,
+            _ => u64::MAX,
+        };
         let mut body = std::io::Cursor::new(rest).chain(&mut from_service).take(limit);
-        tokio::io::copy(&mut body, &mut to_client).await?;
+        if fault == Some(Fault::Slow) {
+            let mut buffer = [0; SLOW_PIECE];
+            while let read @ 1.. = body.read(&mut buffer).await? {
+                to_client.write_all(&buffer[..read]).await?;
+                tokio::time::sleep(SLOW_PAUSE).await;
+            }
+        } else {
+            tokio::io::copy(&mut body, &mut to_client).await?;
+        }
         to_client.shutdown().await
     };
     tokio::pin!(there, back);
@@ -225,6 +239,11 @@ pub async fn faults(
         }
     }
 
+    let answer = proxy.during(row.list, Fault::Slow, provider.list(&mine())).await;
+    if !answer.as_ref().is_ok_and(|listing| listing.sandboxes.contains_key(&one)) {
+        wrong.push(format!("a listing that comes slowly: {answer:?}"));
+    }
+
     for status in [401, 403, 503] {
         let refused = identity(proxy, "refused", &spec);
         let create = provider.create(&spec, &refused);
@@ -258,7 +277,7 @@ pub async fn faults(
         assert_eq!((whole.status.success(), whole.stdout.len()), (true, 1 << 20));
         for (what, command, kept) in [
             ("a command", command("printf %2000s begun; sleep 2; printf %2000s ended"), 1000),
-            ("a download", download, 300_000),
+            ("a download", download.clone(), 300_000),
             ("a command without an answer", command("sleep 1"), 0),
         ] {
             let attempt = capture(&*guest, &command, &[], 4 << 20);
@@ -267,6 +286,12 @@ pub async fn faults(
                 let (status, length) = (output.status, output.stdout.len());
                 wrong.push(format!("{what} that breaks off after {kept} bytes: {status}, {length} bytes"));
             }
+        }
+        let attempt = capture(&*guest, &download, &[], 4 << 20);
+        let answer = proxy.during(exec, Fault::Slow, attempt).await;
+        if !answer.as_ref().is_ok_and(|output| *output == whole) {
+            let answer = answer.map(|output| (output.status, output.stdout.len()));
+            wrong.push(format!("a download that comes slowly: {answer:?}"));
         }
         for status in [401, 404, 500] {
             let program = command(":");

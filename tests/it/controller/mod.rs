@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod container;
 mod follow;
 mod hostile;
 mod http;
 mod many;
 mod notify;
+mod pace;
 mod packaging;
 mod resume;
 mod settings;

@@ -8,7 +8,7 @@ use super::support::{Forge, cloud, run};
 use crate::sim::world::{Sim, count};
 
 /// A project whose sandboxes come one after the other.
-fn chain(name: &str, length: usize, round: usize) -> String {
+pub(super) fn chain(name: &str, length: usize, round: usize) -> String {
     let boxes: String = (0..length)
         .map(|n| {
             let after = if n == 0 { String::new() } else { format!(", depends_on: [b{}]", n - 1) };

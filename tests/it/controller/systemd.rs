@@ -328,6 +328,44 @@ fn the_unit_keeps_sandboxes_of_this_machine_through_restarts_kills_and_stops() {
 }
 
 #[test]
+fn a_limit_that_cannot_be_enforced_under_the_unit_is_refused_and_told() {
+    let Some(machine) = Machine::start() else { return };
+    let forge = Forge::new();
+    let word = format!("31536001.{}", std::process::id());
+    let manifest = |more: &str| {
+        format!(
+            "version: 1\nname: fleet\nsandboxes:\n  box:\n    services: {{ keeper: {{ command: [sleep, '{word}'] }} }}\n{more}"
+        )
+    };
+    forge.write("fleet/pocketenv.yaml", &manifest("    resources: { memory: 64MiB, pids: 50 }\n"));
+    let first = forge.push();
+    machine.install(&config(&forge), "", &["pocketenv-controller.service"]);
+    let controller = machine.served(1);
+    let settled = controller.until("fleet", "it is decided", |project| {
+        let message = project["message"].as_str().unwrap_or_default();
+        message.contains("cannot be limited here") || project["phase"] == "Applied"
+    });
+    if settled["phase"] == "Applied" {
+        // What is claimed is what the kernel has.
+        let pid = machine.processes(&word)[0];
+        let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap().to_owned();
+        for (file, value) in [("memory.max", "67108864"), ("pids.max", "50")] {
+            assert_eq!(machine.says(&["cat", &format!("/sys/fs/cgroup{own}/{file}")]), value);
+        }
+        return;
+    }
+    eprintln!("SKIPPED: limits that are enforced: {}", settled["message"]);
+    assert_ne!(settled["sync"], "Synced");
+    assert!(machine.processes(&word).is_empty(), "nothing runs without its limits");
+    forge.write("fleet/pocketenv.yaml", &manifest(""));
+    let second = forge.push();
+    assert_ne!(first, second);
+    controller.until_applied("fleet", &second);
+    assert!(!machine.processes(&word).is_empty(), "without a limit it runs");
+}
+
+#[test]
 fn the_unit_for_providers_elsewhere_is_stopped_and_killed_half_way_and_goes_on() {
     let Some(machine) = Machine::start() else { return };
     let mut forge = Forge::new();

@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
 from common import check, eventually, raises
 
 from daytona import (
+    CodeRunParams,
     CreateSandboxFromImageParams,
     CreateSandboxFromSnapshotParams,
     Daytona,
@@ -88,6 +89,10 @@ began = time.monotonic()
 raises("too long", DaytonaError, lambda: execute("sleep 60", timeout=1))
 check("it ended in time", time.monotonic() - began < 20)
 raises("no directory", DaytonaError, lambda: execute("pwd", cwd="/missing"))
+code = "import os, sys\nprint(sys.argv[1:], os.environ['GREETING'], os.environ['C'])\nsys.exit(4)"
+ran = first.process.code_run(code, CodeRunParams(argv=["a b", "'c'"], env={"C": "d"}))
+check("a program as text", (ran.exit_code, ran.result), (4, "['a b', \"'c'\"] hello world d\n"))
+check("what it writes on both outputs", first.process.code_run("import sys\nprint(1)\nprint(2, file=sys.stderr)").result, "1\n2\n")
 
 # Sessions: what one command changes of the shell the next one finds.
 process = first.process

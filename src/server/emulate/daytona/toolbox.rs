@@ -20,6 +20,8 @@ use crate::provider::{Command, Guest};
 
 /// What of the output of one command is answered.
 const OUTPUT_LIMIT: usize = 64 << 20;
+/// The longest program that is run as text: no argument may be longer.
+const CODE_LIMIT: usize = (128 << 10) - 1;
 
 /// A call of the daemon of a running sandbox.
 pub(super) struct Call<'a> {
@@ -46,6 +48,7 @@ pub(super) async fn answer(
     let method = request.method().as_str().to_owned();
     match (method.as_str(), path) {
         ("POST", ["process", "execute"]) => call.execute(body(request).await?).await,
+        ("POST", ["process", "code-run"]) => call.run_code(body(request).await?).await,
         ("GET", ["work-dir" | "user-home-dir"]) => Ok(say(&json!({ "dir": call.user.home }))),
         ("GET", ["version"]) => Ok(say(&json!({ "version": env!("CARGO_PKG_VERSION") }))),
         (_, ["process", "session", rest @ ..]) => session::answer(&call, rest, request).await,
@@ -61,6 +64,15 @@ struct Execute {
     cwd: Option<String>,
     envs: Option<BTreeMap<String, String>>,
     /// Seconds; nothing and 0 are no limit.
+    timeout: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct CodeRun {
+    code: String,
+    language: String,
+    argv: Option<Vec<String>>,
+    envs: Option<BTreeMap<String, String>>,
     timeout: Option<u64>,
 }
 
@@ -94,8 +106,32 @@ impl Call<'_> {
         let argv = ["sh", "-c", both, "pocketenv-execute", "bash", "-c", &asked.command];
         let plain = ["sh", "-c", both, "pocketenv-execute", "sh", "-c", &asked.command];
         let argv = if self.has_bash().await? { argv } else { plain };
-        let mut command = self.command(&argv, asked.cwd.as_deref(), asked.envs.unwrap_or_default()).await?;
-        command.timeout = asked.timeout.filter(|&seconds| seconds > 0).map(Duration::from_secs);
+        let command = self.command(&argv, asked.cwd.as_deref(), asked.envs.unwrap_or_default()).await?;
+        let (code, result) = self.finish(command, asked.timeout).await?;
+        Ok(say(&json!({ "exitCode": code, "result": result })))
+    }
+
+    /// Runs a program that is given as text, with what the image has for its language. Nothing is drawn here, so there are never charts.
+    async fn run_code(&self, asked: CodeRun) -> Result<Response, Response> {
+        if asked.code.len() > CODE_LIMIT {
+            return Err(refuse(400, format!("code: the emulator runs at most {CODE_LIMIT} bytes")));
+        }
+        let program: &[&str] = match asked.language.as_str() {
+            "python" => &["python3", "-u", "-c", &asked.code],
+            "javascript" => &["node", "-e", &asked.code, "--"],
+            other => return Err(refuse(400, format!("the emulator does not run `{other}`"))),
+        };
+        let mut argv = vec!["sh", "-c", "exec 2>&1; exec \"$@\"", "pocketenv-code"];
+        argv.extend(program);
+        argv.extend(asked.argv.iter().flatten().map(String::as_str));
+        let command = self.command(&argv, None, asked.envs.unwrap_or_default()).await?;
+        let (code, result) = self.finish(command, asked.timeout).await?;
+        Ok(say(&json!({ "exitCode": code, "result": result, "artifacts": { "charts": [] } })))
+    }
+
+    /// Runs a command to its end, which `timeout` puts in seconds; its exit code and what it wrote.
+    async fn finish(&self, mut command: Command, timeout: Option<u64>) -> Result<(i32, String), Response> {
+        command.timeout = timeout.filter(|&seconds| seconds > 0).map(Duration::from_secs);
         let started = self.sandbox.processes.start(self.guest.clone(), self.start(command)).await;
         let (_, mut events) = started.map_err(|error| start_error(&error))?;
         let mut output = Vec::new();
@@ -106,8 +142,7 @@ impl Call<'_> {
                     output.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 }
                 Some(Event::End(End::Status(status))) => {
-                    let result = String::from_utf8_lossy(&output);
-                    return Ok(say(&json!({ "exitCode": status.code(), "result": result })));
+                    return Ok((status.code(), String::from_utf8_lossy(&output).into_owned()));
                 }
                 Some(Event::End(End::TimedOut)) => {
                     return Err(refuse(408, "command execution timeout"));

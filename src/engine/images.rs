@@ -202,8 +202,7 @@ impl Engine {
         Ok(Removed { images: 0, layers: left.layers.len() })
     }
 
-    /// The sandboxes that were made from images, and the snapshots of such. One whose record cannot be read may be among them, so that it is an
-    /// error.
+    /// The sandboxes and snapshots that lie on images. One whose record cannot be read may be among them, so that it is an error.
     fn users(&self) -> Result<Vec<(String, OciImage)>, EngineError> {
         let mut users = Vec::new();
         for id in names(&self.root.join("boxes"))? {
@@ -213,10 +212,8 @@ impl Engine {
                 users.push((id, image));
             }
         }
-        for name in names(&self.root.join("snapshots"))?.into_iter().filter(|name| !name.starts_with('.')) {
-            if let Some(kept) = self.snapshot(&name)?
-                && let Image::Oci(image) = kept.image
-            {
+        for (name, image) in self.snapshot_images()? {
+            if let Image::Oci(image) = image {
                 users.push((format!("snapshot {name}"), image));
             }
         }

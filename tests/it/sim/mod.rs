@@ -5,4 +5,5 @@ mod budget;
 mod faults;
 mod program;
 mod store;
+mod verbs;
 pub mod world;

@@ -4,13 +4,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{
     DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
 };
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, CWD, Dev, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
 
 use super::rootfs::at;
 
@@ -71,17 +72,23 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<u64> {
 pub fn size(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     let mut seen = HashSet::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(|error| at(&dir, &error))?,
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| at(dir, &error.into()))?;
+    let mut dirs = vec![PathBuf::from(".")];
+    while let Some(inner) = dirs.pop() {
+        // A directory may become a link while it is looked at.
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let opened = match rustix::fs::openat2(&top, &inner, flags, Mode::empty(), resolve) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::AGAIN) => continue,
+            other => other.map_err(|error| at(&dir.join(&inner), &error.into()))?,
         };
-        for entry in entries {
-            let path = entry.map_err(|error| at(&dir, &error))?.path();
-            let metadata = match fs::symlink_metadata(&path) {
+        let entries = fs::read_dir(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+        for entry in entries.map_err(|error| at(&dir.join(&inner), &error))? {
+            let entry = entry.map_err(|error| at(&dir.join(&inner), &error))?;
+            let path = inner.join(entry.file_name());
+            let metadata = match entry.metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(|error| at(&path, &error))?,
+                other => other.map_err(|error| at(&dir.join(&path), &error))?,
             };
             if metadata.nlink() < 2 || metadata.is_dir() || seen.insert((metadata.dev(), metadata.ino())) {
                 bytes += metadata.blocks() * 512;
@@ -129,7 +136,7 @@ fn copy_data(mut from: File, mut to: File, len: u64) -> io::Result<()> {
     let mut done = 0;
     while done < len {
         let start = match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(done)) {
-            Err(rustix::io::Errno::NXIO) => break, // nothing but a hole is left
+            Err(Errno::NXIO) => break, // nothing but a hole is left
             other => other?,
         };
         done = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(start))?;
@@ -165,7 +172,7 @@ fn copy_attributes(source: &Path, target: &Path, metadata: &Metadata) -> io::Res
 fn attribute_names(path: &Path) -> io::Result<Vec<Vec<u8>>> {
     let mut names = vec![0; MAX_ATTRIBUTES];
     let len = match rustix::fs::llistxattr(path, names.as_mut_slice()) {
-        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        Err(Errno::OPNOTSUPP) => 0,
         other => other?,
     };
     let names = names[..len].split(|byte| *byte == 0);

@@ -1,6 +1,7 @@
 //! The launch of a sandbox as a value: which steps init takes, in which order, and what replaces a step that the machine
 //! refuses. Pure; carrying the steps out is behind [`Syscalls`], so that plan and ladder are tested without privileges.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -84,12 +85,23 @@ pub struct LaunchRequest {
     pub id_map: IdMap,
     /// The host path of every mount of the spec, in its order.
     pub mount_paths: Vec<PathBuf>,
-    /// The directories of the snapshots that it starts from, the uppermost first.
+    /// The snapshots that it starts from.
     #[serde(default)]
-    pub snapshots: Vec<PathBuf>,
+    pub snapshots: Below,
     /// The host path of every layer of its image, the lowest first.
     #[serde(default)]
     pub layers: Vec<PathBuf>,
+}
+
+/// What lies under a sandbox that starts from snapshots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Below {
+    /// Their directories, the uppermost first.
+    pub dirs: Vec<PathBuf>,
+    /// Directories of the host in which they changed something.
+    pub held: BTreeSet<String>,
+    /// Directories of the host that had to be copied, and are wholly in them.
+    pub copied: BTreeSet<String>,
 }
 
 /// Where the files of a sandbox are on the host.
@@ -235,8 +247,8 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
-    if !request.snapshots.is_empty() {
-        steps.push(Step::OpenSnapshots(request.snapshots.clone()));
+    if !request.snapshots.dirs.is_empty() {
+        steps.push(Step::OpenSnapshots(request.snapshots.dirs.clone()));
     }
     if matches!(spec.image, Image::Oci(_)) {
         steps.push(Step::OpenLayers(request.layers.clone()));
@@ -250,8 +262,7 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     }
     steps.push(Step::PrivateMounts);
     match &spec.image {
-        // Snapshots are layers of an overlay, and what they mean is lost in a copy.
-        Image::Host => host_root(places, facts, request.snapshots.is_empty(), &mut steps),
+        Image::Host => host_root(places, facts, &request.snapshots, &mut steps),
         // A copy would be as large as the image, for each sandbox.
         Image::Oci(_) => steps.push(Step::OverlayImage { source: places.dir.clone() }),
     }
@@ -300,15 +311,16 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
 }
 
 /// The root of a sandbox on the programs of this machine.
-fn host_root(places: &Places, facts: &HostFacts, copies: bool, steps: &mut Vec<Step>) {
+fn host_root(places: &Places, facts: &HostFacts, below: &Below, steps: &mut Vec<Step>) {
     let root = Step::OverlayRoot { source: places.dir.clone() };
-    if copies {
+    // Snapshots are layers of an overlay, and what they mean is lost in a copy.
+    if below.dirs.is_empty() {
         let choice = "the root is a copy";
         steps.push(Step::Either { first: Box::new(root), second: Box::new(Step::CopyRoot), choice });
     } else {
         steps.push(root);
     }
-    for name in &facts.system_dirs {
+    for name in facts.system_dirs.iter().filter(|name| !below.copied.contains(*name)) {
         let second = if name == "etc" {
             Step::Copy { name: name.clone() }
         } else {
@@ -322,7 +334,7 @@ fn host_root(places: &Places, facts: &HostFacts, copies: bool, steps: &mut Vec<S
         let choice = if name == "etc" { "/etc is a copy" } else { "a system directory is read-only" };
         let overlay =
             Step::Overlay { name: name.clone(), skeleton: skeleton::LAYERS.contains(&name.as_str()) };
-        if copies {
+        if !below.held.contains(name) {
             steps.push(Step::Either { first: Box::new(overlay), second: Box::new(second), choice });
         } else {
             steps.push(overlay);
@@ -412,7 +424,7 @@ mod tests {
             spec,
             id_map: IdMap::High { base: 100_000 },
             mount_paths,
-            snapshots: Vec::new(),
+            snapshots: Below::default(),
             layers: Vec::new(),
         }
     }
@@ -478,13 +490,17 @@ mod tests {
     #[test]
     fn snapshots_are_opened_as_the_caller_and_never_copied() {
         let mut request = request(Network::None);
-        request.snapshots = vec!["/e/snapshots/s".into()];
+        request.snapshots.dirs = vec!["/e/snapshots/s".into()];
+        request.snapshots.held = ["usr".to_owned()].into();
+        request.snapshots.copied = ["etc".to_owned()].into();
         let steps = plan(&request, &facts());
         let opened = position(&steps, |s| matches!(s, Step::OpenSnapshots(_)));
         assert!(opened < position(&steps, |s| matches!(s, Step::BecomeRoot { .. })));
         let mut recorder = recorder(|s| matches!(s, Step::Overlay { .. }));
         let (step, _) = execute(&steps, &mut recorder).unwrap_err();
         assert_eq!(step, "overlay /usr");
+        let of_etc = |s: &Step| s.to_string().contains("/etc");
+        assert!(!steps.iter().any(of_etc), "what was copied is in the root already");
     }
 
     #[test]

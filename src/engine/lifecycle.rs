@@ -582,7 +582,7 @@ impl Engine {
                 spec: record.spec.clone(),
                 id_map: record.id_map,
                 mount_paths,
-                snapshots: self.layers(record.spec.snapshot.as_deref())?,
+                snapshots: self.below(record.spec.snapshot.as_deref())?,
                 layers: self.layer_paths(&record.spec.image)?,
             },
             dir: absolute(&self.dir(id))?,

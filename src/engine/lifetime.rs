@@ -128,7 +128,7 @@ impl std::fmt::Display for Over {
 /// In the largest unit that leaves nothing over.
 fn words(ms: u64) -> String {
     let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];
-    let unit = units.into_iter().find(|(_, size)| ms % size == 0);
+    let unit = units.into_iter().find(|(_, size)| ms.is_multiple_of(*size));
     unit.map_or_else(|| format!("{ms}ms"), |(name, size)| format!("{}{name}", ms / size))
 }
 

@@ -12,6 +12,9 @@ use super::launch::{HostFacts, IdMap, LaunchRequest, default_hostname};
 use super::skeleton;
 use super::spec::{Image, Network};
 
+/// Names under /etc of what differs from one sandbox to the next.
+pub const NETWORK_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+
 /// Looks at the machine.
 pub fn host_facts() -> HostFacts {
     let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
@@ -38,20 +41,12 @@ pub fn prepare(dir: &Path, request: &LaunchRequest, facts: &HostFacts) -> io::Re
         files.dir(&dir.join("work").join(name), 0o755)?;
     }
     match &request.spec.image {
+        Image::Host if request.snapshots.copied.contains("etc") => files.network_files_of_root(dir, request),
         Image::Host if facts.system_dirs.iter().any(|name| name == "etc") => {
             files.network_files(&dir.join("upper/etc"), request)
         }
         Image::Host => Ok(()),
-        Image::Oci(_) => {
-            files.dir(&dir.join("rootfs/etc"), 0o755)?;
-            let Some(etc) = real_dir(&dir.join("rootfs/etc"))? else { return Ok(()) };
-            let etc = PathBuf::from(format!("/proc/self/fd/{}", etc.as_raw_fd()));
-            files.network_files(&etc, request)?;
-            if request.spec.network != Network::Host {
-                files.file(&etc.join("resolv.conf"), skeleton::NO_RESOLVER, 0o644)?;
-            }
-            Ok(())
-        }
+        Image::Oci(_) => files.network_files_of_root(dir, request),
     }
 }
 
@@ -97,6 +92,18 @@ impl Files {
         fchown(&file, Some(uid), Some(gid)).map_err(|error| at(path, &error))
     }
 
+    /// The same where /etc is a directory of the root itself, which whoever is inside may have made something else of.
+    fn network_files_of_root(&self, dir: &Path, request: &LaunchRequest) -> io::Result<()> {
+        self.dir(&dir.join("rootfs/etc"), 0o755)?;
+        let Some(etc) = real_dir(&dir.join("rootfs/etc"))? else { return Ok(()) };
+        let etc = PathBuf::from(format!("/proc/self/fd/{}", etc.as_raw_fd()));
+        self.network_files(&etc, request)?;
+        if request.spec.network != Network::Host {
+            self.file(&etc.join("resolv.conf"), skeleton::NO_RESOLVER, 0o644)?;
+        }
+        Ok(())
+    }
+
     /// The files under /etc that differ from one sandbox to the next.
     fn network_files(&self, etc: &Path, request: &LaunchRequest) -> io::Result<()> {
         let hostname = request.spec.hostname.clone().unwrap_or_else(|| default_hostname(&request.id));
@@ -132,7 +139,7 @@ fn real_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
 pub fn forget_network_files(dir: &Path) -> io::Result<()> {
     for etc in ["upper/etc", "rootfs/etc"] {
         let Some(etc) = real_dir(&dir.join(etc))? else { continue };
-        for name in ["hostname", "hosts", "resolv.conf"] {
+        for name in NETWORK_FILES {
             match rustix::fs::unlinkat(&etc, name, AtFlags::empty()) {
                 Err(rustix::io::Errno::NOENT) => {}
                 other => other?,

@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{self, Group};
 use super::copy;
 use super::error::EngineError;
-use super::launch::IdMap;
+use super::launch::{Below, IdMap};
 use super::lifecycle::{Engine, absolute, check_name, names};
+use super::rootfs;
 use super::shim::{Answer, Task};
+use super::skeleton;
 use super::spec::{BoxState, Image, SnapshotInfo};
 use super::state::{self, Lock, Record};
 
@@ -253,8 +255,26 @@ impl Engine {
         }
     }
 
+    /// A snapshot and those under it, with what they say about the directories of the host.
+    pub(super) fn below(&self, snapshot: Option<&str>) -> Result<Below, EngineError> {
+        let mut below = Below { dirs: self.layers(snapshot)?, ..Below::default() };
+        for dir in &below.dirs {
+            let failed = || EngineError::file("read", dir);
+            for name in skeleton::SYSTEM_DIRS {
+                let is_held = holds_more_than(&dir.join("upper").join(name), &rootfs::NETWORK_FILES);
+                if is_held.map_err(failed())? {
+                    below.held.insert((*name).to_owned());
+                }
+                if holds_more_than(&dir.join("rootfs").join(name), &[]).map_err(failed())? {
+                    below.copied.insert((*name).to_owned());
+                }
+            }
+        }
+        Ok(below)
+    }
+
     /// The directories of a snapshot and of those under it, the uppermost first.
-    pub(super) fn layers(&self, snapshot: Option<&str>) -> Result<Vec<PathBuf>, EngineError> {
+    fn layers(&self, snapshot: Option<&str>) -> Result<Vec<PathBuf>, EngineError> {
         let mut layers = Vec::new();
         let mut next = snapshot.map(str::to_owned);
         while let Some(name) = next {
@@ -291,6 +311,20 @@ impl Engine {
     async fn snapshot_lock(&self, name: &str) -> Result<Lock, EngineError> {
         Lock::acquire(&self.root.join("locks"), &format!("snapshot-{name}")).await
     }
+}
+
+/// Whether a directory has an entry of another name than these. No link is followed: it was the sandbox's to make.
+fn holds_more_than(dir: &Path, names: &[&str]) -> io::Result<bool> {
+    if !fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_dir()) {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if names.iter().all(|other| name != *other) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Copies the files of the sandbox at `from` to the directory `to`; the bytes that they take.

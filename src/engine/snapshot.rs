@@ -191,6 +191,15 @@ impl Engine {
         Ok(infos)
     }
 
+    /// What lies under each snapshot.
+    pub(super) fn snapshot_images(&self) -> Result<Vec<(String, Image)>, EngineError> {
+        let mut images = Vec::new();
+        for name in names(&self.root.join("snapshots"))?.into_iter().filter(|name| !name.starts_with('.')) {
+            images.extend(self.snapshot(&name)?.map(|kept| (name, kept.image)));
+        }
+        Ok(images)
+    }
+
     /// Removes what was cut short. What is under way holds the lock.
     async fn sweep_snapshot(&self, name: &str) -> Result<(), EngineError> {
         if check_name(name).is_err() || Lock::is_held(&self.root.join("locks"), &format!("snapshot-{name}"))?

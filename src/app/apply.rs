@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::inside::closest;
 use super::{Error, LEASE_TTL, Project, View};
 use crate::model::{Address, Desired, Observation, RunState, SandboxState, ServiceState};
-use crate::plan::{Plan, Policy, Waiting, WaitingOn};
+use crate::plan::{Plan, Policy, Verdict, Waiting, WaitingOn};
 use crate::reconcile::execute::{Cancel, Execute, Execution, StepResult, execute};
 use crate::reconcile::{Event, EventKind, EventSink, Failure, FailureKind};
 use crate::store::{Holder, LeaseGuard, Run, RunEnd, Store, StoreError};
@@ -50,6 +50,8 @@ pub struct ApplyOptions {
     pub goal: Goal,
     /// What may be done.
     pub policy: Policy,
+    /// Deleting is fine although the manifest declares nothing at all.
+    pub allow_empty: bool,
     /// Run states for this run.
     pub overrides: Overrides,
     /// How many steps may run at once.
@@ -74,6 +76,7 @@ impl Default for ApplyOptions {
             verb: "apply",
             goal: Goal::Apply,
             policy: Policy::default(),
+            allow_empty: false,
             overrides: Overrides::default(),
             parallelism: 16,
             timeout: None,
@@ -391,6 +394,7 @@ impl Looping<'_> {
         if plan.is_empty() {
             return Ok(report.end(Outcome::Unchanged, Vec::new()));
         }
+        self.check_empty(&view.desired, &plan)?;
         match self.ask(&plan, 1)? {
             true => {}
             false => return Ok(report.end(Outcome::Declined, plan.waiting)),
@@ -423,6 +427,21 @@ impl Looping<'_> {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// A manifest that came out empty, by a mistake in what generates it or a wrong path, must not end everything.
+    fn check_empty(&self, desired: &Desired, plan: &Plan) -> Result<(), Error> {
+        let declares = !desired.sandboxes.is_empty() || !desired.volumes.is_empty();
+        let deletes = plan.changes.iter().filter(|change| change.verdict == Verdict::Delete).count();
+        if declares || deletes == 0 || self.options.allow_empty || self.options.goal == Goal::Destroy {
+            return Ok(());
+        }
+        Err(Error::Refused {
+            message: format!(
+                "nothing is declared, and {deletes} of what exists would be deleted; `--allow-empty` says that this is meant, \
+                 and `pocketenv destroy` is the verb for it"
+            ),
+        })
     }
 
     fn ask(&self, plan: &Plan, round: u32) -> Result<bool, Error> {
@@ -492,6 +511,7 @@ impl Looping<'_> {
             plan = self.project.plan(&view, &self.policy())?;
             let now_at_risk: BTreeSet<Address> = plan.data_at_risk().map(|(a, _)| a.clone()).collect();
             if !now_at_risk.is_subset(&at_risk) {
+                self.check_empty(&view.desired, &plan)?;
                 if !self.ask(&plan, round)? {
                     return Ok((report.partly_or_failed(), plan.waiting));
                 }

@@ -309,7 +309,12 @@ fn found(dir: &Path, sheet: &Capabilities, of_volume: bool, without: &str, with:
 fn no_field_is_dropped_by_any_provider() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("context")).unwrap();
-    for (name, text) in [("some.env", "A=b\n"), ("some.hbs", "text"), ("context/Dockerfile", "FROM x\n")] {
+    for (name, text) in [
+        ("some.env", "A=b\n"),
+        ("some.hbs", "text"),
+        ("context/Dockerfile", "FROM x\n"),
+        ("context/Other", "FROM y\n"),
+    ] {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
     let examples: BTreeMap<&str, (&str, &str)> =

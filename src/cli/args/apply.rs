@@ -97,6 +97,9 @@ pub struct ApplyArgs {
     /// Go on where data may be lost
     #[arg(long)]
     pub allow_data_loss: bool,
+    /// Delete although nothing is declared at all
+    #[arg(long)]
+    pub allow_empty: bool,
     /// How long to wait while another process writes to the project
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub lock_timeout: Duration,

@@ -25,6 +25,7 @@ pub async fn run(cx: &Context, args: &ApplyArgs) -> Result<Exit, CliError> {
             targets: args.target.clone(),
             ..Policy::default()
         },
+        allow_empty: args.allow_empty,
         parallelism: match args.parallelism {
             Some(n) => n.into(),
             None => parallelism(cx)?.unwrap_or(defaults.parallelism),

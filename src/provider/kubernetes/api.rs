@@ -53,7 +53,9 @@ impl Place {
         };
         if kubeconfig.is_empty() && var("KUBERNETES_SERVICE_HOST").is_none() {
             return Err(ProviderError::Invalid {
-                message: "there is no cluster: name a file by `providers.kubernetes.kubeconfig` or KUBECONFIG".to_owned(),
+                message:
+                    "there is no cluster: name a file by `providers.kubernetes.kubeconfig` or KUBECONFIG"
+                        .to_owned(),
             });
         }
         let owned = |name| setting(name).map(str::to_owned);

@@ -23,6 +23,7 @@ use super::{kit, open};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Defect {
     StopDoesNothing,
+    PauseDoesNothing,
     StopLosesTheDisk,
     StopKeepsTheDisk,
     StartingTwiceFails,
@@ -86,6 +87,7 @@ const OF_A_CLOUD: &[(Defect, &[&str])] = &[
 /// The same at the local engine, which has an inside.
 const OF_AN_INSIDE: &[(Defect, &[&str])] = &[
     (StopDoesNothing, &["lifecycle/processes-end"]),
+    (PauseDoesNothing, &["lifecycle/paused"]),
     (StopLosesTheDisk, &["lifecycle/disk-kept"]),
     (StopKeepsTheDisk, &["lifecycle/disk-lost"]),
     (EverybodyShares, &["create/apart"]),
@@ -258,6 +260,10 @@ impl Provider for Broken {
             guest.exec(&command, ExecIo::default()).await.unwrap();
         }
         Ok(())
+    }
+
+    async fn pause(&self, id: &SandboxId) -> Result<(), ProviderError> {
+        if self.is(PauseDoesNothing) { Ok(()) } else { self.inner.pause(id).await }
     }
 
     async fn stop(&self, id: &SandboxId) -> Result<(), ProviderError> {

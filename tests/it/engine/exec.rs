@@ -43,7 +43,7 @@ async fn a_run_file_is_read_without_a_program_and_only_if_it_is_one() {
     assert!(read("of/env").await.is_err(), "there is not even a directory");
     let made = "mkdir /run/of && cd /run/of && printf 'A=1\\0' > env && ln -s env link && ln -s /run/of ../link && mkfifo pipe \
                 && mkdir dir && head -c 101 /dev/zero > long && mkdir -m 755 /run/theirs && echo > /run/theirs/env \
-                && { chown 1:1 /run/theirs/env /run/theirs || rm -r /run/theirs; } 2>/dev/null; :";
+                && { chown 1:1 /run/theirs/env /run/theirs; [ \"$(stat -c %u /run/theirs)\" = 1 ] || rm -r /run/theirs; } 2>/dev/null; :";
     fixture.sh("one", made).await.ok();
     assert_eq!(read("of/env").await.unwrap().as_deref(), Some(&b"A=1\0"[..]));
     assert_eq!(read("of/missing").await.unwrap(), None);

@@ -81,6 +81,22 @@ async fn a_rollback_is_a_plan_like_any_other_and_the_history_has_it() {
 }
 
 #[tokio::test]
+async fn a_manifest_that_declares_nothing_ends_nothing_unless_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(dir.path(), 1, "calm", &[]);
+    let shop = Shop { dir: dir.path(), sim: &sim };
+    shop.declare(&["a", "b"]);
+    shop.succeeds(&["apply", "--yes"]);
+    let text = "version: 1\nname: shop\ndefaults: { provider: sim }\nsandboxes: {}\n";
+    std::fs::write(dir.path().join("pocketenv.yaml"), text).unwrap();
+    let (code, said) = shop.run(&["apply", "--yes", "--allow-data-loss"]);
+    assert!(code == 8 && said.contains("--allow-empty"), "{code}: {said}");
+    assert_eq!(shop.addresses().await, ["sandbox/a", "sandbox/b"]);
+    shop.succeeds(&["apply", "--yes", "--allow-data-loss", "--allow-empty"]);
+    assert_eq!(shop.addresses().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn what_is_let_go_of_is_found_and_deleted_only_when_asked() {
     let dir = tempfile::tempdir().unwrap();
     let sim = Sim::start(dir.path(), 1, "calm", &[]);

@@ -97,6 +97,35 @@ async fn a_manifest_that_declares_nothing_ends_nothing_unless_that_is_meant() {
 }
 
 #[tokio::test]
+async fn a_plan_without_a_look_asks_nobody_and_the_history_says_who_did_what() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(dir.path(), 1, "calm", &[]);
+    let shop = Shop { dir: dir.path(), sim: &sim };
+    shop.declare(&["a"]);
+    shop.succeeds(&["apply", "--yes"]);
+    // Gone behind our back: a look sees it, a plan from the record does not.
+    let id = shop.found().await.remove(0).1;
+    let (status, _) = sim.send(reqwest::Method::DELETE, &format!("/v1/sandboxes/{id}"), None).await;
+    assert!(status.is_success(), "{status}");
+    sim.becomes(&id, "gone").await;
+    let asked = sim.get("/requests").await;
+    shop.succeeds(&["plan", "--refresh=false", "--detailed-exitcode"]);
+    assert_eq!(sim.get("/requests").await, asked, "nobody was asked");
+    assert_eq!(shop.run(&["plan", "--detailed-exitcode"]).0, 2);
+
+    shop.declare(&["a", "b"]);
+    shop.succeeds(&["apply", "--yes"]);
+    let history: serde_json::Value =
+        serde_json::from_str(&shop.succeeds(&["history", "-o", "json"])).unwrap();
+    let runs = history["data"]["runs"].as_array().or(history["runs"].as_array()).unwrap();
+    let numbers: Vec<u64> = runs.iter().map(|run| run["revision"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [2, 1], "{history}");
+    assert!(runs.iter().all(|run| run["verb"] == "apply" && run["exit_code"] == 0), "{history}");
+    assert!(runs.iter().all(|run| !run["actor"].as_str().unwrap().is_empty()), "{history}");
+    assert_ne!(runs[0]["manifest_digest"], runs[1]["manifest_digest"], "{history}");
+}
+
+#[tokio::test]
 async fn what_is_let_go_of_is_found_and_deleted_only_when_asked() {
     let dir = tempfile::tempdir().unwrap();
     let sim = Sim::start(dir.path(), 1, "calm", &[]);
@@ -113,6 +142,9 @@ async fn what_is_let_go_of_is_found_and_deleted_only_when_asked() {
     assert!(told.contains(&id("sandbox/b")) && !told.contains(&id("sandbox/a")), "{told}");
     assert!(!told.contains(&stray), "what has no labels of ours is not ours: {told}");
     assert_eq!(shop.found().await, found, "nothing is changed unless asked");
+    // Nothing is that old.
+    shop.succeeds(&["gc", "--delete", "--yes", "--older-than", "1h"]);
+    assert_eq!(shop.found().await, found);
     shop.succeeds(&["gc", "--delete", "--yes"]);
     assert_eq!(shop.addresses().await, ["", "sandbox/a"]);
 }

@@ -68,6 +68,39 @@ fn settings_of_single_projects_are_laid_over_those_of_the_source() {
 }
 
 #[test]
+fn a_source_that_does_not_heal_applies_once_and_then_only_watches() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    let manifest = |more: &str| {
+        format!("version: 1\nname: shop\ndefaults: {{ provider: sim }}\nsandboxes:\n  box: {{}}\n{more}")
+    };
+    forge.write("shop/pocketenv.yaml", &manifest(""));
+    let first = forge.push();
+    let source = forge.source("    self_heal: false\n").replace("resync: 2s", "resync: 1s");
+    let controller = forge.control(&source);
+    controller.until("shop", "it is applied, and watched from then on", |project| {
+        project["phase"] == "Watching" && project["sync"] == "Synced" && project["revision"] == first.as_str()
+    });
+    let id = run(sim.inventory())["sandboxes"][0]["id"].as_str().unwrap().to_owned();
+    let (status, answer) = run(sim.send(Method::DELETE, &format!("/v1/sandboxes/{id}"), None));
+    assert!(status.is_success(), "{answer}");
+    controller.until("shop", "the loss is told", |project| {
+        project["phase"] == "Watching"
+            && project["sync"] == "OutOfSync"
+            && project["message"].as_str().is_some_and(|m| m.contains("does not heal"))
+    });
+    assert_eq!(run(sim.names()), Vec::<String>::new(), "and left");
+
+    // A new revision is no drift.
+    forge.write("shop/pocketenv.yaml", &manifest("  other: {}\n"));
+    forge.push();
+    controller.until("shop", "what is pushed is applied", |project| {
+        project["phase"] == "Watching" && project["sync"] == "Synced" && run(sim.names()).len() == 2
+    });
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
 fn a_sandbox_that_somebody_stopped_is_started_only_where_drift_is_healed() {
     let mut forge = Forge::new();
     let sim = cloud(&mut forge, &[]);

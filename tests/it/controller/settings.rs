@@ -90,6 +90,12 @@ fn a_source_that_does_not_heal_applies_once_and_then_only_watches() {
             && project["message"].as_str().is_some_and(|m| m.contains("does not heal"))
     });
     assert_eq!(run(sim.names()), Vec::<String>::new(), "and left");
+    let counted = |health: &str| {
+        let (_, text) = controller.http("GET", "/metrics", "", "").unwrap();
+        let line = format!("pocketenv_sandboxes{{state=\"{health}\"}} ");
+        text.lines().find_map(|l| l.strip_prefix(&line)?.parse::<u32>().ok()).unwrap_or(0)
+    };
+    assert_eq!((counted("Healthy"), counted("Missing")), (0, 1));
 
     // A new revision is no drift.
     forge.write("shop/pocketenv.yaml", &manifest("  other: {}\n"));
@@ -97,6 +103,7 @@ fn a_source_that_does_not_heal_applies_once_and_then_only_watches() {
     controller.until("shop", "what is pushed is applied", |project| {
         project["phase"] == "Watching" && project["sync"] == "Synced" && run(sim.names()).len() == 2
     });
+    assert_eq!((counted("Healthy"), counted("Missing")), (2, 0));
     assert_eq!(controller.stop(), 0);
 }
 

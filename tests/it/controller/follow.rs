@@ -101,12 +101,32 @@ fn a_webhook_triggers_at_once_and_only_if_signed() {
     assert_eq!(controller.http("POST", "/hooks/shop", "x-gitlab-token: hunter2\r\n", "{}").unwrap().0, 202);
     controller.until_applied("a", &second);
 
+    // GitHub and Gitea sign the body: what is signed is what has to come.
+    let body = r#"{"ref":"refs/heads/main"}"#;
+    let signature = {
+        use hmac::Mac as _;
+        let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(b"hunter2").unwrap();
+        mac.update(body.as_bytes());
+        hex::encode(mac.finalize().into_bytes())
+    };
+    let mut newest = second;
+    for header in
+        [format!("x-hub-signature-256: sha256={signature}"), format!("x-gitea-signature: {signature}")]
+    {
+        let more = format!("{}    env: {{ X: '{}' }}\n", empty("a"), &header[..8]);
+        forge.write("a/pocketenv.yaml", &more);
+        newest = forge.push();
+        let hook = |body| controller.http("POST", "/hooks/shop", &format!("{header}\r\n"), body).unwrap().0;
+        assert_eq!((hook("{}"), hook(body)), (401, 202), "{header}");
+        controller.until_applied("a", &newest);
+    }
+
     let output = forge
         .command(&["controller", "status", "--address", &controller.address().to_string()])
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("Applied") && text.contains(&second[..12]), "{text}");
+    assert!(text.contains("Applied") && text.contains(&newest[..12]), "{text}");
 }
 
 #[test]

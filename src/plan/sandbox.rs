@@ -651,6 +651,22 @@ fn plan_removed(b: &mut Builder<'_>, index: &Index<'_>, creates: &Creates<'_>) {
             removed.entry(name).or_default();
         }
     }
+    // Of one that is to be absent and is not recorded, only its provider can say that it is.
+    let unseen =
+        |provider: &str| input.observed.providers.get(provider).and_then(Observation::complete).is_none();
+    for (name, sandbox) in &input.desired.sandboxes {
+        let address = Address::Sandbox(name.clone());
+        if sandbox.state == RunState::Absent
+            && !removed.contains_key(name.as_str())
+            && b.is_targeted(&address)
+            && unseen(&sandbox.provider)
+        {
+            b.wait(
+                address,
+                provider_wait(&sandbox.provider, input.observed.providers.get(&sandbox.provider)),
+            );
+        }
+    }
     // "Needs" for a delete: everything that depends on it is deleted before.
     for (name, recorded) in &input.recorded.sandboxes {
         for dependency in &recorded.depends_on {

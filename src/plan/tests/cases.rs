@@ -180,6 +180,25 @@ fn drift_that_is_only_reported_does_not_hold_up_an_edit() {
 }
 
 #[test]
+fn what_is_to_be_absent_is_not_absent_because_nobody_answers() {
+    let with = |state| only("api", DesiredSandbox { state, ..sandbox() });
+    for lost in [false, true] {
+        let mut world = applied(&with(RunState::Running));
+        if lost {
+            world.record.sandboxes.clear();
+        }
+        let desired = with(RunState::Absent);
+        world.vendors.values_mut().for_each(|vendor| vendor.down = true);
+        let plan = world.plan(&desired, &Policy::default());
+        assert!(plan.steps.is_empty() && !plan.is_empty(), "lost: {lost}: {plan:#?}");
+        assert!(matches!(&plan.waiting[..], [w] if w.address.to_string() == "sandbox/api"), "{plan:#?}");
+        world.vendors.values_mut().for_each(|vendor| vendor.down = false);
+        world.converge(&desired, &Policy::default(), 1).unwrap();
+        assert_eq!(world.ours().count(), 0);
+    }
+}
+
+#[test]
 fn a_state_that_somebody_else_brought_about_is_drift() {
     let with = |state, drift| only("api", DesiredSandbox { state, drift, ..sandbox() });
     let (stopped, running) = (SandboxState::Stopped { unclean: None }, SandboxState::Running);

@@ -150,7 +150,9 @@ fn watch_rebuilds_with_consent_and_reacts_to_what_is_shared() {
     watched.says("asked for: ");
     watched.says(", rebuild box");
     eventually("it is made anew", || {
-        watched.world.run(&["status"]).code == 0 && watched.world.id("box") != first
+        // While it is being made there is none.
+        let id = watched.world.status("sandbox/box")["id"].as_str().map(str::to_owned);
+        id.is_some_and(|id| id != first)
     });
     eventually("with everything inside", || {
         watched.world.run(&["exec", "box", "--", "sh", "-c", "cat /work/recipe/list"]).stdout == "third\n"

@@ -88,7 +88,8 @@ fn watch_brings_every_kind_of_change() {
     fs::remove_dir(at("sub")).unwrap();
     eventually("a deletion", || watched.world.sh("box", "ls /work/src/sub") == "theirs");
     assert_eq!(mine(&watched), "mine", "what was not put there stays");
-    watched.world.sh("box", "rmdir /work/src/sub");
+    // It may have gone by itself: the deletion of the directory may have arrived after that of the file in it.
+    watched.world.sh("box", "rmdir /work/src/sub 2>/dev/null || ! test -e /work/src/sub");
 
     fs::write(at("a"), [0, 255, b'\n', 13]).unwrap();
     fs::create_dir_all(at("deep/er/empty")).unwrap();

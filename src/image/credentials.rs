@@ -87,8 +87,11 @@ pub async fn find(registry: &str, reference: &str) -> Result<Option<Credentials>
             return Ok(Some(found));
         }
     }
-    let auth = config.auths.into_iter().find(|(key, _)| is_it(key)).map(|(_, auth)| auth);
-    Ok(auth.and_then(decode))
+    let Some((key, auth)) = config.auths.into_iter().find(|(key, _)| is_it(key)) else { return Ok(None) };
+    decode(auth).map_err(|()| {
+        let why = format!("`auth` of `{}` is not a user and a password in base64", key.escape_debug());
+        ImageError::file("understand", &path)(io::Error::new(io::ErrorKind::InvalidData, why))
+    })
 }
 
 /// The host and port in a key, which may be a whole URL.
@@ -97,13 +100,16 @@ fn host(key: &str) -> &str {
     rest.split('/').next().unwrap_or(rest)
 }
 
-fn decode(auth: Auth) -> Option<Credentials> {
-    if let Some(encoded) = auth.auth.filter(|auth| !auth.expose_secret().is_empty()) {
-        let plain = Zeroizing::new(STANDARD.decode(encoded.expose_secret().trim()).ok()?);
-        let (user, password) = std::str::from_utf8(&plain).ok()?.split_once(':')?;
-        return Some(Credentials { user: user.to_owned(), password: password.trim_end_matches('\0').into() });
-    }
-    Some(Credentials { user: auth.username?, password: auth.password? })
+/// What an entry holds; nothing where a helper keeps it. What cannot be decoded is not shown: it may be most of a password.
+fn decode(auth: Auth) -> Result<Option<Credentials>, ()> {
+    let Some(encoded) = auth.auth.filter(|auth| !auth.expose_secret().is_empty()) else {
+        let pair = auth.username.zip(auth.password);
+        return Ok(pair.map(|(user, password)| Credentials { user, password }));
+    };
+    let plain = Zeroizing::new(STANDARD.decode(encoded.expose_secret().trim()).map_err(drop)?);
+    let text = std::str::from_utf8(&plain).map_err(drop)?;
+    let (user, password) = text.split_once(':').ok_or(())?;
+    Ok(Some(Credentials { user: user.to_owned(), password: password.trim_end_matches('\0').into() }))
 }
 
 async fn ask(helper: &str, server: &str, reference: &str) -> Result<Option<Credentials>, ImageError> {
@@ -171,11 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn a_password_may_have_colons_and_a_broken_entry_is_none() {
+    fn a_password_may_have_colons_and_a_broken_entry_is_no_absent_one() {
         let auth = |text: &str| Auth { auth: Some(STANDARD.encode(text).into()), ..Auth::default() };
-        let found = decode(auth("ann:a:b")).unwrap();
+        let found = decode(auth("ann:a:b")).unwrap().unwrap();
         assert_eq!((found.user.as_str(), found.password.expose_secret()), ("ann", "a:b"));
-        assert!(decode(auth("ann")).is_none());
-        assert!(decode(Auth::default()).is_none());
+        assert!(decode(auth("ann")).is_err());
+        assert!(decode(Auth { auth: Some("%".into()), ..Auth::default() }).is_err());
+        assert!(decode(Auth::default()).unwrap().is_none());
     }
 }

@@ -15,7 +15,7 @@ mod spec;
 mod store;
 mod unpack;
 
-pub use digest::Digest;
+pub use digest::{Digest, Hashing};
 pub use error::ImageError;
 pub use file::Place;
 pub use reference::{Reference, RegistryReference};

@@ -7,10 +7,10 @@ use std::time::Duration;
 use bollard::models::ErrorDetail;
 use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder};
 use futures::StreamExt as _;
-use sha2::Digest as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
 use super::api::Api;
+use crate::image::Hashing;
 use crate::model::{Image, labels, sha256_hex};
 use crate::provider::ProviderError;
 use crate::provider::script::shown;
@@ -222,13 +222,9 @@ fn pack(root: &Path, entries: &[TreeEntry], out: impl Write) -> io::Result<()> {
                 let path = root.join(&entry.path);
                 header.set_mode(*mode);
                 header.set_size(*size);
-                let mut file = Hashing {
-                    inner: std::fs::File::open(&path)?.take(*size),
-                    hasher: sha2::Sha256::new(),
-                    read: 0,
-                };
+                let mut file = Hashing::new(std::fs::File::open(&path)?.take(*size));
                 builder.append_data(&mut header, &entry.path, &mut file)?;
-                if file.read != *size || hex::encode(file.hasher.finalize()) != *sha256 {
+                if file.count() != *size || file.digest().hex() != sha256 {
                     return Err(changed(path));
                 }
             }
@@ -239,22 +235,6 @@ fn pack(root: &Path, entries: &[TreeEntry], out: impl Write) -> io::Result<()> {
 
 fn changed(path: PathBuf) -> io::Error {
     io::Error::other(format!("{} has changed since it was looked at; try again", path.display()))
-}
-
-/// A reader that hashes what passes.
-struct Hashing<R> {
-    inner: R,
-    hasher: sha2::Sha256,
-    read: u64,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
-        self.read += read as u64;
-        Ok(read)
-    }
 }
 
 #[cfg(test)]

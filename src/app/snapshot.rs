@@ -144,12 +144,17 @@ impl Project<'_> {
                 format!("only a sandbox that the manifest declares can be forked, and `{of}` is not");
             return Err(Error::Refused { message });
         }
+        let listings = self.listings(&recorded).await;
         let mut taken: BTreeSet<String> =
             declared.into_keys().chain(recorded.sandboxes.into_keys()).collect();
-        for listing in self.listings(&self.store.recorded(&self.name).await?).await.values() {
+        for (provider, listing) in &listings {
             let found = match listing {
                 Observation::Complete(found) => found.sandboxes.values(),
-                Observation::Unavailable { .. } => continue,
+                // A name may be taken there.
+                Observation::Unavailable { reason } => {
+                    let source = ProviderError::Transient { message: reason.clone(), source: None };
+                    return Err(Error::Provider { provider: provider.clone(), source });
+                }
             };
             let names = found.filter_map(|s| s.labels.get(labels::ADDRESS)?.strip_prefix("sandbox/"));
             taken.extend(names.map(str::to_owned));

@@ -29,6 +29,7 @@ mod proto;
 mod proxy;
 mod remove;
 mod rootfs;
+mod running;
 mod seccomp;
 mod seq;
 mod serve;

@@ -1,0 +1,182 @@
+//! What is asked of a sandbox while it runs: commands, connections, and the changes that need no restart.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::cgroup::{self, Available, Controller};
+use super::client::{self, ExecHandle, Stdio};
+use super::egress::{self, Attempt, EgressRule};
+use super::error::EngineError;
+use super::lifecycle::{Engine, absolute, check_limits, check_name, read_state};
+use super::proto::{Reply, Request};
+use super::spec::{ExecRequest, Forward, Limits, Link};
+use super::state;
+
+impl Engine {
+    /// Changes the limits, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Unenforceable`], [`EngineError::NotFound`], [`EngineError::Control`] where the kernel refuses, [`EngineError::File`].
+    pub async fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), EngineError> {
+        check_limits(limits)?;
+        let (_lock, mut record) = self.existing(id).await?;
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
+        let (state, run) = self.liveness(id)?;
+        if let (Some(pid), Some(mut run)) = (state.pid(), run) {
+            let limited = run.cgroups.iter().any(|group| group.controller != Controller::Freezer);
+            if !limited && *limits != Limits::default() {
+                let dir = absolute(&self.dir(id))?;
+                let available = Available::here().map_err(control)?;
+                run.cgroups.extend(available.make(&cgroup::name(&dir, id)).map_err(control)?);
+                // Written down before anything is in them: from here on whoever ends the sandbox removes them.
+                let path = self.dir(id).join("run.json");
+                state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
+                cgroup::enter_all(&run.cgroups, pid).map_err(control)?;
+            }
+            cgroup::limit(&run.cgroups, limits).map_err(control)?;
+        }
+        if record.spec.limits == *limits {
+            return Ok(());
+        }
+        record.spec.limits = *limits;
+        self.write_record(&record)
+    }
+
+    /// Runs a command inside a running sandbox.
+    ///
+    /// # Errors
+    /// [`EngineError::Exec`] with the system's reason, [`EngineError::NotRunning`], [`EngineError::NotFound`],
+    /// [`EngineError::Invalid`], [`EngineError::Control`].
+    pub async fn exec(
+        &self,
+        id: &str,
+        request: ExecRequest,
+        stdio: Stdio,
+    ) -> Result<ExecHandle, EngineError> {
+        client::exec(id, self.connect(id).await?, request, stdio).await
+    }
+
+    /// A connected TCP socket to a port of the sandbox's loopback.
+    ///
+    /// # Errors
+    /// [`EngineError::Dial`], [`EngineError::NotRunning`], [`EngineError::NotFound`], [`EngineError::Control`].
+    pub async fn dial(&self, id: &str, port: u16) -> Result<OwnedFd, EngineError> {
+        let (reply, mut fds) = self.ask(id, &self.connect(id).await?, &Request::Dial(port)).await?;
+        match reply {
+            Reply::Done if !fds.is_empty() => Ok(fds.swap_remove(0)),
+            Reply::Failed { errno, .. } => Err(EngineError::Dial {
+                id: id.to_owned(),
+                port,
+                source: io::Error::from_raw_os_error(errno),
+            }),
+            _ => Err(EngineError::Control { id: id.to_owned(), source: io::ErrorKind::InvalidData.into() }),
+        }
+    }
+
+    /// Reads a regular file of root's below `/run`, which is in memory, without starting a program; `None` if its directory is there and it is not.
+    ///
+    /// # Errors
+    /// [`EngineError::Read`] if it is something else, longer than `limit` bytes, in no directory of root's, or the sandbox was started by a version
+    /// that does not know the request; [`EngineError::NotRunning`], [`EngineError::NotFound`], [`EngineError::Control`].
+    pub async fn read_run_file(
+        &self,
+        id: &str,
+        path: &str,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, EngineError> {
+        client::read_run_file(id, &self.connect(id).await?, path, limit).await
+    }
+
+    /// Makes this the whole set of forwards, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Listen`] names a host address that is taken, and nothing was changed; [`EngineError::Invalid`],
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_forwards(&self, id: &str, forwards: &[Forward]) -> Result<(), EngineError> {
+        for (index, forward) in forwards.iter().enumerate() {
+            if forward.listen.port() == 0 || forward.port == 0 {
+                return Err(EngineError::Invalid("a forward needs two ports that are not 0".to_owned()));
+            }
+            if forwards[..index].iter().any(|other| other.listen == forward.listen) {
+                return Err(EngineError::Invalid(format!("{} is forwarded twice", forward.listen)));
+            }
+        }
+        let (_lock, mut record) = self.existing(id).await?;
+        self.apply_ports(id, &Request::SetForwards(forwards.to_vec())).await?;
+        if record.forwards == forwards {
+            return Ok(());
+        }
+        record.forwards = forwards.to_vec();
+        self.write_record(&record)
+    }
+
+    /// Makes this the whole set of links, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Listen`] names a port inside that is taken; [`EngineError::Invalid`], [`EngineError::NotFound`],
+    /// [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_links(&self, id: &str, links: &[Link]) -> Result<(), EngineError> {
+        for (index, link) in links.iter().enumerate() {
+            if link.listen_port == 0 || link.host.port() == 0 || link.listen_port == super::proxy::PORT {
+                return Err(EngineError::Invalid(format!("port {} cannot be linked", link.listen_port)));
+            }
+            if links[..index].iter().any(|other| other.listen_port == link.listen_port) {
+                return Err(EngineError::Invalid(format!("port {} is linked twice", link.listen_port)));
+            }
+        }
+        let (_lock, mut record) = self.existing(id).await?;
+        self.apply_ports(id, &Request::SetLinks(links.to_vec())).await?;
+        if record.links == links {
+            return Ok(());
+        }
+        record.links = links.to_vec();
+        self.write_record(&record)
+    }
+
+    /// Makes these the rules of egress, at once where the sandbox runs, and at every start from now on. Connections that they do not allow
+    /// are ended.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_egress(&self, id: &str, rules: Option<&[EgressRule]>) -> Result<(), EngineError> {
+        let rules = rules.map(<[_]>::to_vec);
+        let (_lock, mut record) = self.existing(id).await?;
+        if record.spec.egress != rules {
+            // Recorded first: a crash in between leaves what is asked for to the next start and to whoever compares.
+            record.spec.egress.clone_from(&rules);
+            self.write_record(&record)?;
+        }
+        self.apply_ports(id, &Request::SetEgress(rules)).await
+    }
+
+    /// What an isolated sandbox tried to reach, in order of name; the latest thousand destinations.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`], [`EngineError::Broken`] when the account cannot be read.
+    pub async fn egress_attempts(&self, id: &str) -> Result<Vec<Attempt>, EngineError> {
+        check_name(id)?;
+        if self.record(id)?.is_none() {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        Ok(read_state(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
+    }
+
+    pub(super) async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {
+        if self.liveness(id)?.0.pid().is_none() {
+            return Ok(());
+        }
+        // Links are made inside; the rest is the shim's alone, which is awake when all else is frozen.
+        let connection = match request {
+            Request::SetLinks(_) => self.connect(id).await?,
+            _ => self.reach(id).await?,
+        };
+        let (reply, _) = self.ask(id, &connection, request).await?;
+        match reply {
+            Reply::Failed { what, errno } => {
+                let reason = io::Error::from_raw_os_error(errno).to_string();
+                Err(EngineError::Listen { id: id.to_owned(), address: what, reason })
+            }
+            _ => Ok(()),
+        }
+    }
+}

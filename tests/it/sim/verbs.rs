@@ -97,6 +97,38 @@ async fn a_manifest_that_declares_nothing_ends_nothing_unless_that_is_meant() {
 }
 
 #[tokio::test]
+async fn what_is_protected_is_neither_deleted_nor_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(dir.path(), 1, "calm", &[]);
+    let shop = Shop { dir: dir.path(), sim: &sim };
+    let declare = |a: &str| {
+        let text = format!(
+            "version: 1\nname: shop\ndefaults: {{ provider: sim }}\nsandboxes:\n  a: {{ {a} }}\n  b: {{}}\n"
+        );
+        std::fs::write(dir.path().join("pocketenv.yaml"), text).unwrap();
+    };
+    declare("protect: true");
+    shop.succeeds(&["apply", "--yes"]);
+    let found = shop.found().await;
+
+    // Another image needs another sandbox, and being absent none.
+    for change in ["protect: true, image: docker.io/library/other:1", "protect: true, state: absent"] {
+        declare(change);
+        let (code, said) = shop.run(&["apply", "--yes", "--allow-data-loss"]);
+        assert!(code != 0 && said.contains("protect"), "{change}: {code}: {said}");
+        assert_eq!(shop.found().await, found, "{change}");
+    }
+    declare("protect: true");
+    let (code, said) = shop.run(&["destroy", "--yes"]);
+    assert!(code != 0 && said.contains("protect"), "{code}: {said}");
+    assert_eq!(shop.addresses().await, ["sandbox/a"], "all that may go is gone");
+
+    declare("protect: false");
+    shop.succeeds(&["destroy", "--yes"]);
+    assert_eq!(shop.addresses().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_plan_without_a_look_asks_nobody_and_the_history_says_who_did_what() {
     let dir = tempfile::tempdir().unwrap();
     let sim = Sim::start(dir.path(), 1, "calm", &[]);

@@ -130,6 +130,31 @@ fn a_webhook_triggers_at_once_and_only_if_signed() {
 }
 
 #[test]
+fn it_is_alive_and_not_ready_before_every_source_was_looked_at_and_counts_what_fails() {
+    let forge = Forge::new();
+    forge.write("a/pocketenv.yaml", "version: 1\nname: a\nsandboxes: [\n");
+    forge.push();
+    // Somebody takes the connection and says nothing.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let second = forge
+        .source("")
+        .replace("name: shop", "name: silent")
+        .replace(&forge.url(), &format!("git://127.0.0.1:{port}/repo.git"));
+    let controller = forge.control(&(forge.source("") + &second));
+    controller.until("a", "the manifest is broken", |project| project["phase"] == "Invalid");
+    let (_, text) = controller.http("GET", "/metrics", "", "").unwrap();
+    let counted =
+        text.lines().find_map(|line| line.strip_prefix("pocketenv_errors_total{kind=\"manifest\"} "));
+    assert!(counted.is_some_and(|n| n.parse::<u32>().unwrap() > 0), "{text}");
+    let state = |path| controller.http("GET", path, "", "").unwrap().0;
+    assert_eq!((state("/healthz"), state("/readyz")), (200, 503));
+    drop(silent);
+    controller.until("a", "the other source was looked at, in vain", |_| state("/readyz") == 200);
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
 fn a_killed_controller_resumes_and_two_take_turns() {
     let forge = Forge::new();
     forge.write("a/pocketenv.yaml", &empty("a"));

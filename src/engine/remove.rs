@@ -15,6 +15,8 @@ use super::rootfs::at;
 
 /// How many threads remove.
 const WORKERS: usize = 16;
+/// So many tasks wait before one thread is too few: most sandboxes are small, and threads cost more than what they remove.
+const FEW: usize = 64;
 /// Names that one thread removes in one go.
 const CHUNK: usize = 64;
 /// What lies deeper is moved up first, so that no depth takes more open files than there may be.
@@ -46,13 +48,16 @@ fn remove(path: &Path) -> rustix::io::Result<()> {
     let outside = Arc::new(Directory { fd, within: None, depth: 0, left: AtomicUsize::new(1) });
     let work = Work { stack: Mutex::new(Stack::default()), changed: Condvar::new() };
     work.push([Task::Enter(outside, name)]);
-    std::thread::scope(|scope| {
-        for _ in 1..WORKERS {
-            // With fewer threads it takes longer.
-            let _ = std::thread::Builder::new().spawn_scoped(scope, || work.run());
-        }
-        work.run();
-    });
+    work.run(FEW);
+    if !work.lock().tasks.is_empty() {
+        std::thread::scope(|scope| {
+            for _ in 1..WORKERS {
+                // With fewer threads it takes longer.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, || work.run(usize::MAX));
+            }
+            work.run(usize::MAX);
+        });
+    }
     let failed = work.lock().failed;
     failed.map_or(Ok(()), Err)
 }
@@ -100,12 +105,12 @@ impl Work {
         self.changed.notify_all();
     }
 
-    /// Works until nothing is left, or something failed.
-    fn run(&self) {
+    /// Works until nothing is left, something failed, or more than `most` tasks wait.
+    fn run(&self, most: usize) {
         loop {
             let mut stack = self.lock();
             let task = loop {
-                if stack.failed.is_some() {
+                if stack.failed.is_some() || stack.tasks.len() > most {
                     return;
                 }
                 if let Some(task) = stack.tasks.pop() {

@@ -11,8 +11,8 @@ use super::snapshot::Fork;
 use super::{Environment, Error, credentials, ports};
 use crate::manifest::{self, Confinement, DeclaredPort, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
-    Address, Desired, DriftPolicy, Observation, Observed, ObservedGuest, PortRef, ProbeResult, Recorded,
-    SandboxId, Timestamp,
+    Address, Desired, DriftPolicy, LinkSpec, NetworkMode, Observation, Observed, ObservedGuest, PortRef,
+    ProbeResult, Recorded, SandboxId, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, Registry, builtin_capabilities};
@@ -448,6 +448,29 @@ impl Project<'_> {
             for (port, spec) in &mut sandbox.spec.ports {
                 let chosen = endpoints.get(&PortRef { sandbox: name.clone(), port: *port });
                 spec.host_port = chosen.map(|(_, host_port)| *host_port);
+            }
+        }
+        self.place_links(desired);
+    }
+
+    /// Who depends on a sandbox reaches its declared ports by its name; where the provider needs a link for that, here it is.
+    fn place_links(&self, desired: &mut Desired) {
+        let by_links =
+            |provider: &str| self.registry.get(provider).is_some_and(|p| p.capabilities().names_by_links);
+        let host_ports: BTreeMap<String, Vec<LinkSpec>> = (desired.sandboxes.iter())
+            .filter(|(_, sandbox)| by_links(&sandbox.provider))
+            .map(|(name, sandbox)| {
+                let placed = sandbox.spec.ports.iter().filter_map(|(port, spec)| {
+                    let to = PortRef { sandbox: name.clone(), port: *port };
+                    Some(LinkSpec { to, host_port: spec.host_port? })
+                });
+                (name.clone(), placed.collect())
+            })
+            .collect();
+        for sandbox in desired.sandboxes.values_mut() {
+            if by_links(&sandbox.provider) && sandbox.spec.network.mode != NetworkMode::Host {
+                let links = sandbox.depends_on.keys().filter_map(|name| host_ports.get(name)).flatten();
+                sandbox.spec.links.extend(links.cloned());
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
 use super::command::{self, Prepared};
+use super::hosts;
 use super::launch::{self, Step};
 use super::lifetime::boot_ms;
 use super::proto::{ExecControl, Reply, Request, unpack};
@@ -262,9 +263,13 @@ impl Init {
                 }
                 Err(error) => fail(&connection, format!("open /run/{path}"), &error),
             },
-            Request::Listen(port) => match listen(port) {
+            Request::Listen(address) => match listen(address) {
                 Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
-                Err(error) => fail(&connection, format!("listen on port {port}"), &error),
+                Err(error) => fail(&connection, format!("listen on {address}"), &error),
+            },
+            Request::Hosts(names) => match hosts::set(Path::new("/etc"), &names) {
+                Ok(()) => reply(&connection, &Reply::Done, &[]),
+                Err(error) => fail(&connection, "write /etc/hosts".to_owned(), &error),
             },
             Request::Idle => {
                 let waited = self.running.values().any(|running| running.connection.is_some());
@@ -452,12 +457,12 @@ fn broadcast(signal: i32) {
     sys::kill(-1, libc::SIGCONT); // stopped processes must see it too
 }
 
-fn listen(port: u16) -> io::Result<OwnedFd> {
+fn listen(address: SocketAddrV4) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket =
         rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
-    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+    rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, 1024)?;
     Ok(socket)
 }

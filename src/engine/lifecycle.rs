@@ -306,6 +306,7 @@ impl Engine {
             id_map,
             forwards: Vec::new(),
             links: Vec::new(),
+            names: Vec::new(),
         };
         let dir = self.dir(id);
         let boxes = self.root.join("boxes");
@@ -357,6 +358,7 @@ impl Engine {
             state,
             forwards,
             links: record.links,
+            names: record.names,
             choices: run.map(|run| run.choices).unwrap_or_default(),
         })
     }
@@ -420,6 +422,7 @@ impl Engine {
             control: absolute(&control)?,
             forwards: record.forwards.clone(),
             links: record.links.clone(),
+            names: record.names.clone(),
             created: (record.created_at, record.born.clone()),
             upstream: Upstream::from_environment(),
         };
@@ -625,6 +628,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         state: BoxState::Broken(reason),
         forwards: Vec::new(),
         links: Vec::new(),
+        names: Vec::new(),
         choices: Vec::new(),
         limits: None,
         lost: Vec::new(),

@@ -17,6 +17,7 @@ mod destination;
 mod egress;
 mod error;
 mod hello;
+mod hosts;
 mod images;
 mod init;
 mod launch;
@@ -50,5 +51,5 @@ pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Lifetime, Limits,
-    LimitsInfo, Link, Mount, MountSource, Network, OciImage, SnapshotInfo, VolumeInfo,
+    LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, SnapshotInfo, VolumeInfo,
 };

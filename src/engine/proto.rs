@@ -1,16 +1,18 @@
 //! The messages between a client, the shim and init. All three are the same binary at launch; a client may be newer, so a
 //! message that is not understood is answered, never ignored.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressRule;
-use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link};
+use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link, Name};
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
 const MAX_COMMAND: u64 = 8 * 1024 * 1024;
@@ -26,8 +28,10 @@ pub enum Request {
     Dial(u16),
     /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
     Open(String),
-    /// Listen on a port of the sandbox's loopback; answered with the socket. Only from the shim.
-    Listen(u16),
+    /// Listen on an address of the sandbox's loopback; answered with the socket. Only from the shim.
+    Listen(SocketAddrV4),
+    /// Make these the names of loopback addresses in `/etc/hosts`, beside what else is there. Only from the shim.
+    Hosts(BTreeMap<String, Ipv4Addr>),
     /// End everything inside: SIGTERM, then SIGKILL after the grace in milliseconds.
     Stop(u64),
     /// Which forwards listen.
@@ -36,6 +40,8 @@ pub enum Request {
     SetForwards(Vec<Forward>),
     /// Replace the set of links.
     SetLinks(Vec<Link>),
+    /// Replace the set of names.
+    SetNames(Vec<Name>),
     /// For how long no command has run inside that somebody waits for. Only from the shim.
     Idle,
     /// Replace when it ends by itself.

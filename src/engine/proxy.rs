@@ -4,6 +4,7 @@
 //! Names are resolved on the host, every address is checked after that, and the connection goes to the checked address. A TLS client on a
 //! connection that is allowed by name must ask for that very name, or servers of many names would lead to all of them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -88,7 +90,11 @@ pub struct Proxy {
     upstream: Upstream,
     policy: Arc<Policy>,
     account: Arc<Account>,
+    named: watch::Receiver<Named>,
 }
+
+/// Ports of other sandboxes, by name, and where they are. They are no destinations outside: no rule is asked, and no other proxy.
+pub type Named = BTreeMap<(String, u16), SocketAddr>;
 
 /// Why a client gets no connection.
 #[derive(Debug)]
@@ -116,8 +122,13 @@ struct Outside {
 
 impl Proxy {
     /// A proxy that goes through the host's own, if it has one, and keeps account of what is asked of it.
-    pub fn new(upstream: Upstream, policy: Arc<Policy>, account: Arc<Account>) -> Proxy {
-        Proxy { upstream, policy, account }
+    pub fn new(
+        upstream: Upstream,
+        policy: Arc<Policy>,
+        account: Arc<Account>,
+        named: watch::Receiver<Named>,
+    ) -> Proxy {
+        Proxy { upstream, policy, account, named }
     }
 
     /// Serves until dropped.
@@ -262,6 +273,9 @@ impl Proxy {
 
     /// A byte stream to the destination, and what allows it.
     async fn tunnel(&self, host: &str, port: u16) -> Result<(TcpStream, Verdict), Denied> {
+        if let Some(address) = self.named(host, port) {
+            return Ok((direct(vec![address]).await?, Verdict::Open));
+        }
         let (verdict, addresses) = self.admit(host, port).await?;
         let Some(hop) = self.hop(self.upstream.https.as_deref(), host) else {
             return Ok((direct(addresses?).await?, verdict));
@@ -287,6 +301,9 @@ impl Proxy {
 
     /// A connection on which to ask for an `http://` URL of the destination.
     async fn plain(&self, host: &str, port: u16) -> Result<Outside, Denied> {
+        if let Some(address) = self.named(host, port) {
+            return Ok(Outside { stream: direct(vec![address]).await?, absolute: None });
+        }
         let (_, addresses) = self.admit(host, port).await?;
         match self.hop(self.upstream.http.as_deref(), host) {
             None => Ok(Outside { stream: direct(addresses?).await?, absolute: None }),
@@ -324,8 +341,22 @@ impl Proxy {
         };
         tokio::select! {
             result = async { tokio::try_join!(up, down) } => result.map(drop),
-            () = self.policy.withdrawn(host, port) => Ok(()),
+            () = self.withdrawn(host, port) => Ok(()),
         }
+    }
+
+    fn named(&self, host: &str, port: u16) -> Option<SocketAddr> {
+        self.named.borrow().get(&(host.to_ascii_lowercase(), port)).copied()
+    }
+
+    /// Comes back when the destination may not be reached any more.
+    async fn withdrawn(&self, host: &str, port: u16) {
+        if self.named(host, port).is_none() {
+            return self.policy.withdrawn(host, port).await;
+        }
+        let name = (host.to_ascii_lowercase(), port);
+        // Whoever tells of changes lives as long as the proxy.
+        let _ = self.named.clone().wait_for(|named| !named.contains_key(&name)).await;
     }
 
     /// Reads on until it is clear that a TLS client asks for the name that was allowed, or that it is no TLS client.
@@ -536,7 +567,12 @@ mod tests {
     #[test]
     fn the_hosts_exceptions_are_kept() {
         let upstream = Upstream { no_proxy: vec![".corp".into(), "exact.org".into()], ..Upstream::default() };
-        let proxy = Proxy::new(upstream, Arc::new(Policy::new(None)), Arc::new(Account::default()));
+        let proxy = Proxy::new(
+            upstream,
+            Arc::new(Policy::new(None)),
+            Arc::new(Account::default()),
+            watch::channel(Named::new()).1,
+        );
         for (host, direct) in
             [("x.corp", true), ("corp", true), ("xcorp", false), ("exact.org", true), ("other.org", false)]
         {

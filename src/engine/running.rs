@@ -9,7 +9,7 @@ use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::lifecycle::{Engine, absolute, check_limits, check_name, read_state};
 use super::proto::{Reply, Request};
-use super::spec::{ExecRequest, Forward, Limits, Link};
+use super::spec::{ExecRequest, Forward, Limits, Link, Name};
 use super::state;
 
 impl Engine {
@@ -133,6 +133,36 @@ impl Engine {
         self.write_record(&record)
     }
 
+    /// Makes these the names of other sandboxes' ports, at once where the sandbox runs, and at every start from now on.
+    ///
+    /// # Errors
+    /// [`EngineError::Listen`] names a port inside that is taken; [`EngineError::Invalid`], [`EngineError::NotFound`],
+    /// [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_names(&self, id: &str, names: &[Name]) -> Result<(), EngineError> {
+        for (index, name) in names.iter().enumerate() {
+            check_name(&name.name)?;
+            if name.port == 0 || name.host.port() == 0 {
+                return Err(EngineError::Invalid(format!(
+                    "port {} of {} cannot be named",
+                    name.port, name.name
+                )));
+            }
+            if names[..index].iter().any(|other| other.name == name.name && other.port == name.port) {
+                return Err(EngineError::Invalid(format!("{}:{} is named twice", name.name, name.port)));
+            }
+        }
+        let (_lock, mut record) = self.existing(id).await?;
+        if record.names == names && names.is_empty() {
+            return Ok(());
+        }
+        self.apply_ports(id, &Request::SetNames(names.to_vec())).await?;
+        if record.names == names {
+            return Ok(());
+        }
+        record.names = names.to_vec();
+        self.write_record(&record)
+    }
+
     /// Makes these the rules of egress, at once where the sandbox runs, and at every start from now on. Connections that they do not allow
     /// are ended.
     ///
@@ -167,13 +197,18 @@ impl Engine {
         }
         // Links are made inside; the rest is the shim's alone, which is awake when all else is frozen.
         let connection = match request {
-            Request::SetLinks(_) => self.connect(id).await?,
+            Request::SetLinks(_) | Request::SetNames(_) => self.connect(id).await?,
             _ => self.reach(id).await?,
         };
         let (reply, _) = self.ask(id, &connection, request).await?;
         match reply {
             Reply::Failed { what, errno } => {
-                let reason = io::Error::from_raw_os_error(errno).to_string();
+                let reason = match errno {
+                    libc::ENOSYS => {
+                        "it was started by an older version, and a restart of it is needed".to_owned()
+                    }
+                    errno => io::Error::from_raw_os_error(errno).to_string(),
+                };
                 Err(EngineError::Listen { id: id.to_owned(), address: what, reason })
             }
             _ => Ok(()),

@@ -1,8 +1,9 @@
 //! What the shim does while its sandbox runs: hands requests to init, keeps forwards and links, runs the egress proxy.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,10 +19,10 @@ use super::cgroup;
 use super::egress::{Account, Policy};
 use super::lifetime::{self, Over, Uses};
 use super::proto::{Reply, Request};
-use super::proxy::{self, Proxy};
+use super::proxy::{self, Named, Proxy};
 use super::seq::{self, Seq};
 use super::shim::{Answer, Caller, Order, is_for_clients};
-use super::spec::{Forward, ForwardInfo, Lifetime, Link, Network};
+use super::spec::{Forward, ForwardInfo, Lifetime, Link, Name, Network};
 use super::state::{self, Run};
 use super::sys;
 
@@ -51,8 +52,8 @@ impl Sandbox {
     ///
     /// # Errors
     /// What listening inside reports.
-    pub async fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        let socket = std::net::TcpListener::from(self.socket(Request::Listen(port)).await?);
+    pub async fn listen(&self, address: SocketAddrV4) -> io::Result<TcpListener> {
+        let socket = std::net::TcpListener::from(self.socket(Request::Listen(address)).await?);
         socket.set_nonblocking(true)?;
         TcpListener::from_std(socket)
     }
@@ -61,6 +62,15 @@ impl Sandbox {
     async fn idle(&self) -> io::Result<u64> {
         match self.ask(Request::Idle).await? {
             (Reply::Idle(ms), _) => Ok(ms),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Gives these names to addresses of the loopback.
+    async fn name(&self, names: BTreeMap<String, Ipv4Addr>) -> io::Result<()> {
+        match self.ask(Request::Hosts(names)).await? {
+            (Reply::Done, _) => Ok(()),
+            (Reply::Failed { errno, .. }, _) => Err(io::Error::from_raw_os_error(errno)),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -105,10 +115,15 @@ struct Shim {
     lifetime: watch::Sender<Lifetime>,
     uses: Arc<Uses>,
     forwards: Mutex<HashMap<SocketAddr, Open>>,
-    links: Mutex<HashMap<Link, JoinHandle<()>>>,
+    links: Mutex<Relays>,
+    names: Mutex<Relays>,
+    named: watch::Sender<Named>,
     policy: Arc<Policy>,
     account: Arc<Account>,
 }
+
+/// What listens at addresses of the loopback inside, and where it leads.
+type Relays = HashMap<(SocketAddrV4, SocketAddr), JoinHandle<()>>;
 
 /// A forward; without a task where its host port was taken when the sandbox started.
 struct Open {
@@ -136,6 +151,8 @@ pub async fn serve(
         uses: Arc::default(),
         forwards: Mutex::default(),
         links: Mutex::default(),
+        names: Mutex::default(),
+        named: watch::Sender::default(),
         policy: Arc::new(Policy::new(order.request.spec.egress.clone())),
         account: Arc::new(Account::open()),
     });
@@ -193,11 +210,14 @@ impl Shim {
     /// What was declared before this run.
     async fn restore(&self, order: Order) {
         if order.request.spec.network == Network::Isolated {
-            match self.sandbox.listen(proxy::PORT).await {
+            match self.sandbox.listen(loopback(proxy::PORT)).await {
                 Ok(listener) => {
                     let (policy, account) = (Arc::clone(&self.policy), Arc::clone(&self.account));
                     tokio::spawn(Arc::clone(&account).keep());
-                    tokio::spawn(Arc::new(Proxy::new(order.upstream, policy, account)).run(listener));
+                    tokio::spawn(
+                        Arc::new(Proxy::new(order.upstream, policy, account, self.named.subscribe()))
+                            .run(listener),
+                    );
                 }
                 Err(error) => eprintln!("egress proxy: {error}"),
             }
@@ -212,8 +232,13 @@ impl Shim {
             };
             self.forwards.lock().await.insert(forward.listen, open);
         }
-        if let Err((link, error)) = self.set_links(&order.links).await {
-            eprintln!("link {}: {error}", link.listen_port);
+        if let Err((what, error)) = self.set_links(&order.links).await {
+            eprintln!("{what}: {error}");
+        }
+        if !order.names.is_empty()
+            && let Err((what, error)) = self.set_names(&order.names).await
+        {
+            eprintln!("{what}: {error}");
         }
     }
 
@@ -237,6 +262,7 @@ impl Shim {
             | Request::Open(_)
             | Request::Stop(_)
             | Request::Listen(_)
+            | Request::Hosts(_)
             | Request::Idle => {
                 self.uses.touch();
                 if matches!(request, Request::Stop(_)) {
@@ -262,9 +288,11 @@ impl Shim {
             }
             Request::SetLinks(links) => match self.set_links(&links).await {
                 Ok(()) => client.try_send(&Reply::Done),
-                Err((link, error)) => {
-                    client.try_send(&failed(format!("port {} inside", link.listen_port), &error))
-                }
+                Err((what, error)) => client.try_send(&failed(what, &error)),
+            },
+            Request::SetNames(names) => match self.set_names(&names).await {
+                Ok(()) => client.try_send(&Reply::Done),
+                Err((what, error)) => client.try_send(&failed(what, &error)),
             },
         }
     }
@@ -319,24 +347,51 @@ impl Shim {
         Open { port, task: Some(tokio::spawn(relay(listener, connect, Arc::clone(&self.uses)))) }
     }
 
-    async fn set_links(&self, wanted: &[Link]) -> Result<(), (Link, io::Error)> {
-        let mut links = self.links.lock().await;
-        let gone: Vec<_> = links.extract_if(|link, _| !wanted.contains(link)).collect();
+    async fn set_links(&self, links: &[Link]) -> Result<(), (String, io::Error)> {
+        let wanted = links.iter().map(|link| (loopback(link.listen_port), link.host)).collect();
+        self.set_relays(&mut *self.links.lock().await, &wanted)
+            .await
+            .map_err(|(at, error)| (format!("port {} inside", at.port()), error))
+    }
+
+    /// The names come last, so that what a name leads to listens already.
+    async fn set_names(&self, names: &[Name]) -> Result<(), (String, io::Error)> {
+        let address = |name: &Name| SocketAddrV4::new(Name::address(&name.name), name.port);
+        let wanted = names.iter().map(|name| (address(name), name.host)).collect();
+        let mut relays = self.names.lock().await;
+        self.set_relays(&mut relays, &wanted).await.map_err(|(at, error)| {
+            let name = names.iter().find(|name| address(name) == at).map_or("", |name| name.name.as_str());
+            (format!("{name}:{} inside", at.port()), error)
+        })?;
+        self.named
+            .send_replace(names.iter().map(|name| ((name.name.clone(), name.port), name.host)).collect());
+        let hosts = names.iter().map(|name| (name.name.clone(), Name::address(&name.name))).collect();
+        self.sandbox.name(hosts).await.map_err(|error| ("/etc/hosts inside".to_owned(), error))
+    }
+
+    /// Closes what is not wanted any more, and listens on what is new.
+    async fn set_relays(
+        &self,
+        relays: &mut Relays,
+        wanted: &BTreeSet<(SocketAddrV4, SocketAddr)>,
+    ) -> Result<(), (SocketAddrV4, io::Error)> {
+        let gone: Vec<_> = relays.extract_if(|relay, _| !wanted.contains(relay)).collect();
         for (_, task) in gone {
             close(task).await;
         }
-        for link in wanted {
-            if !links.contains_key(link) {
-                let listener = self.sandbox.listen(link.listen_port).await.map_err(|error| (*link, error))?;
-                let host = link.host;
-                links.insert(
-                    *link,
-                    tokio::spawn(relay(listener, move || TcpStream::connect(host), Arc::default())),
-                );
+        for (at, host) in wanted.iter().copied() {
+            if let Entry::Vacant(free) = relays.entry((at, host)) {
+                let listener = self.sandbox.listen(at).await.map_err(|error| (at, error))?;
+                let connect = move || TcpStream::connect(host);
+                free.insert(tokio::spawn(relay(listener, connect, Arc::default())));
             }
         }
         Ok(())
     }
+}
+
+fn loopback(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
 }
 
 /// A pipe belongs to who made it, on the host. Programs inside that open `/dev/stdout` by its name, as many do, must be let

@@ -26,7 +26,7 @@ use super::proxy::Upstream;
 use super::remove;
 use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
-use super::spec::{Forward, Image, Limits, Link, Network};
+use super::spec::{Forward, Image, Limits, Link, Name, Network};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{rootfs, seccomp, seq, snapshot, sys, syscalls};
 use crate::image;
@@ -101,6 +101,8 @@ pub struct Order {
     pub forwards: Vec<Forward>,
     /// Ports inside that lead to the host.
     pub links: Vec<Link>,
+    /// Ports of other sandboxes, by name.
+    pub names: Vec<Name>,
     /// When it was created, in milliseconds since the Unix epoch and by a clock that nobody sets.
     pub created: (u64, Option<Moment>),
     /// The host's own proxies.
@@ -511,5 +513,5 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
 
 /// Whether a client may ask this of the shim.
 pub fn is_for_clients(request: &Request) -> bool {
-    !matches!(request, Request::Listen(_) | Request::Idle)
+    !matches!(request, Request::Listen(_) | Request::Hosts(_) | Request::Idle)
 }

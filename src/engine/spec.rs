@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::egress::EgressRule;
 
@@ -169,6 +170,25 @@ pub struct Link {
     pub host: SocketAddr,
 }
 
+/// A port of another sandbox, by that sandbox's name: inside, the name leads to an address of the loopback where this port listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Name {
+    /// The name, as `/etc/hosts` has it.
+    pub name: String,
+    /// The port at the name.
+    pub port: u16,
+    /// Where connections go, seen from the host.
+    pub host: SocketAddr,
+}
+
+impl Name {
+    /// The address of a name: of the loopback, the same in every sandbox, and none that anything else has.
+    pub fn address(name: &str) -> Ipv4Addr {
+        let digest = Sha256::digest(name.as_bytes());
+        Ipv4Addr::new(127, digest[0] | 64, digest[1], digest[2])
+    }
+}
+
 /// A forward and whether it works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardInfo {
@@ -237,6 +257,8 @@ pub struct BoxInfo {
     pub forwards: Vec<ForwardInfo>,
     /// Ports inside that lead to the host.
     pub links: Vec<Link>,
+    /// Ports of other sandboxes, by name.
+    pub names: Vec<Name>,
     /// The ways chosen when it last started: id map, and every fallback taken.
     pub choices: Vec<String>,
     /// Its limits, while it runs and has any.

@@ -17,7 +17,7 @@ use super::cgroup::Group;
 use super::error::EngineError;
 use super::launch::IdMap;
 use super::lifetime::Moment;
-use super::spec::{BoxSpec, Forward, Link};
+use super::spec::{BoxSpec, Forward, Link, Name};
 use super::sys;
 
 /// The format of the files below.
@@ -47,6 +47,9 @@ pub struct Record {
     pub forwards: Vec<Forward>,
     /// Ports inside that lead to the host.
     pub links: Vec<Link>,
+    /// Ports of other sandboxes, by name.
+    #[serde(default)]
+    pub names: Vec<Name>,
 }
 
 /// `run.json`: the latest run, written by the shim when it starts and when it ends.

@@ -33,6 +33,8 @@ mod isolation;
 mod lifetime;
 #[path = "../scenarios/limits/scenario.rs"]
 mod limits;
+#[path = "../scenarios/names/scenario.rs"]
+mod names;
 #[path = "../scenarios/order/scenario.rs"]
 mod order;
 #[path = "../scenarios/pause/scenario.rs"]

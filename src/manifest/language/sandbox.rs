@@ -74,7 +74,8 @@ pub(crate) struct Sandbox {
     #[serde(default)]
     #[schemars(with = "Option<Vec<short::PresetUse>>")]
     pub presets: Vec<PresetUse>,
-    /// Sandboxes that come first: a list of names, or a mapping with the condition each must reach.
+    /// Sandboxes that come first: a list of names, or a mapping with the condition each must reach. Their declared ports are reached by their names,
+    /// where the provider connects sandboxes.
     #[serde(default)]
     #[schemars(with = "Option<short::DependsOn>")]
     pub depends_on: BTreeMap<String, Dependency>,

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::engine::{
     Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
     Forward, Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource,
-    Network, Outcome, SnapshotInfo,
+    Name, Network, Outcome, SnapshotInfo,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
@@ -229,6 +229,22 @@ pub(super) fn links(spec: &SandboxSpec) -> Vec<Link> {
     ports.into_iter().map(|port| Link { listen_port: port, host: loopback(port) }).collect()
 }
 
+/// The ports that links lead to, by the names of their sandboxes. What listens at a port of its own at all addresses would be in the way of a
+/// name's, so that there is none for it.
+pub(super) fn names(spec: &SandboxSpec) -> Vec<Name> {
+    if spec.network.mode == NetworkMode::Host {
+        return Vec::new();
+    }
+    let links = spec.links.iter().filter(|link| !spec.ports.contains_key(&link.to.port));
+    links
+        .map(|link| Name {
+            name: link.to.sandbox.clone(),
+            port: link.to.port,
+            host: loopback(link.host_port),
+        })
+        .collect()
+}
+
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
@@ -315,8 +331,12 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
     for (port, declared) in &mut spec.ports {
         declared.host_port = info.forwards.iter().find(|f| f.port == *port).map(|f| f.listen.port());
     }
+    let names = names(&spec);
     spec.links.retain(|link| {
-        spec.network.mode == NetworkMode::Host || info.links.iter().any(|l| l.listen_port == link.host_port)
+        let linked = || info.links.iter().any(|l| l.listen_port == link.host_port);
+        let of = |name: &&Name| name.name == link.to.sandbox && name.port == link.to.port;
+        let named = || names.iter().find(of).is_none_or(|name| info.names.contains(name));
+        spec.network.mode == NetworkMode::Host || linked() && named()
     });
     Some(spec)
 }

@@ -137,6 +137,7 @@ impl Provider for Local {
         if !links.is_empty() || !info.links.is_empty() {
             self.engine.set_links(&id.0, &links).await.map_err(map::error)?;
         }
+        self.engine.set_names(&id.0, &map::names(spec)).await.map_err(map::error)?;
         Ok(id)
     }
 
@@ -173,6 +174,7 @@ impl Provider for Local {
         }
         self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
         self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
+        self.engine.set_names(&id.0, &map::names(spec)).await.map_err(map::error)?;
         // The token of the create stays: an interrupted one is settled by it.
         let mut labels = label::labels(spec, identity)?;
         if let Some(token) = info.labels.get(labels::INTENT) {

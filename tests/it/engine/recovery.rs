@@ -104,15 +104,18 @@ async fn many_callers_of_one_sandbox_agree() {
 async fn stopping_asks_first_and_kills_after_the_grace() {
     let fixture = Fixture::new();
     fixture.create("one").await;
-    fixture.sh("one", "sh -c 'trap \"echo term > /root/term; exit\" TERM; while :; do sleep 0.01; done' >/dev/null 2>&1 & \
-        until grep -q trap /proc/$!/cmdline; do :; done; sleep 0.05").await.ok();
+    // A process that says when it is ready for the signal.
+    let ready = |command: &str, file: &str| {
+        format!("{command} >/dev/null 2>&1 & until [ -e {file} ]; do sleep 0.01; done")
+    };
+    let asked =
+        "sh -c 'trap \"echo term > /root/term; exit\" TERM; : >/root/one; while :; do sleep 0.01; done'";
+    fixture.sh("one", &ready(asked, "/root/one")).await.ok();
     fixture.engine.stop("one", Duration::from_secs(10)).await.unwrap();
     fixture.engine.start("one").await.unwrap();
     assert_eq!(fixture.sh("one", "cat /root/term").await.ok(), "term");
-    fixture
-        .sh("one", "setsid sh -c 'trap \"\" TERM; while :; do sleep 0.01; done' >/dev/null 2>&1 & sleep 0.05")
-        .await
-        .ok();
+    let deaf = "setsid sh -c 'trap \"\" TERM; : >/root/two; while :; do sleep 0.01; done'";
+    fixture.sh("one", &ready(deaf, "/root/two")).await.ok();
     let started = std::time::Instant::now();
     fixture.engine.stop("one", Duration::from_millis(300)).await.unwrap();
     assert!(

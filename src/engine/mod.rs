@@ -20,6 +20,7 @@ mod hello;
 mod images;
 mod init;
 mod launch;
+mod layers;
 mod lifecycle;
 mod lifetime;
 mod mounts;
@@ -46,6 +47,7 @@ mod volume;
 pub use client::{ExecHandle, Stdio, resize};
 pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;
+pub use layers::{RunStep, Taken};
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{

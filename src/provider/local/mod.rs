@@ -16,9 +16,10 @@ use super::{
     Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Snapshots,
     Volumes, label,
 };
+use crate::build;
 use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
+    EgressAttempt, Identity, Image as ModelImage, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
     SandboxSpec, labels,
 };
 
@@ -62,6 +63,15 @@ impl Local {
     async fn volume_times(&self) -> Result<BTreeMap<String, u64>, ProviderError> {
         let volumes = self.engine.list_volumes().await.map_err(map::error)?;
         Ok(volumes.into_iter().map(|v| (v.name, v.created_at)).collect())
+    }
+}
+
+/// What of a build is worth a line of the log.
+fn told(event: build::Event<'_>) {
+    if let build::Event::Done { position, cached, took } = event {
+        let (number, of, step) = (position.number, position.of, &position.text);
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(number, of, step, cached, ms, "built");
     }
 }
 
@@ -128,6 +138,16 @@ impl Provider for Local {
         if let Some(reference) = map::image(spec, |reference| self.pinned(reference))? {
             let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
             (made.image, _hold) = (Image::Oci(image), Some(hold));
+        }
+        if let ModelImage::Build { context, dockerfile, sha256 } = &spec.image {
+            let request = build::Request {
+                context: &context.0,
+                file: dockerfile.as_deref(),
+                sha256: Some(sha256),
+                name: None,
+            };
+            let built = build::ensure(&self.engine, &request, &told).await.map_err(map::build_error)?;
+            (made.image, _hold) = (Image::Oci(built.0), Some(built.1));
         }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));

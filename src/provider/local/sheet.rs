@@ -29,7 +29,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("image=host", ChangeClass::Recreate),
         honoured("image=PATH", ChangeClass::Recreate),
         refused("base", IMAGES_ONLY, USE_IMAGE),
-        refused("build", IMAGES_ONLY, "build it with another tool, and use `image: oci-archive:FILE`"),
+        honoured("build", ChangeClass::Recreate),
         honoured("snapshot", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),

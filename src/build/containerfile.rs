@@ -500,10 +500,7 @@ mod tests {
         assert_eq!(found.iter().map(|i| i.line).collect::<Vec<_>>(), [3, 4, 8]);
         assert_eq!(found[0].kind, Kind::From { image: "a".into(), platform: None, name: Some("one".into()) });
         assert_eq!(found[1].kind, Kind::Run(Command::Shell("x &&   y".into())));
-        assert_eq!(
-            found[2].kind,
-            Kind::Env(vec![("A".into(), "1".into()), ("B".into(), "\"2 3\"".into())])
-        );
+        assert_eq!(found[2].kind, Kind::Env(vec![("A".into(), "1".into()), ("B".into(), "\"2 3\"".into())]));
     }
 
     #[test]
@@ -511,11 +508,7 @@ mod tests {
         let shell = |text: &str| Kind::Run(Command::Shell(text.into()));
         assert_eq!(
             kinds("FROM a\nRUN [\"a\", \"b c\"]\nRUN [ -f x ] && y\nrun z")[1..],
-            [
-                Kind::Run(Command::Exec(vec!["a".into(), "b c".into()])),
-                shell("[ -f x ] && y"),
-                shell("z")
-            ]
+            [Kind::Run(Command::Exec(vec!["a".into(), "b c".into()])), shell("[ -f x ] && y"), shell("z")]
         );
     }
 

@@ -71,7 +71,7 @@ pub struct Position {
 pub struct Request<'a> {
     /// The directory that files come from.
     pub context: &'a Path,
-    /// The Containerfile, relative to the context; `Containerfile` or `Dockerfile` when absent.
+    /// The Containerfile, relative to the context; `Dockerfile` or `Containerfile` when absent.
     pub file: Option<&'a str>,
     /// What the context must hold, as `tree_sha256` has it.
     pub sha256: Option<&'a str>,
@@ -129,7 +129,7 @@ pub async fn build(
         return Err(unreadable("it has changed since it was looked at; plan again".to_owned()));
     }
     let is_there = |name: &&str| entries.iter().any(|entry| entry.path == **name);
-    let default = ["Containerfile", "Dockerfile"].iter().copied().find(is_there).unwrap_or("Containerfile");
+    let default = ["Dockerfile", "Containerfile"].iter().copied().find(is_there).unwrap_or("Dockerfile");
     let file = request.file.unwrap_or(default).trim_start_matches("./");
     if !is_there(&file) {
         return Err(unreadable(format!("there is no {file}, or an ignore file leaves it out")));
@@ -189,8 +189,9 @@ impl Build<'_> {
                 if self.images.contains_key(name) {
                     continue;
                 }
-                let reference: Reference =
-                    name.parse().map_err(|error: crate::image::ImageError| self.at(line, error.to_string()))?;
+                let reference: Reference = name
+                    .parse()
+                    .map_err(|error: crate::image::ImageError| self.at(line, error.to_string()))?;
                 if !matches!(reference, Reference::Registry(_)) {
                     return Err(self.at(line, "an image of a build comes from a registry, or was built here"));
                 }
@@ -226,8 +227,7 @@ impl Build<'_> {
                     self.images.get(name).map(|(execution, _)| execution.clone()).unwrap_or_default()
                 }
             };
-            let stage =
-                stage::evaluate(outline, &base, context).map_err(|wrong| wrong.within(&self.file))?;
+            let stage = stage::evaluate(outline, &base, context).map_err(|wrong| wrong.within(&self.file))?;
             stages.insert(number, stage);
         }
         Ok(stages)
@@ -270,7 +270,9 @@ impl Build<'_> {
         match origin {
             Origin::Scratch => Vec::new(),
             Origin::Stage(stage) => done.get(stage).cloned().unwrap_or_default(),
-            Origin::Image(name) => self.images.get(name).map(|(_, layers)| layers.clone()).unwrap_or_default(),
+            Origin::Image(name) => {
+                self.images.get(name).map(|(_, layers)| layers.clone()).unwrap_or_default()
+            }
         }
     }
 

@@ -234,7 +234,11 @@ impl Values<'_> {
     }
 
     fn working_dir(&self) -> String {
-        if self.execution.working_dir.is_empty() { "/".to_owned() } else { self.execution.working_dir.clone() }
+        if self.execution.working_dir.is_empty() {
+            "/".to_owned()
+        } else {
+            self.execution.working_dir.clone()
+        }
     }
 }
 
@@ -269,7 +273,8 @@ pub fn evaluate(outline: &Outline<'_>, base: &Execution, context: &Context) -> R
                 if argv.first().is_none_or(String::is_empty) || argv.iter().any(|word| word.contains('\0')) {
                     return Err(at("RUN needs a program".to_owned()));
                 }
-                let args = values.args.iter().filter(|(name, _)| values.env.iter().all(|(env, _)| env != name));
+                let args =
+                    values.args.iter().filter(|(name, _)| values.env.iter().all(|(env, _)| env != name));
                 step(What::Run(RunStep {
                     argv,
                     args: args.cloned().collect(),
@@ -285,7 +290,10 @@ pub fn evaluate(outline: &Outline<'_>, base: &Execution, context: &Context) -> R
             }
             Kind::Workdir(dir) => {
                 let dir = values.expand(dir).map_err(at)?;
-                let dir = normal(&format!("{}/{dir}", if dir.starts_with('/') { "" } else { &values.execution.working_dir }));
+                let dir = normal(&format!(
+                    "{}/{dir}",
+                    if dir.starts_with('/') { "" } else { &values.execution.working_dir }
+                ));
                 let files = Files::None;
                 step(What::Place { target: dir.clone(), into: true, owner: None, mode: None, files });
                 values.execution.working_dir = dir;
@@ -469,7 +477,8 @@ mod tests {
         let copies: Vec<_> = stages[3].copies.values().cloned().collect();
         assert_eq!(copies, [Origin::Stage(2), Origin::Image("docker.io/b".into()), Origin::Stage(0)]);
         assert_eq!(needed(&stages), BTreeSet::from([0, 2, 3]));
-        for (text, line) in [("FROM a\nCOPY --from=1 x y", 2), ("FROM --platform=linux/z80 a", 1), ("FROM $X", 1)]
+        for (text, line) in
+            [("FROM a\nCOPY --from=1 x y", 2), ("FROM --platform=linux/z80 a", 1), ("FROM $X", 1)]
         {
             assert_eq!(outline(&parse(text).unwrap()).unwrap_err().line, line, "{text}");
         }
@@ -491,14 +500,15 @@ mod tests {
         assert_eq!(two.argv, ["two", "$A"], "the program gets it as it stands");
         assert_eq!((two.working_dir.as_str(), two.user.as_deref()), ("/base/w7", Some("x y:g")));
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(
-            two.env,
-            [pair("PATH", "/own:/bin"), pair("KEPT", "1"), pair("A", "x y"), pair("B", "")]
-        );
+        assert_eq!(two.env, [pair("PATH", "/own:/bin"), pair("KEPT", "1"), pair("A", "x y"), pair("B", "")]);
         assert_eq!(two.args, [pair("V", "7"), pair("W", "w7")], "environment is stronger");
         assert_eq!(run(&stage, 4).argv, ["/bin/bash", "-ec", "three"]);
         let execution = &stage.execution;
-        assert_eq!((execution.entrypoint.len(), execution.cmd.len()), (1, 0), "the base's command is not its");
+        assert_eq!(
+            (execution.entrypoint.len(), execution.cmd.len()),
+            (1, 0),
+            "the base's command is not its"
+        );
         assert_eq!(execution.env[2], "A=x y");
         let keys = |map: &BTreeMap<String, serde_json::Value>| map.keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&execution.exposed_ports), ["53/udp", "80/tcp"]);

@@ -221,10 +221,7 @@ mod tests {
         for word in ["${A", "${}", "${A#x}", "${B:?needed}", "'x", "\"x", "${A:}"] {
             assert!(of(word).is_err(), "{word}");
         }
-        assert_eq!(
-            expand_text("\"$A\" '$A' \\$A", &|_| Some("1".to_owned())).unwrap(),
-            "\"1\" '1' $A"
-        );
+        assert_eq!(expand_text("\"$A\" '$A' \\$A", &|_| Some("1".to_owned())).unwrap(), "\"1\" '1' $A");
     }
 
     #[test]

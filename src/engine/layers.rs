@@ -42,7 +42,7 @@ pub struct Work {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum What {
+pub(super) enum What {
     /// Pack files of an image.
     Take { layers: Vec<PathBuf>, workplace: PathBuf, sources: Vec<String>, archive: PathBuf },
     /// Put the entries of an archive into an image, as one more layer in `to`.
@@ -56,6 +56,8 @@ enum What {
     },
     /// Make a layer in `to` of what was written over others.
     Commit { written: PathBuf, to: PathBuf },
+    /// Pack a layer into the file `blob`, compressed.
+    Pack { layer: PathBuf, blob: PathBuf, leave_out: Vec<String> },
 }
 
 /// What came of it.
@@ -66,6 +68,15 @@ pub enum Outcome {
     Taken(Taken),
     /// The layer, unless nothing has changed.
     Layer(Option<Expected>),
+    /// A layer was packed.
+    Packed {
+        /// The digest of the blob.
+        digest: Digest,
+        /// The digest of the plain archive in it.
+        diff_id: Digest,
+        /// The bytes of the blob.
+        size: u64,
+    },
     /// The request cannot be fulfilled, for a reason that is the caller's.
     Refused(String),
 }
@@ -256,7 +267,7 @@ impl Engine {
         let built = match done? {
             Outcome::Layer(layer) => Ok(self.keep_built(key, layer)?),
             Outcome::Refused(why) => Err(why),
-            other @ Outcome::Taken(_) => return Err(unexpected(&other)),
+            other => return Err(unexpected(&other)),
         };
         lock.remove();
         Ok(built)
@@ -285,7 +296,7 @@ impl Engine {
         match done? {
             Outcome::Taken(taken) => Ok(Ok(taken)),
             Outcome::Refused(why) => Ok(Err(why)),
-            other @ Outcome::Layer(_) => Err(unexpected(&other)),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -320,10 +331,7 @@ impl Engine {
     async fn workplace(&self, key: &Digest) -> Result<PathBuf, EngineError> {
         let path = absolute(&self.images().workplace(key)?)?;
         self.remove_tree(&path).await?; // somebody was cut short
-        std::fs::DirBuilder::new()
-            .mode(0o711)
-            .create(&path)
-            .map_err(EngineError::file("create", &path))?;
+        std::fs::DirBuilder::new().mode(0o711).create(&path).map_err(EngineError::file("create", &path))?;
         Ok(path)
     }
 
@@ -333,12 +341,12 @@ impl Engine {
         absolute(&dir)
     }
 
-    fn layer_dirs(&self, layers: &[Expected]) -> Result<Vec<PathBuf>, EngineError> {
+    pub(super) fn layer_dirs(&self, layers: &[Expected]) -> Result<Vec<PathBuf>, EngineError> {
         let (store, owner): (Store, String) = (self.images(), owner(&ids()?));
         layers.iter().map(|layer| absolute(&store.layer(&owner, &layer.diff_id))).collect()
     }
 
-    async fn layers_work(&self, what: What) -> Result<Outcome, EngineError> {
+    pub(super) async fn layers_work(&self, what: What) -> Result<Outcome, EngineError> {
         let dir = self.root.join("images/layers");
         let at = EngineError::file("work on the layers in", &dir);
         let task = Task::Layers(Box::new(Work { id_map: ids()?, what }));
@@ -408,6 +416,12 @@ pub(super) fn carry_out(work: &Work) -> io::Result<Outcome> {
             }
         }
         What::Commit { written, to } => commit(id_map, written, to, true).map(Outcome::Layer),
+        What::Pack { layer, blob, leave_out } => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let root = rustix::fs::open(layer, flags, Mode::empty())?;
+            let blob = File::options().write(true).truncate(true).open(blob)?;
+            with_ids(id_map, || pack(&root, blob, leave_out))
+        }
     }
 }
 
@@ -511,6 +525,19 @@ fn commit(id_map: &IdMap, written: &Path, to: &Path, of_box: bool) -> io::Result
         state::sync(&path)?;
     }
     Ok(Some(Expected { digest: Some(diff_id.clone()), diff_id, size }))
+}
+
+fn pack(root: &OwnedFd, blob: File, leave_out: &[String]) -> io::Result<Outcome> {
+    let blob = Hashing::new(io::BufWriter::with_capacity(256 * 1024, blob));
+    let compressed = flate2::write::GzEncoder::new(blob, flate2::Compression::default());
+    let mut packer = Packer::new(Hashing::new(compressed)).without(leave_out);
+    packer.layer(root)?;
+    let (compressed, diff_id) = packer.finish()?.0.finish();
+    let blob = compressed.finish()?;
+    let size = blob.count();
+    let (mut file, digest) = blob.finish();
+    io::Write::flush(&mut file)?;
+    Ok(Outcome::Packed { digest, diff_id, size })
 }
 
 /// Takes away what the engine itself has put under `/etc`, and the directory if there was nothing else for it.

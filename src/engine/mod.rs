@@ -16,6 +16,7 @@ mod copy;
 mod destination;
 mod egress;
 mod error;
+mod export;
 mod hello;
 mod images;
 mod init;

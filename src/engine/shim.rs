@@ -187,7 +187,9 @@ pub fn main() -> ExitCode {
             .map(Answer::Bytes)
             .map_err(step("measure files")),
         Ok(Task::Unpack(task)) => unpack(&task).map(Answer::Unpacked).map_err(step("unpack")),
-        Ok(Task::Layers(work)) => layers::carry_out(&work).map(Answer::Layers).map_err(step("work on layers")),
+        Ok(Task::Layers(work)) => {
+            layers::carry_out(&work).map(Answer::Layers).map_err(step("work on layers"))
+        }
         Err(failure) => Err(failure),
     };
     let answer = done.unwrap_or_else(|(step, error)| Answer::Failed { step, reason: error.to_string() });

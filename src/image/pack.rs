@@ -34,12 +34,22 @@ pub struct Packer<W: Write> {
     packed: Packed,
     /// By device and number, the first name of a file that has several.
     links: HashMap<(u64, u64), PathBuf>,
+    /// Paths that are left out.
+    without: Vec<PathBuf>,
 }
 
 impl<W: Write> Packer<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Self { builder: Builder::new(out), packed: Packed::default(), links: HashMap::new() }
+        let (packed, links) = (Packed::default(), HashMap::new());
+        Self { builder: Builder::new(out), packed, links, without: Vec::new() }
+    }
+
+    /// Leaves these paths out.
+    #[must_use]
+    pub fn without(mut self, paths: &[String]) -> Self {
+        self.without = paths.iter().map(PathBuf::from).collect();
+        self
     }
 
     /// Writes the directory of one layer: what an overlay keeps in it as marks of its own becomes what an archive says for it.
@@ -47,6 +57,9 @@ impl<W: Write> Packer<W> {
     /// # Errors
     /// What the file system reports, with the path.
     pub fn layer(&mut self, root: &OwnedFd) -> io::Result<()> {
+        if rustix::fs::fgetxattr(root, OPAQUE_XATTR, &mut [0; 1]).is_ok() {
+            self.mark(Path::new(OsStr::from_bytes(OPAQUE)))?;
+        }
         self.children(root, Path::new(""), 0)
     }
 
@@ -104,6 +117,9 @@ impl<W: Write> Packer<W> {
 
     fn entry(&mut self, parent: &OwnedFd, name: &OsStr, at: &Path, depth: usize) -> io::Result<()> {
         let fail = |error: Errno| failed(at, error);
+        if self.without.iter().any(|path| path == at) {
+            return Ok(());
+        }
         if name.as_bytes().starts_with(WHITEOUT) {
             return Err(invalid(at, "an image cannot hold a file of this name"));
         }
@@ -353,20 +369,14 @@ mod tests {
         let opaque =
             rustix::fs::setxattr(from.join("a"), OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty());
         let (mode, none) = (Mode::empty(), 0);
-        let hides = rustix::fs::mknodat(
-            rustix::fs::CWD,
-            from.join("gone"),
-            FileType::CharacterDevice,
-            mode,
-            none,
-        );
+        let hides =
+            rustix::fs::mknodat(rustix::fs::CWD, from.join("gone"), FileType::CharacterDevice, mode, none);
         let archive = packed(&from);
         assert_eq!(archive, packed(&from));
 
         let to = dir.path().join("to");
         fs::create_dir(&to).unwrap();
-        let expected =
-            Expected { digest: None, diff_id: Digest::of(&archive), size: archive.len() as u64 };
+        let expected = Expected { digest: None, diff_id: Digest::of(&archive), size: archive.len() as u64 };
         unpack(archive.as_slice(), &open(&to), &expected, rustix::process::geteuid().is_root()).unwrap();
         assert_eq!(packed(&to), archive);
         let run = fs::metadata(to.join("a/run")).unwrap();

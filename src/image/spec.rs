@@ -123,13 +123,22 @@ pub struct Execution {
     #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
     /// Ports that it listens on, as `8080/tcp`.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
     pub exposed_ports: std::collections::BTreeMap<String, serde_json::Value>,
     /// Directories that are meant to be volumes.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
     pub volumes: std::collections::BTreeMap<String, serde_json::Value>,
     /// Facts about it.
-    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
     pub labels: std::collections::BTreeMap<String, String>,
     /// What runs commands that are one text, where it is not `/bin/sh -c`: Docker's addition.
     #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]

@@ -155,6 +155,19 @@ pub trait Snapshots: Send + Sync {
 
     /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+
+    /// Writes a snapshot of a project as an OCI image into files of this machine, `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`, which are not
+    /// there yet. The digest of the image.
+    async fn export_snapshot(
+        &self,
+        _project: &str,
+        _name: &str,
+        _target: &str,
+    ) -> Result<String, ProviderError> {
+        Err(ProviderError::Unsupported {
+            message: "this provider cannot write a snapshot as an image".to_owned(),
+        })
+    }
 }
 
 /// Images that a provider keeps for itself: an optional power of a provider.

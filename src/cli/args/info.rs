@@ -49,6 +49,19 @@ What a step comes to is kept: one whose layers, command and files are the same i
         #[arg(short = 't', long, value_name = "NAME")]
         tag: Option<String>,
     },
+    /// Write an image as files that other tools read
+    #[command(after_help = "\
+Examples:
+  pocketenv image export tools oci-archive:tools.tar
+  skopeo copy oci-archive:tools.tar docker://registry.example.com/tools:1")]
+    Export {
+        /// The image, pulled or built
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        /// Where to: `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`, not there yet
+        #[arg(value_name = "TARGET")]
+        target: String,
+    },
     /// Remove images that no sandbox was made from
     Rm {
         /// References, as `list` shows them

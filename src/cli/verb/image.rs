@@ -38,6 +38,14 @@ pub async fn run(cx: &Context, command: &ImageCommand) -> Result<Exit, CliError>
         ImageCommand::Build { dir, tag } => {
             build(cx, &engine, &environment.cwd.join(dir), tag.as_deref()).await?;
         }
+        ImageCommand::Export { image, target } => {
+            let image = reference(&environment.cwd, image)?;
+            let to = super::target(&environment.cwd, target)?;
+            let place = reference(&environment.cwd, &to)?;
+            let digest = engine.export_image(&image, &place).await.map_err(failed)?.to_string();
+            let found = json!({ "target": to, "digest": digest });
+            cx.ui.show(&found, || vec![to.clone()], |_| format!("{to} {digest}\n"))?;
+        }
         ImageCommand::Rm { images } => {
             for image in images {
                 let reference = reference(&environment.cwd, image)?;
@@ -109,7 +117,9 @@ async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> 
     let context = std::path::absolute(dir).map_err(|error| CliError::system(dir.display(), &error))?;
     let name = tag.map(|tag| match tag.parse::<Reference>() {
         Ok(Reference::Registry(name)) if name.digest.is_none() => Ok(Reference::Registry(name)),
-        Ok(_) => Err(CliError::usage(format!("`{tag}` is not a name that an image can be given; expected such as `tools` or `tools:1.0`"))),
+        Ok(_) => Err(CliError::usage(format!(
+            "`{tag}` is not a name that an image can be given; expected such as `tools` or `tools:1.0`"
+        ))),
         Err(error) => Err(CliError::usage(error.to_string())),
     });
     let name = name.transpose()?;

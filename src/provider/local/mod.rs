@@ -19,8 +19,8 @@ use super::{
 use crate::build;
 use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
-    EgressAttempt, Identity, Image as ModelImage, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
-    SandboxSpec, labels,
+    EgressAttempt, Identity, Image as ModelImage, ObservedProvider, ObservedSandbox, ObservedSnapshot,
+    ObservedVolume, SandboxId, SandboxSpec, labels,
 };
 
 /// How long the processes of a sandbox may take to end when it is stopped.
@@ -261,6 +261,17 @@ impl Snapshots for Local {
 
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
         self.engine.delete_snapshot(&map::engine_snapshot(project, name)).await.map_err(map::error)
+    }
+
+    async fn export_snapshot(
+        &self,
+        project: &str,
+        name: &str,
+        target: &str,
+    ) -> Result<String, ProviderError> {
+        let (name, target) = (map::engine_snapshot(project, name), map::reference(target)?);
+        let digest = self.engine.export_snapshot(&name, &target).await.map_err(map::error)?;
+        Ok(digest.to_string())
     }
 }
 

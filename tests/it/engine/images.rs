@@ -14,7 +14,7 @@ use serde_json::{Value as Json, json};
 use super::support::{Fixture, eventually, is_root, request};
 
 /// One entry of a layer.
-struct Entry {
+pub(super) struct Entry {
     path: &'static str,
     kind: tar::EntryType,
     content: Vec<u8>,
@@ -24,19 +24,19 @@ struct Entry {
     xattrs: &'static [(&'static str, &'static [u8])],
 }
 
-fn entry(path: &'static str, kind: tar::EntryType) -> Entry {
+pub(super) fn entry(path: &'static str, kind: tar::EntryType) -> Entry {
     Entry { path, kind, content: Vec::new(), link: "", mode: 0o755, owner: 0, xattrs: &[] }
 }
 
-fn dir(path: &'static str) -> Entry {
+pub(super) fn dir(path: &'static str) -> Entry {
     entry(path, tar::EntryType::Directory)
 }
 
-fn file(path: &'static str, content: &[u8]) -> Entry {
+pub(super) fn file(path: &'static str, content: &[u8]) -> Entry {
     Entry { content: content.to_vec(), mode: 0o644, ..entry(path, tar::EntryType::Regular) }
 }
 
-fn symlink(path: &'static str, link: &'static str) -> Entry {
+pub(super) fn symlink(path: &'static str, link: &'static str) -> Entry {
     Entry { link, ..entry(path, tar::EntryType::Symlink) }
 }
 
@@ -45,7 +45,7 @@ fn hard_link(path: &'static str, link: &'static str) -> Entry {
 }
 
 /// The archive, with names as they are: no library would write some of them.
-fn archive(entries: &[Entry]) -> Vec<u8> {
+pub(super) fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for entry in entries {
         if !entry.xattrs.is_empty() {
@@ -143,7 +143,7 @@ impl Layout {
 }
 
 /// A layer with a shell and its tools; `None`, after saying so, where there is no busybox that needs nothing else.
-fn busybox() -> Option<Vec<Entry>> {
+pub(super) fn busybox() -> Option<Vec<Entry>> {
     let Ok(program) = fs::read("/bin/busybox") else {
         eprintln!("SKIPPED: /bin/busybox is missing");
         return None;
@@ -467,7 +467,7 @@ async fn an_image_for_another_machine_or_of_another_name_is_told_apart() {
     assert!(error.contains("linux/s390x") && error.contains(here), "{error}");
 }
 
-fn have(programs: &[&str]) -> bool {
+pub(super) fn have(programs: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |program: &&&str| std::env::split_paths(&path).any(|dir| dir.join(program).exists());
     let missing: Vec<_> = programs.iter().filter(|program| !there(program)).collect();
@@ -477,13 +477,13 @@ fn have(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-fn tool(program: &str, args: &[&str]) {
+pub(super) fn tool(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// An image made by umoci, of a layer with a shell and one that changes it.
-fn made_by_umoci(dir: &Path) -> Option<PathBuf> {
+pub(super) fn made_by_umoci(dir: &Path) -> Option<PathBuf> {
     if !is_root() {
         eprintln!("SKIPPED: umoci without root writes other owners");
         return None;
@@ -536,9 +536,9 @@ async fn images_of_the_distributions_tools_in_all_their_forms() {
 }
 
 /// A registry of the distribution on a port of the loopback; it ends with this.
-struct Registry {
+pub(super) struct Registry {
     child: Child,
-    host: String,
+    pub(super) host: String,
 }
 
 impl Drop for Registry {
@@ -548,7 +548,7 @@ impl Drop for Registry {
     }
 }
 
-async fn registry(dir: &Path) -> Option<Registry> {
+pub(super) async fn registry(dir: &Path) -> Option<Registry> {
     if !have(&["docker-registry", "setpriv"]) {
         return None;
     }
@@ -752,7 +752,7 @@ async fn a_pull_with_credentials_goes_on_where_it_was_cut_off() {
     server.abort();
 }
 
-fn pocketenv(fixture: &Fixture, args: &[&str]) -> (i32, String) {
+pub(super) fn pocketenv(fixture: &Fixture, args: &[&str]) -> (i32, String) {
     let exe =
         std::env::var_os("POCKETENV_TEST_EXE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into());
     let mut command = Command::new(exe);
@@ -851,4 +851,82 @@ async fn a_command_without_a_shell_in_its_image_says_so() {
     create(&fixture, "a", &reference).await;
     let error = fixture.run("a", request(["sh", "-c", "true"])).await.unwrap_err();
     assert!(matches!(error, EngineError::Exec { .. }), "{error}");
+}
+
+/// A sandbox goes out as an image, with all that its files are, and comes back; tools of the distribution read it on the way.
+#[tokio::test]
+async fn a_sandbox_is_exported_and_used_again() {
+    let Some(mut base) = busybox() else { return };
+    let more = ["chmod", "chown", "mkdir", "rm", "ln", "mkfifo", "find", "sort", "echo", "mv"];
+    base.extend(more.map(|name| symlink(Box::leak(format!("bin/{name}").into_boxed_str()), "busybox")));
+    base.extend([
+        dir("old/"),
+        file("old/gone", b"1"),
+        file("old/kept", b"1"),
+        dir("all/"),
+        file("all/a", b"1"),
+    ]);
+    base.push(Entry { xattrs: &[("user.note", b"a\nb")], ..file("noted", b"n") });
+    let fixture = Fixture::new();
+    let layout = Layout::new(&fixture.dir.path().join("layout"));
+    let config = json!({ "Env": ["KEPT=1"], "Cmd": ["run"], "User": "5", "Labels": { "a": "b" } });
+    let reference = layout.image(&[(archive(&base), Form::Gzip)], config);
+    create(&fixture, "a", &reference).await;
+    let script = "cd /old; rm gone; rm -r /all; mkdir /all; echo 2 > /all/b; echo s > /old/one; ln one two; ln -s /old/one /link; \
+        mkfifo /pipe; chown 7:8 one /all; chmod 4711 one; chmod 1777 /all; echo x > /etc/own";
+    fixture.sh("a", script).await.ok();
+    let look = "cat /old/two /all/b /etc/own; readlink /link; stat -c '%n %a %u:%g %h %F' /old/one /all /pipe /noted; \
+        ls /old /all; echo $KEPT";
+    let seen = fixture.sh("a", look).await.ok();
+    let labels = BTreeMap::new();
+    fixture.engine.create_snapshot("first", "a", &labels).await.unwrap();
+    let spec = BoxSpec { snapshot: Some("first".to_owned()), ..BoxSpec::default() };
+    fixture.create_with("on", spec).await;
+    fixture.sh("on", "rm /old/kept; echo y > /above").await.ok();
+    fixture.engine.create_snapshot("second", "on", &labels).await.unwrap();
+
+    let target = |text: &str| text.replace('@', &fixture.dir.path().display().to_string());
+    for (snapshot, text) in [("first", "oci:@/out:v2"), ("second", "oci-archive:@/out.tar:v3")] {
+        let target: Reference = target(text).parse().unwrap();
+        let digest = fixture.engine.export_snapshot(snapshot, &target).await.unwrap();
+        let again = fixture.engine.export_snapshot(snapshot, &target).await.unwrap_err();
+        assert!(again.to_string().contains("is there already"), "{again}");
+        let image = create(&fixture, &format!("again-{snapshot}"), &target).await;
+        assert_eq!(image.digest, digest.to_string());
+        assert!(image.notes.iter().any(|note| note.contains("its command is not run, a service is: run")));
+    }
+    assert_eq!(fixture.sh("again-first", look).await.ok(), seen);
+    let hosts = fixture.sh("again-first", "cat /etc/hostname").await.ok();
+    assert_eq!(hosts, "again-first", "what the engine itself wrote is not in the image");
+    let second = fixture.sh("again-second", "cat /above; ls /old").await.ok();
+    assert_eq!(second, "y\none\ntwo");
+    let noted = layers(&fixture).into_iter().filter(|layer| layer.join("noted").exists()).filter(|layer| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(layer.join("noted"), "user.note", &mut value[..])
+            .is_ok_and(|len| &value[..len] == b"a\nb")
+    });
+    assert_eq!(noted.count(), 2, "once as it came, and once as it went out twice");
+
+    let host = BoxSpec::default();
+    fixture.create_with("host", host).await;
+    fixture.engine.create_snapshot("host", "host", &labels).await.unwrap();
+    let nowhere: Reference = target("oci:@/none").parse().unwrap();
+    let refused = fixture.engine.export_snapshot("host", &nowhere).await.unwrap_err();
+    assert!(refused.to_string().contains("programs of this machine"), "{refused}");
+
+    if !is_root() || !have(&["skopeo", "umoci"]) {
+        return;
+    }
+    let (oci, copied) = (target("oci:@/out:v2"), target("dir:@/copied"));
+    tool("skopeo", &["--insecure-policy", "copy", &oci, &copied]);
+    tool("skopeo", &["inspect", &target("oci-archive:@/out.tar:v3")]);
+    let bundle = fixture.dir.path().join("bundle");
+    tool("umoci", &["unpack", "--image", &oci[4..], &bundle.display().to_string()]);
+    let root = bundle.join("rootfs");
+    let one = fs::symlink_metadata(root.join("old/one")).unwrap();
+    assert_eq!((one.mode() & 0o7777, one.uid(), one.gid(), one.nlink()), (0o4711, 7, 8, 2));
+    assert!(
+        !root.join("old/gone").exists() && !root.join("all/a").exists() && root.join("old/kept").exists()
+    );
+    assert!(fs::read_to_string(bundle.join("config.json")).unwrap().contains("KEPT=1"));
 }

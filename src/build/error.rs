@@ -37,19 +37,25 @@ pub enum BuildError {
         what: String,
         /// Why.
         #[source]
-        source: EngineError,
+        source: Box<EngineError>,
     },
     /// The engine failed.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Engine(Box<EngineError>),
     /// A file of the build could not be used.
     #[error("cannot {0}")]
     File(&'static str, #[source] io::Error),
 }
 
+impl From<EngineError> for BuildError {
+    fn from(error: EngineError) -> Self {
+        BuildError::Engine(Box::new(error))
+    }
+}
+
 impl From<ImageError> for BuildError {
     fn from(error: ImageError) -> Self {
-        BuildError::Engine(error.into())
+        EngineError::from(error).into()
     }
 }
 

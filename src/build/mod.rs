@@ -201,7 +201,7 @@ impl Build<'_> {
                     file: self.file.clone(),
                     line,
                     what: format!("image {name} is needed"),
-                    source,
+                    source: Box::new(source),
                 })?;
                 self.images.insert(name.clone(), (image.execution, image.layers));
             }
@@ -308,7 +308,7 @@ impl Build<'_> {
                     crate::engine::EngineError::Exec { what, source, .. } => {
                         self.at(step.line, format!("cannot {what}: {source}\n  {}", step.text))
                     }
-                    source => BuildError::Engine(source),
+                    source => source.into(),
                 })?;
                 ran.map_err(|exit| {
                     let tail = tail.lock().map(|tail| String::from_utf8_lossy(&tail).into_owned());

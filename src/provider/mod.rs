@@ -3,6 +3,7 @@
 //! A provider translates [`Provider`] to one vendor's interface and nothing else; behaviour that two providers would share
 //! belongs in `guest/` or `reconcile/`.
 
+pub mod base;
 mod budget;
 mod capabilities;
 mod daytona;

@@ -154,7 +154,7 @@ async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> 
         }
     };
     let (image, _hold) = build::build(engine, &request, &say).await.map_err(|error| match error {
-        BuildError::Engine(error) => failed(error),
+        BuildError::Engine(error) => failed(*error),
         error => CliError::new(Exit::Failed, with_causes(&error)),
     })?;
     let text = |_| format!("{}@{}\n", image.reference, image.digest);

@@ -1,5 +1,6 @@
 //! What Docker can do.
 
+use crate::provider::base;
 use crate::provider::capabilities::{honoured, refused};
 use crate::provider::{Capabilities, ChangeClass, ProviderSetting, Range, ResourceRanges, StopMeaning};
 
@@ -42,7 +43,20 @@ pub static SHEET: Capabilities = Capabilities {
             "name an image, such as `image: debian:13`, or use provider `local`",
         ),
         honoured("image", ChangeClass::Recreate),
-        refused("base", "has no base images yet", "use `image` or `build`"),
+        // The directories of images/.
+        honoured("base=amp", ChangeClass::Recreate),
+        honoured("base=base", ChangeClass::Recreate),
+        honoured("base=claude", ChangeClass::Recreate),
+        honoured("base=codex", ChangeClass::Recreate),
+        honoured("base=copilot", ChangeClass::Recreate),
+        honoured("base=crush", ChangeClass::Recreate),
+        honoured("base=gemini", ChangeClass::Recreate),
+        honoured("base=kilo", ChangeClass::Recreate),
+        honoured("base=mise", ChangeClass::Recreate),
+        honoured("base=nix", ChangeClass::Recreate),
+        honoured("base=openclaw", ChangeClass::Recreate),
+        honoured("base=opencode", ChangeClass::Recreate),
+        refused("base", "has no base image of this name", base::USE),
         refused("snapshot", "does not make snapshots yet", "use `image` or `build`"),
         honoured("build", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),

@@ -78,11 +78,8 @@ pub(super) fn image(
         },
         // What a snapshot lies on is known to the engine.
         Image::Snapshot(_) => Ok(None),
-        // It is built, not found.
-        Image::Build { .. } => Ok(None),
-        Image::Base(_) => Err(ProviderError::Unsupported {
-            message: "provider `local` has no base images; use `image` or `build`".to_owned(),
-        }),
+        // They are built, not found.
+        Image::Build { .. } | Image::Base(_) => Ok(None),
     }
 }
 
@@ -357,7 +354,7 @@ pub(super) fn build_error(error: BuildError) -> ProviderError {
             ProviderError::Invalid { message: error.to_string() }
         }
         // What became of the image decides, and the line tells where it stands.
-        BuildError::Image { file, line, what, source } => match self::error(source) {
+        BuildError::Image { file, line, what, source } => match self::error(*source) {
             ProviderError::Invalid { message } => {
                 ProviderError::Invalid { message: format!("{file}:{line}: {what}: {message}") }
             }
@@ -366,7 +363,7 @@ pub(super) fn build_error(error: BuildError) -> ProviderError {
             }
             other => other,
         },
-        BuildError::Engine(error) => self::error(error),
+        BuildError::Engine(error) => self::error(*error),
         error @ BuildError::File(..) => ProviderError::permanent("the image cannot be built", error),
     }
 }

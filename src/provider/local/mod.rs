@@ -14,10 +14,11 @@ pub use sheet::SHEET;
 
 use super::{
     Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Snapshots,
-    Volumes, label,
+    Volumes, base, label,
 };
 use crate::build;
-use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image};
+use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image, OciImage};
+use crate::image::Hold;
 use crate::model::{
     EgressAttempt, Identity, Image as ModelImage, ObservedProvider, ObservedSandbox, ObservedSnapshot,
     ObservedVolume, SandboxId, SandboxSpec, labels,
@@ -48,6 +49,23 @@ impl Local {
 
     fn pinned(&self, reference: &str) -> Option<String> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
+    }
+
+    /// The image of a spec that has to be built.
+    async fn built(&self, image: &ModelImage) -> Result<Option<(OciImage, Hold)>, ProviderError> {
+        let base;
+        let (context, file, sha256) = match image {
+            ModelImage::Build { context, dockerfile, sha256 } => {
+                (context.0.as_path(), dockerfile.as_deref(), sha256)
+            }
+            ModelImage::Base(name) => {
+                base = base::context(name)?;
+                (base.0.path(), None, &base.1)
+            }
+            ModelImage::Host | ModelImage::Oci(_) | ModelImage::Snapshot(_) => return Ok(None),
+        };
+        let request = build::Request { context, file, sha256: Some(sha256), name: None };
+        build::ensure(&self.engine, &request, &told).await.map(Some).map_err(map::build_error)
     }
 
     async fn observed(
@@ -139,15 +157,8 @@ impl Provider for Local {
             let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
             (made.image, _hold) = (Image::Oci(image), Some(hold));
         }
-        if let ModelImage::Build { context, dockerfile, sha256 } = &spec.image {
-            let request = build::Request {
-                context: &context.0,
-                file: dockerfile.as_deref(),
-                sha256: Some(sha256),
-                name: None,
-            };
-            let built = build::ensure(&self.engine, &request, &told).await.map_err(map::build_error)?;
-            (made.image, _hold) = (Image::Oci(built.0), Some(built.1));
+        if let Some((image, held)) = self.built(&spec.image).await? {
+            (made.image, _hold) = (Image::Oci(image), Some(held));
         }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));

@@ -1,10 +1,8 @@
 //! What the local engine can do.
 
+use crate::provider::base;
 use crate::provider::capabilities::{honoured, refused};
 use crate::provider::{Capabilities, ChangeClass, ResourceRanges, StopMeaning};
-
-const IMAGES_ONLY: &str = "only runs sandboxes on the programs of this machine or from images so far";
-const USE_IMAGE: &str = "use `image`";
 
 /// The sheet of provider `local`.
 pub static SHEET: Capabilities = Capabilities {
@@ -28,7 +26,20 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("image", ChangeClass::Recreate),
         honoured("image=host", ChangeClass::Recreate),
         honoured("image=PATH", ChangeClass::Recreate),
-        refused("base", IMAGES_ONLY, USE_IMAGE),
+        // The directories of images/.
+        honoured("base=amp", ChangeClass::Recreate),
+        honoured("base=base", ChangeClass::Recreate),
+        honoured("base=claude", ChangeClass::Recreate),
+        honoured("base=codex", ChangeClass::Recreate),
+        honoured("base=copilot", ChangeClass::Recreate),
+        honoured("base=crush", ChangeClass::Recreate),
+        honoured("base=gemini", ChangeClass::Recreate),
+        honoured("base=kilo", ChangeClass::Recreate),
+        honoured("base=mise", ChangeClass::Recreate),
+        honoured("base=nix", ChangeClass::Recreate),
+        honoured("base=openclaw", ChangeClass::Recreate),
+        honoured("base=opencode", ChangeClass::Recreate),
+        refused("base", "has no base image of this name", base::USE),
         honoured("build", ChangeClass::Recreate),
         honoured("snapshot", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod base_images;
 mod build;
 mod exec;
 mod hardening;

@@ -1,0 +1,163 @@
+//! The base images in `images/`: each read by our own parser and held against the rules of the house, and one built for real.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pocketenv::build::{Command, Instruction, Kind, Request, build, parse};
+use pocketenv::engine::{BoxSpec, Image};
+use pocketenv::provider::{base, builtin_capabilities};
+
+use super::images::{have, registry, tool};
+use super::support::{Fixture, is_root};
+
+fn images() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("images")
+}
+
+fn shell(instruction: &Instruction) -> &str {
+    match &instruction.kind {
+        Kind::Run(Command::Shell(text)) => text,
+        _ => "",
+    }
+}
+
+#[test]
+fn each_is_pinned_for_an_ordinary_user_and_takes_nothing_unseen() {
+    let directories = fs::read_dir(images()).unwrap().map(|entry| entry.unwrap());
+    let directories: BTreeSet<String> = directories
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(base::names().map(str::to_owned).collect::<BTreeSet<_>>(), directories);
+    for name in base::names() {
+        let text = base::containerfile(name).unwrap();
+        let instructions =
+            parse(&text).unwrap_or_else(|wrong| panic!("{name}:{}: {}", wrong.line, wrong.what));
+        let kinds: Vec<&Kind> = instructions.iter().map(|instruction| &instruction.kind).collect();
+        let Kind::Arg(args) = kinds[0] else { panic!("{name}: what it begins with is not first") };
+        let (_, tag) = args[0].1.as_deref().unwrap().rsplit_once(':').unwrap();
+        assert!(tag.split('.').count() >= 3, "{name}: `{tag}` moves");
+        let last_user = kinds.iter().rev().find_map(|kind| match kind {
+            Kind::User(user) => Some(user.as_str()),
+            _ => None,
+        });
+        assert_eq!(last_user, Some("dev"), "{name}");
+        let env: Vec<_> = kinds
+            .iter()
+            .filter_map(|kind| match kind {
+                Kind::Env(pairs) => Some(pairs),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        assert!(env.iter().any(|(name, value)| name == "LANG" && value == "C.UTF-8"), "{name}");
+        assert!(
+            kinds.iter().any(|kind| matches!(kind, Kind::Shell(shell) if shell[0] == "/bin/bash")),
+            "{name}"
+        );
+        for instruction in &instructions {
+            let run = shell(instruction);
+            for unwanted in ["curl ", "wget ", "| sh", "|sh", "| bash", "@latest"] {
+                let installs = unwanted == "curl " && run.contains("apt-get install");
+                assert!(installs || !run.contains(unwanted), "{name}:{}: `{unwanted}`", instruction.line);
+            }
+            let installs = run.contains("apt-get install");
+            assert!(
+                !installs
+                    || run.contains("--no-install-recommends") && run.contains("rm -rf /var/lib/apt/lists/*")
+            );
+            assert!(
+                !matches!(instruction.kind, Kind::From { platform: Some(_), .. }),
+                "{name}: for one platform"
+            );
+        }
+        // A tool of npm has the version of the preset of the same name.
+        let version = kinds.iter().find_map(|kind| match kind {
+            Kind::Arg(args) if args[0].0 == "VERSION" => args[0].1.clone(),
+            _ => None,
+        });
+        let preset = images().with_file_name("presets").join(name).with_extension("yaml");
+        match version {
+            Some(version) => {
+                let preset = fs::read_to_string(&preset).unwrap();
+                assert!(preset.contains(&format!("VERSION: \"{version}\"")), "{name} and its preset differ");
+            }
+            None => assert!(matches!(name, "base" | "nix"), "{name} is not pinned"),
+        }
+    }
+}
+
+#[test]
+fn providers_that_build_have_all_of_them() {
+    for provider in ["local", "docker"] {
+        let sheet = builtin_capabilities().iter().find(|sheet| sheet.provider == provider).unwrap();
+        for name in base::names() {
+            assert!(sheet.honours(&["base"], Some(name)), "{provider}: {name}");
+        }
+        assert!(!sheet.honours(&["base"], Some("none")));
+    }
+}
+
+/// On a Debian of the distribution's mirror, which a registry on the loopback serves.
+#[tokio::test]
+async fn one_is_built_for_real() {
+    let fixture = Fixture::new();
+    if !is_root() {
+        eprintln!("SKIPPED: mmdebstrap without root needs more than this");
+        return;
+    }
+    if !have(&["mmdebstrap", "umoci", "skopeo"]) {
+        return;
+    }
+    let Some(registry) = registry(fixture.dir.path()).await else { return };
+    let path = |name: &str| fixture.dir.path().join(name).display().to_string();
+    let made = std::process::Command::new("mmdebstrap")
+        .args(["--quiet", "--variant=minbase", "--include=ca-certificates", "bookworm", &path("debian.tar")])
+        .output()
+        .unwrap();
+    if !made.status.success() {
+        eprintln!("SKIPPED: no mirror of Debian: {}", String::from_utf8_lossy(&made.stderr));
+        return;
+    }
+    let (layout, image) = (path("layout"), format!("{}:v1", path("layout")));
+    tool("umoci", &["init", "--layout", &layout]);
+    tool("umoci", &["new", "--image", &image]);
+    tool("umoci", &["raw", "add-layer", "--image", &image, &path("debian.tar")]);
+    let from = format!("{}/debian:v1", registry.host);
+    tool(
+        "skopeo",
+        &[
+            "--insecure-policy",
+            "copy",
+            "--dest-tls-verify=false",
+            &format!("oci:{image}"),
+            &format!("docker://{from}"),
+        ],
+    );
+    let context = fixture.dir.path().join("context");
+    fs::create_dir(&context).unwrap();
+    let text = base::containerfile("nix").unwrap();
+    let (_, rest) = text.split_once("ARG FROM=").unwrap();
+    let (_, rest) = rest.split_once('\n').unwrap();
+    fs::write(context.join("Containerfile"), format!("ARG FROM={from}\n{rest}")).unwrap();
+    let request = Request { context: &context, file: None, sha256: None, name: None };
+    let (image, _hold) = build(&fixture.engine, &request, &|_| ()).await.unwrap();
+    assert!(image.notes.iter().any(|note| note.contains("`user: dev`")), "{:?}", image.notes);
+    fixture.create_with("a", BoxSpec { image: Image::Oci(image), ..BoxSpec::default() }).await;
+    let user = pocketenv::engine::ExecRequest {
+        user: Some("dev".to_owned()),
+        ..super::support::request([
+            "bash",
+            "-c",
+            "id -un; pwd; locale charmap; command -v sudo git gcc python3 | wc -l; nix --version; stat -c %a /etc/sudoers.d 2>/dev/null; echo $PATH",
+        ])
+    };
+    let seen = fixture.run("a", user).await.unwrap().ok();
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[..4], ["dev", "/home/dev", "UTF-8", "4"], "{seen}");
+    assert!(
+        lines[4].starts_with("nix (Nix) ") && lines.last().unwrap().starts_with("/home/dev/.local/bin:"),
+        "{seen}"
+    );
+}

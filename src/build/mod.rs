@@ -145,9 +145,9 @@ pub async fn build(
     build.bring(&outlines).await?;
     let stages = build.evaluate(&outlines, &context)?;
     engine.sweep_builds().await?;
-    let (execution, layers) = build.carry_out(&outlines, stages, &context).await?;
+    let (execution, layers, told) = build.carry_out(&outlines, stages, &context).await?;
     let own = name_of(request.file, &sha256)?;
-    let image = engine.keep_image(request.name.unwrap_or(&own), &execution, &layers).await?;
+    let image = engine.keep_image(request.name.unwrap_or(&own), &execution, &layers, told).await?;
     Ok((image, hold))
 }
 
@@ -170,9 +170,6 @@ struct Build<'a> {
     images: BTreeMap<String, (Execution, Vec<Expected>)>,
     say: &'a (dyn Fn(Event<'_>) + Sync),
 }
-
-/// What a stage has come to.
-type Result_ = (Execution, Vec<Expected>);
 
 impl Build<'_> {
     fn at(&self, line: usize, what: impl Into<String>) -> BuildError {
@@ -238,11 +235,12 @@ impl Build<'_> {
         outlines: &[Outline<'_>],
         stages: BTreeMap<usize, Stage>,
         context: &Context,
-    ) -> Result<Result_, BuildError> {
+    ) -> Result<(Execution, Vec<Expected>, Vec<String>), BuildError> {
         let of = stages.values().map(|stage| stage.steps.len()).sum();
         let mut number = 0;
         let mut done: BTreeMap<usize, Vec<Expected>> = BTreeMap::new();
         let mut last = (Execution::default(), Vec::new());
+        let mut told = Vec::new();
         for (index, stage) in stages {
             let mut layers = self.layers_of(&outlines[index].base, &done);
             for step in &stage.steps {
@@ -253,6 +251,7 @@ impl Build<'_> {
                 let (built, cached) = self.step(step, &layers, &done, context).await?;
                 (self.say)(Event::Done { position: &position, cached, took: begun.elapsed() });
                 layers.extend(built.layer);
+                told.extend(built.told.into_iter().map(|what| format!("line {}: {what}", step.line)));
                 if layers.len() > MAX_LAYERS {
                     return Err(self.at(
                         step.line,
@@ -263,7 +262,7 @@ impl Build<'_> {
             done.insert(index, layers.clone());
             last = (stage.execution, layers);
         }
-        Ok(last)
+        Ok((last.0, last.1, told))
     }
 
     fn layers_of(&self, origin: &Origin, done: &BTreeMap<usize, Vec<Expected>>) -> Vec<Expected> {

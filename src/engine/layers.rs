@@ -66,8 +66,8 @@ pub(super) enum What {
 pub enum Outcome {
     /// Files were packed.
     Taken(Taken),
-    /// The layer, unless nothing has changed.
-    Layer(Option<Expected>),
+    /// A layer was made, unless nothing has changed.
+    Layer(Built),
     /// A layer was packed.
     Packed {
         /// The digest of the blob.
@@ -232,7 +232,7 @@ impl Engine {
         let to = self.layers_dir()?;
         let written = absolute(&self.dir(id))?.join("rootfs");
         match self.layers_work(What::Commit { written, to }).await? {
-            Outcome::Layer(layer) => self.keep_built(key, layer).map(Ok),
+            Outcome::Layer(built) => self.keep_built(key, built).map(Ok),
             other => Err(unexpected(&other)),
         }
     }
@@ -265,7 +265,7 @@ impl Engine {
         let done = self.layers_work(what).await;
         self.remove_tree(&workplace).await?;
         let built = match done? {
-            Outcome::Layer(layer) => Ok(self.keep_built(key, layer)?),
+            Outcome::Layer(built) => Ok(self.keep_built(key, built)?),
             Outcome::Refused(why) => Err(why),
             other => return Err(unexpected(&other)),
         };
@@ -309,16 +309,16 @@ impl Engine {
         reference: &Reference,
         execution: &Execution,
         layers: &[Expected],
+        told: Vec<String>,
     ) -> Result<OciImage, EngineError> {
         let (store, text) = (self.images(), reference.to_string());
         let (execution, layers) = (execution.clone(), layers.to_vec());
         let image =
             blocking(move || image::make(&store, &text, &execution, &layers, state::now_ms())).await?;
-        Ok(described(&image, &owner(&ids()?), Vec::new()))
+        Ok(described(&image, &owner(&ids()?), told))
     }
 
-    fn keep_built(&self, key: &Digest, layer: Option<Expected>) -> Result<Built, EngineError> {
-        let built = Built { layer };
+    fn keep_built(&self, key: &Digest, built: Built) -> Result<Built, EngineError> {
         self.images().keep_built(&own(key, &owner(&ids()?)), &built)?;
         Ok(built)
     }
@@ -392,13 +392,13 @@ pub(super) fn carry_out(work: &Work) -> io::Result<Outcome> {
         What::Place { layers, workplace, archive, placing, owner, to } => {
             let archive = File::open(archive)?;
             let size = archive.metadata()?.len();
-            let placed = merged(id_map, workplace, layers, |root| {
+            let placed: Result<Vec<String>, String> = merged(id_map, workplace, layers, |root| {
                 let mut placing = placing.clone();
                 if let Some(owner) = owner {
                     match find_user(root, owner)? {
                         Some(ids) => placing.owner = Some(ids),
                         None => {
-                            return Ok(Some(format!(
+                            return Ok(Err(format!(
                                 "`{}` is neither a number nor in the image's /etc/passwd and /etc/group",
                                 owner.escape_debug()
                             )));
@@ -406,16 +406,22 @@ pub(super) fn carry_out(work: &Work) -> io::Result<Outcome> {
                     }
                 }
                 match image::place(archive, size, root, &placing, id_map.has_range()) {
-                    Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(error.to_string())),
-                    other => other.map(|_| None),
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Err(error.to_string())),
+                    other => other.map(|unpacked| Ok(unpacked.told)),
                 }
             })?;
             match placed {
-                Some(why) => Ok(Outcome::Refused(why)),
-                None => commit(id_map, &workplace.join("upper"), to, false).map(Outcome::Layer),
+                Err(why) => Ok(Outcome::Refused(why)),
+                Ok(told) => {
+                    let layer = commit(id_map, &workplace.join("upper"), to, false)?;
+                    Ok(Outcome::Layer(Built { layer, told }))
+                }
             }
         }
-        What::Commit { written, to } => commit(id_map, written, to, true).map(Outcome::Layer),
+        What::Commit { written, to } => {
+            let layer = commit(id_map, written, to, true)?;
+            Ok(Outcome::Layer(Built { layer, told: Vec::new() }))
+        }
         What::Pack { layer, blob, leave_out } => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let root = rustix::fs::open(layer, flags, Mode::empty())?;

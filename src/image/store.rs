@@ -55,6 +55,9 @@ pub struct Pinned {
 pub struct Built {
     /// The layer that it made; absent where it changed no file.
     pub layer: Option<Expected>,
+    /// What of its files could not be kept as it was said, in words.
+    #[serde(default)]
+    pub told: Vec<String>,
 }
 
 /// What was removed.

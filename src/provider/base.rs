@@ -10,7 +10,8 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// What all of them have.
 const SHARED: &str = "base";
 /// What to do about another name.
-pub(super) const USE: &str = "use one of amp, base, claude, codex, copilot, crush, gemini, kilo, mise, nix, openclaw, opencode, or `image`";
+pub(super) const USE: &str =
+    "use one of amp, base, claude, codex, copilot, gemini, kilo, mise, nix, openclaw, opencode, or `image`";
 
 /// The names of the base images, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -49,7 +49,6 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("base=claude", ChangeClass::Recreate),
         honoured("base=codex", ChangeClass::Recreate),
         honoured("base=copilot", ChangeClass::Recreate),
-        honoured("base=crush", ChangeClass::Recreate),
         honoured("base=gemini", ChangeClass::Recreate),
         honoured("base=kilo", ChangeClass::Recreate),
         honoured("base=mise", ChangeClass::Recreate),

@@ -267,7 +267,11 @@ async fn what_was_built_is_kept_until_it_is_collected() {
     let first = built(&fixture, &dir, None).await.0.unwrap();
     let name: Reference = first.reference.parse().unwrap();
     fixture.engine.remove_image(&name).await.unwrap();
+    // What a build left that was killed goes with the next one.
+    let left = format!("build.{}", "0".repeat(40));
+    fixture.create(&left).await;
     let (_, told) = built(&fixture, &dir, None).await;
+    assert_eq!(fixture.engine.list().await.unwrap(), []);
     assert_eq!(told.cached.len(), 2, "the name went, and the steps stayed");
     let removed = fixture.engine.collect_images().await.unwrap();
     assert_eq!((removed.images, removed.layers), (1, 2));
@@ -357,6 +361,7 @@ async fn a_changed_context_is_a_planned_change() {
     assert_eq!(run(&["exec", "box", "--", "cat", "/word"], 0), "second");
     run(&["plan", "--detailed-exitcode"], 0);
 
+    run(&["stop", "box"], 0);
     run(&["snapshot", "create", "box", "kept"], 0);
     run(&["snapshot", "export", "kept", "oci:out"], 0);
     let text = run(&["snapshot", "export", "kept", "out"], 64);

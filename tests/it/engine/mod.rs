@@ -5,6 +5,7 @@
 mod base_images;
 mod build;
 mod exec;
+mod export;
 mod hardening;
 mod images;
 mod lifecycle;

@@ -59,6 +59,7 @@ fn everything_works_with_subordinate_ids_and_a_copied_etc() {
         "engine::hardening",
         "engine::images",
         "engine::build",
+        "engine::export",
         "engine::volumes",
         "engine::snapshot",
     ];

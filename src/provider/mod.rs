@@ -28,8 +28,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range, ResourceRanges,
-    StopMeaning, Support,
+    BASE_OTHER, Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range,
+    ResourceRanges, StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
 pub use guest::{

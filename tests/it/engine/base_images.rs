@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use pocketenv::build::{Command, Instruction, Kind, Request, build, parse};
 use pocketenv::engine::{BoxSpec, Image};
-use pocketenv::provider::{base, builtin_capabilities};
+use pocketenv::provider::base;
 
-use super::images::{have, registry, tool};
+use super::images::{have, pocketenv, registry, tool};
 use super::support::{Fixture, is_root};
 
 fn images() -> PathBuf {
@@ -89,13 +89,19 @@ fn each_is_pinned_for_an_ordinary_user_and_takes_nothing_unseen() {
 }
 
 #[test]
-fn providers_that_build_have_all_of_them() {
-    for provider in ["local", "docker"] {
-        let sheet = builtin_capabilities().iter().find(|sheet| sheet.provider == provider).unwrap();
-        for name in base::names() {
-            assert!(sheet.honours(&["base"], Some(name)), "{provider}: {name}");
+fn a_name_that_is_none_is_refused_at_its_line() {
+    let fixture = Fixture::new();
+    for (name, code) in base::names().map(|name| (name, 0)).chain([("clawed", 3)]) {
+        let manifest = format!("version: 1\nname: b\nsandboxes:\n  box: {{ base: {name} }}\n");
+        fs::write(fixture.dir.path().join("pocketenv.yaml"), manifest).unwrap();
+        for provider in ["local", "docker"] {
+            let (found, text) = pocketenv(&fixture, &["validate", "--provider", provider]);
+            assert_eq!(found, code, "{provider}: {text}");
+            assert!(
+                code == 0 || text.contains("pocketenv.yaml:4:") && text.contains("use one of amp, "),
+                "{text}"
+            );
         }
-        assert!(!sheet.honours(&["base"], Some("none")));
     }
 }
 

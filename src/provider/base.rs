@@ -11,7 +11,7 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 const SHARED: &str = "base";
 /// What to do about another name.
 pub(super) const USE: &str =
-    "use one of amp, base, claude, codex, copilot, gemini, kilo, mise, nix, openclaw, opencode, or `image`";
+    "use one of amp, base, claude, codex, copilot, gemini, kilo, mise, nix, opencode, or `image`";
 
 /// The names of the base images, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {

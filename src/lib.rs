@@ -3,6 +3,8 @@
 //! `ARCHITECTURE.md` has the picture of the rooms. Data flows downward: a room uses the rooms below it, never one above.
 
 pub mod app;
+#[cfg(target_os = "linux")]
+pub mod build;
 pub mod cli;
 #[cfg(target_os = "linux")]
 pub mod engine;

@@ -110,24 +110,36 @@ impl Project<'_> {
 
     /// Deletes a snapshot. One that does not exist is an error: the name may be mistyped.
     pub async fn remove_snapshot(&self, name: &str) -> Result<(), Error> {
-        let (found, unavailable) = self.snapshots().await?;
-        let Some(snapshot) = found.iter().find(|snapshot| snapshot.name == name || snapshot.id == name)
-        else {
-            if let Some((provider, reason)) = unavailable.into_iter().next() {
-                let source = ProviderError::Transient { message: reason, source: None };
-                return Err(Error::Provider { provider, source });
-            }
-            let names: Vec<String> = found.into_iter().map(|snapshot| snapshot.name).collect();
-            return Err(Error::Unknown {
-                kind: "snapshot",
-                name: name.to_owned(),
-                project: self.name.clone(),
-                close: closest(name, &names),
-            });
-        };
+        let snapshot = self.find_snapshot(name).await?;
         let failed = |source| Error::Provider { provider: snapshot.provider.clone(), source };
         let snapshots = power(self.provider(&snapshot.provider)?).map_err(failed)?;
         snapshots.delete_snapshot(&self.name, &snapshot.name).await.map_err(failed)
+    }
+
+    /// Writes a snapshot as an OCI image into files of this machine, `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`. The digest of the image.
+    pub async fn export_snapshot(&self, name: &str, target: &str) -> Result<String, Error> {
+        let snapshot = self.find_snapshot(name).await?;
+        let failed = |source| Error::Provider { provider: snapshot.provider.clone(), source };
+        let snapshots = power(self.provider(&snapshot.provider)?).map_err(failed)?;
+        snapshots.export_snapshot(&self.name, &snapshot.name, target).await.map_err(failed)
+    }
+
+    async fn find_snapshot(&self, name: &str) -> Result<Snapshot, Error> {
+        let (found, unavailable) = self.snapshots().await?;
+        if let Some(snapshot) = found.iter().find(|snapshot| snapshot.name == name || snapshot.id == name) {
+            return Ok(snapshot.clone());
+        }
+        if let Some((provider, reason)) = unavailable.into_iter().next() {
+            let source = ProviderError::Transient { message: reason, source: None };
+            return Err(Error::Provider { provider, source });
+        }
+        let names: Vec<String> = found.into_iter().map(|snapshot| snapshot.name).collect();
+        Err(Error::Unknown {
+            kind: "snapshot",
+            name: name.to_owned(),
+            project: self.name.clone(),
+            close: closest(name, &names),
+        })
     }
 
     /// Takes a snapshot of a declared sandbox and declares, for this opening of the project, so many sandboxes like it that start from it. Their

@@ -18,7 +18,7 @@ use crate::image::{self, Expected, Hold, ImageError, Pinned, Progress, Reference
 const AT_ONCE: usize = 4;
 
 impl Engine {
-    fn images(&self) -> Store {
+    pub(super) fn images(&self) -> Store {
         Store::new(self.root.join("images"))
     }
 
@@ -33,10 +33,24 @@ impl Engine {
         again: bool,
         say: &(dyn Fn(Progress) + Sync),
     ) -> Result<(OciImage, Hold), EngineError> {
+        let (image, told, hold) = self.bring(reference, again, say).await?;
+        let owner = owner(&ids()?);
+        Ok((described(&image, &owner, told), hold))
+    }
+
+    /// The image with all that is known of it, its layers unpacked, and what was told of them.
+    ///
+    /// # Errors
+    /// As [`Engine::image`].
+    pub async fn bring(
+        &self,
+        reference: &Reference,
+        again: bool,
+        say: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(image::Image, Vec<String>, Hold), EngineError> {
         let store = self.images();
-        let holding = store.clone();
-        let hold = blocking(move || holding.hold()).await?;
-        let id_map = rootfs::choose_ids().map_err(EngineError::file("read", "/etc/subuid".as_ref()))?;
+        let hold = self.hold_images().await?;
+        let id_map = ids()?;
         let owner = owner(&id_map);
         let missing = |image: &image::Image| -> Vec<Expected> {
             let there = |layer: &&Expected| !store.layer(&owner, &layer.diff_id).exists();
@@ -48,7 +62,7 @@ impl Engine {
             && let Some(image) = image::load(&store, pinned)?
             && missing(&image).is_empty()
         {
-            return Ok((described(&image, &owner, Vec::new()), hold));
+            return Ok((image, Vec::new(), hold));
         }
         let source = Source::find(reference).await?;
         let image = source.pin(&store, state::now_ms()).await?;
@@ -59,16 +73,39 @@ impl Engine {
         });
         let told: Vec<Vec<String>> =
             futures::stream::iter(unpacking).buffer_unordered(AT_ONCE).try_collect().await?;
-        let told = told.concat();
-        Ok((described(&image, &owner, told), hold))
+        Ok((image, told.concat(), hold))
     }
 
-    /// The digest that a reference stands for here; `None` where it was not pulled.
+    /// Whether the image is here by this name, with all of its layers.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`].
+    pub fn has_image(&self, reference: &Reference) -> Result<bool, EngineError> {
+        let store = self.images();
+        let Some(pinned) = store.pinned(&reference.to_string())? else { return Ok(false) };
+        let owner = owner(&ids()?);
+        let image = image::load(&store, pinned)?;
+        Ok(image.is_some_and(|image| {
+            image.layers.iter().all(|layer| store.layer(&owner, &layer.diff_id).exists())
+        }))
+    }
+
+    /// While the result lives, nobody removes an image or a layer.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`].
+    pub async fn hold_images(&self) -> Result<Hold, EngineError> {
+        let store = self.images();
+        blocking(move || store.hold()).await
+    }
+
+    /// The digest that a reference stands for here; `None` where it was not pulled, or was built here, so that nobody else has it.
     ///
     /// # Errors
     /// [`EngineError::Image`].
     pub fn image_digest(&self, reference: &Reference) -> Result<Option<String>, EngineError> {
-        Ok(self.images().pinned(&reference.to_string())?.map(|pinned| pinned.digest.to_string()))
+        let pinned = self.images().pinned(&reference.to_string())?;
+        Ok(pinned.filter(|pinned| !pinned.built).map(|pinned| pinned.digest.to_string()))
     }
 
     /// Unpacks one layer, unless somebody else is faster.
@@ -103,7 +140,7 @@ impl Engine {
         let unpacked = match answer {
             Ok(Answer::Unpacked(unpacked)) => Ok(unpacked),
             Ok(Answer::Failed { reason, .. }) => Err(failed(reason)),
-            Ok(Answer::Ready | Answer::Bytes(_)) => {
+            Ok(Answer::Ready | Answer::Bytes(_) | Answer::Layers(_)) => {
                 Err(failed("the process that unpacks gave another answer".to_owned()))
             }
             Err(error) => Err(failed(format!("the process that unpacks: {error}"))),
@@ -179,6 +216,7 @@ impl Engine {
                 images += 1;
             }
         }
+        store.forget_built()?;
         let removed = self.sweep(&store).await?;
         Ok(Removed { images, ..removed })
     }
@@ -195,6 +233,7 @@ impl Engine {
         for (_, image) in self.users()? {
             layers.extend(image.layers.iter().filter_map(|layer| Some(layer.rsplit_once('/')?.1.to_owned())));
         }
+        layers.extend(store.built_layers()?.iter().map(|layer| layer.hex().to_owned()));
         let left = store.leftovers(&documents, &layers)?;
         for path in left.files.iter().chain(&left.layers) {
             self.remove_tree(path).await?;
@@ -233,13 +272,18 @@ impl Engine {
     }
 }
 
+/// The ids of sandboxes that are made now.
+pub(super) fn ids() -> Result<IdMap, EngineError> {
+    rootfs::choose_ids().map_err(EngineError::file("read", "/etc/subuid".as_ref()))
+}
+
 /// Whether this image of a sandbox is the one that was pinned, by its name or by what it is.
 fn is_of(image: &OciImage, pinned: &Pinned) -> bool {
     image.reference == pinned.reference || image.digest == pinned.digest.to_string()
 }
 
 /// Layers have the owners that the ids of this user's sandboxes are outside: with other ids they are others.
-fn owner(id_map: &IdMap) -> String {
+pub(super) fn owner(id_map: &IdMap) -> String {
     match id_map {
         IdMap::High { base } => format!("high-{base}"),
         IdMap::Subordinate { uids, gids, .. } => format!("sub-{}-{}-{}-{}", uids.0, uids.1, gids.0, gids.1),
@@ -247,7 +291,7 @@ fn owner(id_map: &IdMap) -> String {
     }
 }
 
-fn described(image: &image::Image, owner: &str, told: Vec<String>) -> OciImage {
+pub(super) fn described(image: &image::Image, owner: &str, told: Vec<String>) -> OciImage {
     let execution = &image.execution;
     let mut notes = told;
     let command: Vec<&str> = execution.entrypoint.iter().chain(&execution.cmd).map(String::as_str).collect();
@@ -296,7 +340,7 @@ fn described(image: &image::Image, owner: &str, told: Vec<String>) -> OciImage {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, EngineError> {
     let done = tokio::task::spawn_blocking(work).await;

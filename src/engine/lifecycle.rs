@@ -435,7 +435,7 @@ impl Engine {
             tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
                 .await;
         match answer {
-            Ok(Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_))) => Ok(()),
+            Ok(Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_) | Answer::Layers(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
             Err(_elapsed) => {
@@ -611,7 +611,7 @@ impl Engine {
             Err(error) => return Err(failed(error)),
         };
         match self.spawn_shim(&task, None).await {
-            Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_)) => Ok(()),
+            Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_) | Answer::Layers(_)) => Ok(()),
             Ok(Answer::Failed { reason, .. }) => Err(failed(io::Error::other(reason))),
             Err(error) => Err(failed(error)),
         }

@@ -28,7 +28,7 @@ use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
 use super::spec::{Forward, Image, Limits, Link, Name, Network};
 use super::state::{self, Ended, ProcessId, Run};
-use super::{rootfs, seccomp, seq, snapshot, sys, syscalls};
+use super::{layers, rootfs, seccomp, seq, snapshot, sys, syscalls};
 use crate::image;
 
 /// The first argument by which the program becomes a shim.
@@ -69,6 +69,8 @@ pub enum Task {
     },
     /// Unpack a layer of an image with the ids of a sandbox.
     Unpack(Box<Unpack>),
+    /// Work on layers of images with the ids of a sandbox.
+    Layers(Box<layers::Work>),
 }
 
 /// A layer to unpack.
@@ -119,6 +121,8 @@ pub enum Answer {
     Bytes(u64),
     /// The layer is there.
     Unpacked(image::Unpacked),
+    /// The work on layers is done.
+    Layers(layers::Outcome),
     /// It does not run.
     Failed {
         /// The step.
@@ -185,6 +189,9 @@ pub fn main() -> ExitCode {
             .map(Answer::Bytes)
             .map_err(step("measure files")),
         Ok(Task::Unpack(task)) => unpack(&task).map(Answer::Unpacked).map_err(step("unpack")),
+        Ok(Task::Layers(work)) => {
+            layers::carry_out(&work).map(Answer::Layers).map_err(step("work on layers"))
+        }
         Err(failure) => Err(failure),
     };
     let answer = done.unwrap_or_else(|(step, error)| Answer::Failed { step, reason: error.to_string() });
@@ -208,19 +215,32 @@ fn as_owner(id_map: &IdMap, work: impl FnOnce() -> io::Result<u64>) -> io::Resul
 }
 
 /// Works as root of a user namespace in which the ids of a sandbox exist, and nobody else.
-fn with_ids<T: Serialize + DeserializeOwned>(
+pub(super) fn with_ids<T: Serialize + DeserializeOwned>(
     id_map: &IdMap,
     work: impl FnOnce() -> io::Result<T>,
 ) -> io::Result<T> {
+    in_namespaces(libc::CLONE_NEWUSER, id_map, || Ok(()), |()| work())
+}
+
+/// The same in further namespaces; `open` comes before, still as whoever made the sandbox.
+pub(super) fn in_namespaces<O, T: Serialize + DeserializeOwned>(
+    namespaces: i32,
+    id_map: &IdMap,
+    open: impl FnOnce() -> io::Result<O>,
+    work: impl FnOnce(O) -> io::Result<T>,
+) -> io::Result<T> {
     let (ours, theirs) = seq::pair()?;
-    match sys::clone_into_namespaces(libc::CLONE_NEWUSER)? {
+    match sys::clone_into_namespaces(namespaces)? {
         sys::Fork::Child => {
             drop(ours);
             let done = seq::recv(&theirs)
                 .and_then(|go| go.ok_or(io::ErrorKind::UnexpectedEof.into()))
-                .and_then(|_| sys::become_user(0, 0, None))
-                .and_then(|()| sys::die_with_parent())
-                .and_then(|()| work());
+                .and_then(|_| open())
+                .and_then(|opened| {
+                    sys::become_user(0, 0, None)?;
+                    sys::die_with_parent()?;
+                    work(opened)
+                });
             let _ = seq::send(&theirs, &done.map_err(|error| error.to_string()), &[]); // its end says the same, without the reason
             sys::exit_now(0)
         }

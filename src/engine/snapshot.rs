@@ -159,7 +159,7 @@ impl Engine {
         match self.spawn_shim(task, lock).await? {
             Answer::Bytes(bytes) => Ok(bytes),
             Answer::Failed { reason, .. } => Err(io::Error::other(reason)),
-            Answer::Ready | Answer::Unpacked(_) => Err(io::ErrorKind::InvalidData.into()),
+            Answer::Ready | Answer::Unpacked(_) | Answer::Layers(_) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 

@@ -59,15 +59,7 @@ impl Syscalls for Real {
                 Ok(())
             }
             Step::OpenLayers(paths) => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                for path in paths {
-                    match rustix::fs::getxattr(path, OPAQUE_XATTR, &mut [0; 1]) {
-                        Ok(_) => self.layers.clear(),
-                        Err(rustix::io::Errno::NODATA) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                    self.layers.push(rustix::fs::open(path, flags, Mode::empty())?);
-                }
+                self.layers = open_layers(paths)?;
                 Ok(())
             }
             Step::BecomeRoot { groups } => sys::become_user(0, 0, groups.then_some(&[])),
@@ -182,10 +174,9 @@ impl Real {
 
     fn overlay_image(&self, source: &Path) -> io::Result<()> {
         let skeleton = self.skeleton()?;
-        let descriptor = |layer: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", layer.as_raw_fd()));
         let mut lowers = vec![skeleton.join("top")];
         lowers.extend(self.of_snapshots("rootfs"));
-        lowers.extend(self.layers.iter().rev().map(descriptor));
+        lowers.extend(self.layers.iter().rev().map(through));
         lowers.push(skeleton.join("root"));
         overlay(source, ROOT, &lowers, ROOT, "work/rootfs")?;
         // What is mounted next must not follow a link that the image, or who was root inside, has put there.
@@ -226,6 +217,29 @@ impl Real {
         let target = make_target(target, directory)?;
         attach(&source, &target)
     }
+}
+
+/// Opens the layers of an image, the lowest first; those below one that hides all of them are left out.
+///
+/// # Errors
+/// What the file system reports.
+pub fn open_layers(paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut layers = Vec::new();
+    for path in paths {
+        match rustix::fs::getxattr(path, OPAQUE_XATTR, &mut [0; 1]) {
+            Ok(_) => layers.clear(),
+            Err(rustix::io::Errno::NODATA) => {}
+            Err(error) => return Err(error.into()),
+        }
+        layers.push(rustix::fs::open(path, flags, Mode::empty())?);
+    }
+    Ok(layers)
+}
+
+/// A path of what an open descriptor leads to.
+pub fn through(descriptor: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd()).into()
 }
 
 /// A copy of the mounts at `path`, attached nowhere.
@@ -314,7 +328,10 @@ fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
 }
 
 /// Mounts `lowers`, the first on top, at `target` with writes going to `upper`.
-fn overlay(source: &Path, target: &str, lowers: &[PathBuf], upper: &str, work: &str) -> io::Result<()> {
+///
+/// # Errors
+/// What `mount(2)` reports.
+pub fn overlay(source: &Path, target: &str, lowers: &[PathBuf], upper: &str, work: &str) -> io::Result<()> {
     // No lower has a character that the option would need escaped: they are descriptors and names of our own.
     let lowers: Vec<_> = lowers.iter().map(|lower| lower.display().to_string()).collect();
     let options = format!("lowerdir={},upperdir={upper},workdir={work},userxattr", lowers.join(":"));

@@ -44,7 +44,8 @@ fn read(path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn find(user: &str, passwd: &str, group: &str) -> Option<Identity> {
+/// Looks `user` up in the texts of `/etc/passwd` and `/etc/group`.
+pub fn find(user: &str, passwd: &str, group: &str) -> Option<Identity> {
     let (user, wanted_group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
     let number: Option<u32> = user.parse().ok();
     let listed = passwd.lines().find_map(|line| {

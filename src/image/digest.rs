@@ -1,7 +1,7 @@
 //! Digests, and readers that compute them while data passes.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -59,17 +59,17 @@ impl From<Digest> for String {
     }
 }
 
-/// A reader that computes the digest of what passes, and counts it.
+/// A reader or writer that computes the digest of what passes, and counts it.
 #[derive(Debug)]
-pub struct Hashing<R> {
-    inner: R,
+pub struct Hashing<T> {
+    inner: T,
     hasher: Sha256,
     read: u64,
 }
 
-impl<R: Read> Hashing<R> {
+impl<T> Hashing<T> {
     /// Around `inner`.
-    pub fn new(inner: R) -> Self {
+    pub fn new(inner: T) -> Self {
         Self { inner, hasher: Sha256::new(), read: 0 }
     }
 
@@ -80,7 +80,25 @@ impl<R: Read> Hashing<R> {
 
     /// The digest of all that has passed.
     pub fn digest(self) -> Digest {
-        Digest(hex::encode(self.hasher.finalize()))
+        self.finish().1
+    }
+
+    /// What is inside, and the digest of all that has passed.
+    pub fn finish(self) -> (T, Digest) {
+        (self.inner, Digest(hex::encode(self.hasher.finalize())))
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.read += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -8,6 +8,8 @@ mod credentials;
 mod digest;
 mod error;
 mod file;
+mod made;
+mod pack;
 mod reference;
 mod registry;
 mod source;
@@ -18,11 +20,13 @@ mod unpack;
 pub use digest::{Digest, Hashing};
 pub use error::ImageError;
 pub use file::Place;
+pub use made::{documents, make};
+pub use pack::{Packed, Packer, followed, matching};
 pub use reference::{Reference, RegistryReference};
 pub use source::{Source, load};
-pub use spec::{Execution, Platform};
-pub use store::{Hold, Pinned, Removed, Store};
-pub use unpack::{Expected, OPAQUE_XATTR, Unpacked, unpack};
+pub use spec::{Descriptor, Execution, LAYER, Manifest, Platform};
+pub use store::{Built, Hold, Pinned, Removed, Store};
+pub use unpack::{Expected, OPAQUE_XATTR, Placing, Unpacked, is_archive, place, unpack};
 
 /// An image of which the manifest and the config are here.
 #[derive(Debug, Clone)]

@@ -104,6 +104,7 @@ impl Source {
             digest: found.digest.clone(),
             manifest: Digest::of(&found.manifest),
             pulled_at: now_ms,
+            built: false,
         };
         store.keep(&manifest.config.digest, &config)?;
         store.keep(&pinned.manifest, &found.manifest)?;

@@ -16,6 +16,9 @@ pub const INDEXES: [&str; 2] =
 pub const MANIFESTS: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 
+/// The media type of a layer that is a plain archive.
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
 /// What leads to a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,33 +101,48 @@ pub struct Rootfs {
 }
 
 /// How an image is to be run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Execution {
     /// A user, `user[:group]`.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub user: String,
     /// Environment, as `NAME=VALUE`.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
     /// What is run.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
     /// Its arguments, or what is run where there is no entry point.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
     /// The working directory.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub working_dir: String,
     /// The signal that asks it to end.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
     /// Ports that it listens on, as `8080/tcp`.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
     pub exposed_ports: std::collections::BTreeMap<String, serde_json::Value>,
     /// Directories that are meant to be volumes.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
     pub volumes: std::collections::BTreeMap<String, serde_json::Value>,
+    /// Facts about it.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "std::collections::BTreeMap::is_empty"
+    )]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// What runs commands that are one text, where it is not `/bin/sh -c`: Docker's addition.
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
 }
 
 /// Programs written in Go write `null` for what is empty.

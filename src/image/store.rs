@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use super::error::ImageError;
 use super::spec::MAX_DOCUMENT;
+use super::unpack::Expected;
 
 /// The beginning of names that are not whole yet.
 const UNFINISHED: &str = ".new-";
@@ -44,6 +45,19 @@ pub struct Pinned {
     pub manifest: Digest,
     /// When, in milliseconds since the Unix epoch.
     pub pulled_at: u64,
+    /// Whether it was built here: no source has it.
+    #[serde(default)]
+    pub built: bool,
+}
+
+/// What one step of a build came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    /// The layer that it made; absent where it changed no file.
+    pub layer: Option<Expected>,
+    /// What of its files could not be kept as it was said, in words.
+    #[serde(default)]
+    pub told: Vec<String>,
 }
 
 /// What was removed.
@@ -197,6 +211,71 @@ impl Store {
         Ok(dir.join(format!("{UNFINISHED}{}", diff_id.hex())))
     }
 
+    /// What the step of a build came to that has this key; whether its layer is still here is not said.
+    ///
+    /// # Errors
+    /// [`ImageError::File`].
+    pub fn built(&self, key: &Digest) -> Result<Option<Built>, ImageError> {
+        let path = self.built_path(key);
+        let Some(bytes) = read_bounded(&path)? else { return Ok(None) };
+        // Half a file, or one of another version, is as good as none.
+        Ok(serde_json::from_slice(&bytes).ok())
+    }
+
+    /// Remembers what a step of a build came to.
+    ///
+    /// # Errors
+    /// [`ImageError::File`].
+    pub fn keep_built(&self, key: &Digest, built: &Built) -> Result<(), ImageError> {
+        let path = self.built_path(key);
+        let bytes =
+            serde_json::to_vec(built).map_err(|error| ImageError::file("write", &path)(error.into()))?;
+        write(&path, &bytes)
+    }
+
+    /// Forgets what steps of builds came to. Call it alone.
+    ///
+    /// # Errors
+    /// [`ImageError::File`].
+    pub fn forget_built(&self) -> Result<(), ImageError> {
+        let dir = self.root.join("built");
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ImageError::file("remove", &dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The layers that steps of builds came to.
+    ///
+    /// # Errors
+    /// [`ImageError::File`].
+    pub fn built_layers(&self) -> Result<Vec<Digest>, ImageError> {
+        let dir = self.root.join("built");
+        let mut found = Vec::new();
+        for name in names(&dir)? {
+            let Some(bytes) = read_bounded(&dir.join(name))? else { continue };
+            let built = serde_json::from_slice::<Built>(&bytes).ok();
+            found.extend(built.and_then(|built| built.layer).map(|layer| layer.diff_id));
+        }
+        Ok(found)
+    }
+
+    fn built_path(&self, key: &Digest) -> PathBuf {
+        self.root.join("built").join(format!("{}.json", key.hex()))
+    }
+
+    /// Where a step of a build works; the directory above it is there.
+    ///
+    /// # Errors
+    /// [`ImageError::File`].
+    pub fn workplace(&self, key: &Digest) -> Result<PathBuf, ImageError> {
+        let dir = self.root.join("building");
+        private_dir(&dir)?;
+        Ok(dir.join(key.hex()))
+    }
+
     /// What belongs to none of these documents and layers. Call it alone.
     ///
     /// # Errors
@@ -211,7 +290,10 @@ impl Store {
         let known: BTreeSet<&str> = documents.iter().map(Digest::hex).collect();
         let unknown = |name: &String| !known.contains(name.as_str());
         left.files.extend(names(&blobs)?.into_iter().filter(unknown).map(|name| blobs.join(name)));
-        for dir in [self.root.join("partial"), self.root.join("refs")] {
+        // Whoever builds holds the store.
+        let building = self.root.join("building");
+        left.layers.extend(names(&building)?.into_iter().map(|name| building.join(name)));
+        for dir in [self.root.join("partial"), self.root.join("refs"), self.root.join("built")] {
             let unfinished = |name: &String| dir.ends_with("partial") || name.starts_with(UNFINISHED);
             left.files.extend(names(&dir)?.into_iter().filter(unfinished).map(|name| dir.join(name)));
         }
@@ -296,6 +378,7 @@ mod tests {
             digest: Digest::of(content),
             manifest: Digest::of(content),
             pulled_at: 1,
+            built: false,
         };
         store.pin(&pin(b"1")).unwrap();
         store.pin(&pin(b"2")).unwrap();

@@ -22,18 +22,18 @@ use super::compression;
 use super::digest::{Digest, Hashing};
 
 /// The most entries of one layer.
-const MAX_ENTRIES: u64 = 1_000_000;
+pub(super) const MAX_ENTRIES: u64 = 1_000_000;
 /// The longest path, in bytes: that of the kernel.
-const MAX_PATH: usize = 4095;
+pub(super) const MAX_PATH: usize = 4095;
 /// The most bytes of the extended header of one entry.
 const MAX_HEADER: u64 = 1 << 20;
 /// What hides a name of the layers below.
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// What hides all that the layers below have in its directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What a layer must be.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
     /// The digest of the layer as it came; absent where its source has none of its own.
     pub digest: Option<Digest>,
@@ -66,14 +66,7 @@ pub const OPAQUE_XATTR: &str = "user.overlay.opaque";
 pub fn unpack(archive: impl Read, root: &OwnedFd, expected: &Expected, owners: bool) -> io::Result<Unpacked> {
     let mut came = Hashing::new(archive);
     let mut plain = Hashing::new(compression::plain(&mut came, expected.size)?);
-    let mut layer = Layer {
-        root,
-        owners,
-        unpacked: Unpacked::default(),
-        lost: Lost::default(),
-        parent: None,
-        dirs: Vec::new(),
-    };
+    let mut layer = Layer::new(root, owners, None);
     layer.read(WholeBlocks { inner: &mut plain, read: 0 })?;
     // What stands behind the end of the archive belongs to the digests.
     io::copy(&mut plain, &mut io::sink())?;
@@ -93,6 +86,63 @@ pub fn unpack(archive: impl Read, root: &OwnedFd, expected: &Expected, owners: b
         }
     }
     layer.finish()
+}
+
+/// Where the entries of an archive go that is no layer, but files for an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placing {
+    /// The path in the image, from its root.
+    pub target: PathBuf,
+    /// Whether the target is a directory, made where it is not there. Otherwise it becomes one file, unless it is a directory already.
+    pub into: bool,
+    /// The owner of everything, where it is not what the archive says.
+    pub owner: Option<(u32, u32)>,
+    /// The permissions of everything, where they are not what the archive says.
+    pub mode: Option<u32>,
+}
+
+/// Puts the entries of an archive into the image at `root`. A directory that is there stays as it is, and gets what is new; a link to one leads
+/// there, beneath the root.
+///
+/// # Errors
+/// What is wrong with the archive, with the entry, or what the file system reports.
+pub fn place(
+    archive: impl Read,
+    size: u64,
+    root: &OwnedFd,
+    placing: &Placing,
+    owners: bool,
+) -> io::Result<Unpacked> {
+    let target = within(placing.target.as_os_str().as_bytes())?;
+    let into = placing.into || open_dir(root, &target).is_ok();
+    let mut layer = Layer::new(root, owners, Some(Placing { target, into, ..placing.clone() }));
+    if into {
+        let target = placing.target.clone();
+        layer.parent(&within(target.as_os_str().as_bytes())?)?;
+    }
+    let mut plain = compression::plain(archive, size)?;
+    layer.read(WholeBlocks { inner: &mut plain, read: 0 })?;
+    layer.finish()
+}
+
+/// The plain archive in a file that may be one, as `ADD` sees it: by what it begins with.
+///
+/// # Errors
+/// What reading reports.
+pub fn is_archive(mut file: impl Read + std::io::Seek) -> io::Result<bool> {
+    let mut first = [0; 512];
+    let size = file.seek(io::SeekFrom::End(0))?;
+    file.rewind()?;
+    let mut plain = compression::plain(&mut file, size)?;
+    let mut filled = 0;
+    while filled < first.len() {
+        match plain.read(&mut first[filled..]) {
+            Ok(0) | Err(_) => return Ok(false),
+            Ok(read) => filled += read,
+        }
+    }
+    // POSIX.1-1988 and GNU's form of it.
+    Ok(&first[257..262] == b"ustar")
 }
 
 fn invalid(what: impl Into<String>) -> io::Error {
@@ -182,6 +232,8 @@ struct Layer<'a> {
     parent: Option<(PathBuf, OwnedFd)>,
     /// Times of directories, which every entry in them would change.
     dirs: Vec<(PathBuf, i64)>,
+    /// Where entries go, if this is no layer.
+    placing: Option<Placing>,
 }
 
 /// The facts of one entry that hold for every kind.
@@ -192,7 +244,19 @@ struct Facts<'a> {
     xattrs: &'a [(String, Vec<u8>)],
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    fn new(root: &'a OwnedFd, owners: bool, placing: Option<Placing>) -> Self {
+        Layer {
+            root,
+            owners,
+            unpacked: Unpacked::default(),
+            lost: Lost::default(),
+            parent: None,
+            dirs: Vec::new(),
+            placing,
+        }
+    }
+
     fn read(&mut self, plain: impl Read) -> io::Result<()> {
         let mut archive = tar::Archive::new(plain);
         let mut extended = Extended::default();
@@ -247,6 +311,11 @@ impl Layer<'_> {
     ) -> io::Result<()> {
         let named_as_dir = path.ends_with(b"/");
         let path = within(path)?;
+        let path = match &self.placing {
+            None => path,
+            Some(placing) if placing.into => placing.target.join(path),
+            Some(placing) => placing.target.clone(),
+        };
         if extended.size.is_some_and(|size| size != entry.size()) {
             return Err(invalid("its size stands in an extended header alone, which is not supported"));
         }
@@ -263,9 +332,15 @@ impl Layer<'_> {
                 .filter(|id| *id != u32::MAX)
                 .ok_or_else(|| invalid(format!("its owner {id} cannot be")))
         };
+        let placing = self.placing.as_ref();
+        let mode = placing.and_then(|placing| placing.mode).map_or_else(|| header.mode(), Ok)?;
+        let owner = match placing.and_then(|placing| placing.owner) {
+            Some(owner) => owner,
+            None => (id(extended.uid, header.uid())?, id(extended.gid, header.gid())?),
+        };
         let facts = Facts {
-            mode: header.mode()? & 0o7777,
-            owner: (id(extended.uid, header.uid())?, id(extended.gid, header.gid())?),
+            mode: mode & 0o7777,
+            owner,
             mtime: extended.mtime.or_else(|| i64::try_from(header.mtime().ok()?).ok()).unwrap_or(0),
             xattrs: &extended.xattrs,
         };
@@ -283,6 +358,7 @@ impl Layer<'_> {
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             // The root itself.
             return match kind {
+                EntryType::Directory if self.placing.is_some() => Ok(()),
                 EntryType::Directory => {
                     self.facts(self.root.as_fd(), &path, &facts)?;
                     self.dirs.push((path, facts.mtime));
@@ -293,10 +369,14 @@ impl Layer<'_> {
         };
         let parent_path = path.parent().unwrap_or(Path::new("")).to_owned();
         let parent = self.parent(&parent_path)?;
-        if name.as_bytes() == OPAQUE {
+        let is_layer = self.placing.is_none();
+        if !is_layer && kind == EntryType::Directory && open_dir(self.root, &path).is_ok() {
+            return Ok(());
+        }
+        if is_layer && name.as_bytes() == OPAQUE {
             return opaque(&parent);
         }
-        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT).filter(|_| is_layer) {
             if hidden.starts_with(WHITEOUT) {
                 return Ok(()); // bookkeeping of aufs
             }
@@ -336,6 +416,10 @@ impl Layer<'_> {
             }
             EntryType::Link => {
                 let target = within(&link)?;
+                let target = match &self.placing {
+                    Some(placing) if placing.into => placing.target.join(target),
+                    _ => target,
+                };
                 let (Some(dir), Some(file)) = (target.parent(), target.file_name()) else {
                     return Err(invalid("it is a hard link to the root"));
                 };
@@ -385,6 +469,11 @@ impl Layer<'_> {
             dir = match open_dir(self.root, &at) {
                 Err(rustix::io::Errno::NOENT) => {
                     rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
+                    let owner = self.placing.as_ref().and_then(|placing| placing.owner);
+                    if let (true, Some((uid, gid))) = (self.owners, owner) {
+                        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+                        rustix::fs::chownat(&dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+                    }
                     open_dir(self.root, &at)?
                 }
                 other => other?,
@@ -400,6 +489,9 @@ impl Layer<'_> {
             other => other?,
         };
         let kind = FileType::from_raw_mode(there.st_mode);
+        if kind == FileType::Directory && !for_dir && self.placing.is_some() {
+            return Err(invalid("there is a directory where it should go"));
+        }
         if kind != FileType::Directory {
             rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
             return Ok(kind == FileType::CharacterDevice);
@@ -504,7 +596,7 @@ fn within(path: &[u8]) -> io::Result<PathBuf> {
 }
 
 /// Opens a directory beneath the root; links on the way lead beneath it too, whatever they say.
-fn open_dir(root: &OwnedFd, path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
+pub(super) fn open_dir(root: &OwnedFd, path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -6,7 +6,7 @@ use super::diagnostic::{Problem, Problems};
 use super::node::{Node, Value};
 use super::source::Span;
 use crate::model::{EgressHost, EgressRule, Image};
-use crate::provider::{Capabilities, EGRESS_NAME, IMAGE_FILE, Support};
+use crate::provider::{BASE_OTHER, Capabilities, EGRESS_NAME, IMAGE_FILE, Support, base};
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
 const ONLY_IF_HONOURED: &[&[&str]] =
@@ -120,6 +120,7 @@ fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> O
     }
     let value = match (path, value) {
         (["image"], Some(value)) if Image::file(value).is_some() => Some(IMAGE_FILE),
+        (["base"], Some(name)) if base::names().all(|known| known != name) => Some(BASE_OTHER),
         (["network", "allow", "*"], Some(rule)) if names_host(rule) => Some(EGRESS_NAME),
         _ => value,
     };

@@ -269,7 +269,10 @@ fn images(sheet: &Capabilities) -> String {
     let kinds = [
         ("the host's", sheet.honours(&["image"], Some("host"))),
         ("OCI", sheet.honours(&["image"], None)),
-        ("`base`", sheet.honours(&["base"], None)),
+        (
+            "`base`",
+            sheet.honours(&["base"], None) || sheet.fields.iter().any(|row| row.path.starts_with("base=")),
+        ),
         ("`build`", sheet.honours(&["build"], None)),
         ("`snapshot`", sheet.honours(&["snapshot"], None)),
     ];

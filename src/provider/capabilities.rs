@@ -100,6 +100,8 @@ pub const EGRESS_NAME: &str = "NAME";
 /// The value that stands for every image of this machine (`oci:PATH` and the like) in a row for `image`. A sheet without such a row takes
 /// images of registries only.
 pub const IMAGE_FILE: &str = "PATH";
+/// The value in a sheet that stands for every name under `base` that is none of ours.
+pub const BASE_OTHER: &str = "OTHER";
 
 /// What a provider does with one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -3,6 +3,7 @@
 //! A provider translates [`Provider`] to one vendor's interface and nothing else; behaviour that two providers would share
 //! belongs in `guest/` or `reconcile/`.
 
+pub mod base;
 mod budget;
 mod capabilities;
 mod daytona;
@@ -27,8 +28,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range, ResourceRanges,
-    StopMeaning, Support,
+    BASE_OTHER, Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range,
+    ResourceRanges, StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
 pub use guest::{
@@ -155,6 +156,19 @@ pub trait Snapshots: Send + Sync {
 
     /// Deletes a snapshot of a project; absent already is fine. What sandboxes are made from stays: [`ProviderError::Invalid`].
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError>;
+
+    /// Writes a snapshot of a project as an OCI image into files of this machine, `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`, which are not
+    /// there yet. The digest of the image.
+    async fn export_snapshot(
+        &self,
+        _project: &str,
+        _name: &str,
+        _target: &str,
+    ) -> Result<String, ProviderError> {
+        Err(ProviderError::Unsupported {
+            message: "this provider cannot write a snapshot as an image".to_owned(),
+        })
+    }
 }
 
 /// Images that a provider keeps for itself: an optional power of a provider.

@@ -33,13 +33,42 @@ Examples:
         #[arg(value_name = "IMAGE", required = true)]
         images: Vec<String>,
     },
+    /// Build an image from a directory with a Containerfile, in boxes of the local engine
+    #[command(after_help = "\
+Examples:
+  pocketenv image build ./images/db                 what `build: ./images/db` builds
+  pocketenv image build . -t tools                  and `image: tools` makes sandboxes from it
+
+What a step comes to is kept: one whose layers, command and files are the same is not done again.
+`pocketenv image gc` forgets that.")]
+    Build {
+        /// The directory that files are copied from; its Containerfile or Dockerfile says how
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// What the image is called
+        #[arg(short = 't', long, value_name = "NAME")]
+        tag: Option<String>,
+    },
+    /// Write an image as files that other tools read
+    #[command(after_help = "\
+Examples:
+  pocketenv image export tools oci-archive:tools.tar
+  skopeo copy oci-archive:tools.tar docker://registry.example.com/tools:1")]
+    Export {
+        /// The image, pulled or built
+        #[arg(value_name = "IMAGE")]
+        image: String,
+        /// Where to: `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`, not there yet
+        #[arg(value_name = "TARGET")]
+        target: String,
+    },
     /// Remove images that no sandbox was made from
     Rm {
         /// References, as `list` shows them
         #[arg(value_name = "IMAGE", required = true)]
         images: Vec<String>,
     },
-    /// Remove every image that no sandbox was made from, and what was cut short
+    /// Remove every image that no sandbox was made from, what steps of builds came to, and what was cut short
     Gc,
 }
 

@@ -248,7 +248,7 @@ pub enum Verb {
     /// Keep projects as their repositories say, until stopped
     #[command(subcommand)]
     Controller(ControllerCommand),
-    /// Show, pull and remove the images of the local engine
+    /// Show, pull, build and remove the images of the local engine
     #[cfg(target_os = "linux")]
     #[command(subcommand)]
     Image(ImageCommand),

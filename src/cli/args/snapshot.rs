@@ -25,6 +25,23 @@ Volumes, memory and what is under /run and /dev are not part of a snapshot.")]
     },
     /// List the project's snapshots
     List,
+    /// Write a snapshot as an OCI image, for other tools and other machines
+    #[command(after_help = "\
+Examples:
+  pocketenv snapshot export before-upgrade oci-archive:box.tar
+  skopeo copy oci-archive:box.tar docker://registry.example.com/box:1
+and in a manifest:
+  sandboxes: { again: { image: oci-archive:./box.tar } }
+
+Only of a sandbox with `image` or `build`: the programs of this machine are no part of a snapshot.")]
+    Export {
+        /// The snapshot
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Where to: `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`, not there yet
+        #[arg(value_name = "TARGET")]
+        target: String,
+    },
     /// Delete snapshots; what a sandbox is made from stays
     Rm {
         /// Their names

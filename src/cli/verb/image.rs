@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
+use crate::build::{self, BuildError};
 use crate::cli::args::ImageCommand;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -16,7 +17,10 @@ use crate::engine::{Engine, EngineConfig, EngineError};
 use crate::image::{Digest, ImageError, Progress, Reference};
 use crate::model::{Image, Timestamp, with_causes};
 
-/// Lists, pulls or removes images.
+/// The longest line of a build's output that is shown as one, in bytes.
+const MAX_LINE: usize = 4096;
+
+/// Lists, pulls, builds or removes images.
 pub async fn run(cx: &Context, command: &ImageCommand) -> Result<Exit, CliError> {
     let environment = cx.app.environment();
     let engine = Engine::new(EngineConfig {
@@ -30,6 +34,17 @@ pub async fn run(cx: &Context, command: &ImageCommand) -> Result<Exit, CliError>
             for image in images {
                 pull(cx, &engine, &reference(&environment.cwd, image)?).await?;
             }
+        }
+        ImageCommand::Build { dir, tag } => {
+            build(cx, &engine, &environment.cwd.join(dir), tag.as_deref()).await?;
+        }
+        ImageCommand::Export { image, target } => {
+            let image = reference(&environment.cwd, image)?;
+            let to = super::target(&environment.cwd, target)?;
+            let place = reference(&environment.cwd, &to)?;
+            let digest = engine.export_image(&image, &place).await.map_err(failed)?.to_string();
+            let found = json!({ "target": to, "digest": digest });
+            cx.ui.show(&found, || vec![to.clone()], |_| format!("{to} {digest}\n"))?;
         }
         ImageCommand::Rm { images } => {
             for image in images {
@@ -96,6 +111,63 @@ async fn pull(cx: &Context, engine: &Engine, reference: &Reference) -> Result<()
     let found = json!({ "reference": image.reference, "digest": image.digest, "layers": image.layers.len() });
     cx.ui.show(&found, || vec![image.reference.clone()], text)?;
     Ok(())
+}
+
+async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> Result<(), CliError> {
+    let context = std::path::absolute(dir).map_err(|error| CliError::system(dir.display(), &error))?;
+    let name = tag.map(|tag| match tag.parse::<Reference>() {
+        Ok(Reference::Registry(name)) if name.digest.is_none() => Ok(Reference::Registry(name)),
+        Ok(_) => Err(CliError::usage(format!(
+            "`{tag}` is not a name that an image can be given; expected such as `tools` or `tools:1.0`"
+        ))),
+        Err(error) => Err(CliError::usage(error.to_string())),
+    });
+    let name = name.transpose()?;
+    let request = build::Request { context: &context, file: None, sha256: None, name: name.as_ref() };
+    let line: Mutex<Vec<u8>> = Mutex::default();
+    let say = |event: build::Event<'_>| match event {
+        build::Event::Pull(_) => {}
+        build::Event::Begin(position) => {
+            cx.ui.say(&format!("[{}/{}] {}", position.number, position.of, position.text));
+        }
+        build::Event::Output(bytes) => {
+            let Ok(mut line) = line.lock() else { return };
+            for byte in bytes {
+                if *byte == b'\n' || line.len() >= MAX_LINE {
+                    cx.ui.say(&printed(&line));
+                    line.clear();
+                }
+                if *byte != b'\n' {
+                    line.push(*byte);
+                }
+            }
+        }
+        build::Event::Done { position, cached, took } => {
+            if let Ok(mut line) = line.lock()
+                && !line.is_empty()
+            {
+                cx.ui.say(&printed(&line));
+                line.clear();
+            }
+            let how = if cached { "cached".to_owned() } else { format!("{:.1} s", took.as_secs_f64()) };
+            cx.ui.say(&format!("[{}/{}] {how}", position.number, position.of));
+        }
+    };
+    let (image, _hold) = build::build(engine, &request, &say).await.map_err(|error| match error {
+        BuildError::Engine(error) => failed(*error),
+        error => CliError::new(Exit::Failed, with_causes(&error)),
+    })?;
+    let text = |_| format!("{}@{}\n", image.reference, image.digest);
+    let found = json!({ "reference": image.reference, "digest": image.digest, "layers": image.layers.len() });
+    cx.ui.show(&found, || vec![image.reference.clone()], text)?;
+    Ok(())
+}
+
+/// A line that a command of a build printed: what could move the terminal's cursor is left out.
+fn printed(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let last = text.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default();
+    format!("  | {}", last.chars().filter(|c| *c == '\t' || !c.is_control()).collect::<String>())
 }
 
 /// A reference of the command line; paths in it are those of the working directory.

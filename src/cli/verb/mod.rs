@@ -41,3 +41,22 @@ pub mod validate;
 pub mod version;
 pub mod wait;
 pub mod watch;
+
+use std::path::Path;
+
+use super::error::CliError;
+use crate::model::Image;
+
+/// Where an image is written to, its path made absolute: a directory or an archive of this machine.
+fn target(cwd: &Path, text: &str) -> Result<String, CliError> {
+    match Image::file(text) {
+        Some((transport @ ("oci" | "oci-archive"), path, name)) if !path.is_empty() => {
+            let path = std::path::absolute(cwd.join(path)).map_err(|error| CliError::system(path, &error))?;
+            Ok(format!("{transport}:{}{name}", path.display()))
+        }
+        _ => Err(CliError::usage(format!(
+            "`{}` is no place for an image; expected `oci:DIR[:NAME]` or `oci-archive:FILE[:NAME]`",
+            text.escape_debug()
+        ))),
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::app::{Project, Snapshot};
 use crate::cli::args::SnapshotCommand;
@@ -32,6 +33,15 @@ pub async fn run(cx: &Context, command: &SnapshotCommand) -> Result<Exit, CliErr
             ));
         }
         SnapshotCommand::List => return list(cx, &project).await,
+        SnapshotCommand::Export { name, target } => {
+            let target = super::target(&cx.app.environment().cwd, target)?;
+            let digest = project.export_snapshot(name, &target).await?;
+            cx.ui.show(
+                &json!({ "target": target, "digest": digest }),
+                || vec![target.clone()],
+                |_| format!("{target} {digest}\n"),
+            )?;
+        }
         SnapshotCommand::Rm { names } => {
             for name in names {
                 project.remove_snapshot(name).await?;

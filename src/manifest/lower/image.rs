@@ -64,6 +64,10 @@ impl Lowering<'_> {
         match cache.context.entry(host.clone()).or_insert_with(|| read_context(&host, &cache.hashes)).clone()
         {
             Ok(Context { sha256, files }) => {
+                // Both names are in use for the same.
+                let other = (!files.contains("Dockerfile") && files.contains("Containerfile"))
+                    .then(|| "Containerfile".to_owned());
+                let dockerfile = dockerfile.or(other);
                 let wanted = dockerfile.as_deref().unwrap_or("Dockerfile");
                 if !files.contains(wanted.trim_start_matches("./")) {
                     let message = format!(
@@ -71,9 +75,9 @@ impl Lowering<'_> {
                         quote(wanted),
                         host.display()
                     );
-                    let at = if dockerfile.is_some() { ["build", "dockerfile"] } else { at };
+                    let at = if build.dockerfile.is_some() { ["build", "dockerfile"] } else { at };
                     let problem = self.error("unreadable", &at, message);
-                    self.push(problem.expected("a Dockerfile"));
+                    self.push(problem.expected("a Dockerfile or Containerfile"));
                 }
                 Some(Image::Build { context, dockerfile, sha256 })
             }

@@ -12,8 +12,8 @@ use tokio_util::io::{ReaderStream, SyncIoBridge};
 use super::api::Api;
 use crate::image::Hashing;
 use crate::model::{Image, labels, sha256_hex};
-use crate::provider::ProviderError;
 use crate::provider::script::shown;
+use crate::provider::{ProviderError, base};
 use crate::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 
 /// How long a pull or a build may say nothing.
@@ -44,7 +44,10 @@ pub(super) async fn ensure(api: &Api, image: &Image) -> Result<String, ProviderE
             build(api, &context.0, dockerfile.as_deref(), sha256).await
         }
         Image::Host => unsupported("the system of this machine"),
-        Image::Base(_) => unsupported("a base image"),
+        Image::Base(name) => {
+            let (context, sha256) = base::context(name)?;
+            build(api, context.path(), None, &sha256).await
+        }
         Image::Snapshot(_) => unsupported("a snapshot"),
     }
 }

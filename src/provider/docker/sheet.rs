@@ -1,5 +1,6 @@
 //! What Docker can do.
 
+use crate::provider::base;
 use crate::provider::capabilities::{honoured, refused};
 use crate::provider::{Capabilities, ChangeClass, ProviderSetting, Range, ResourceRanges, StopMeaning};
 
@@ -43,7 +44,8 @@ pub static SHEET: Capabilities = Capabilities {
             "name an image, such as `image: debian:13`, or use provider `local`",
         ),
         honoured("image", ChangeClass::Recreate),
-        refused("base", "has no base images yet", "use `image` or `build`"),
+        honoured("base", ChangeClass::Recreate),
+        refused("base=OTHER", "has no base image of this name", base::USE),
         refused("snapshot", "does not make snapshots yet", "use `image` or `build`"),
         honoured("build", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crate::build::BuildError;
 use crate::engine::{
     Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
     Forward, Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource,
@@ -77,11 +78,8 @@ pub(super) fn image(
         },
         // What a snapshot lies on is known to the engine.
         Image::Snapshot(_) => Ok(None),
-        Image::Base(_) | Image::Build { .. } => Err(ProviderError::Unsupported {
-            message:
-                "provider `local` makes sandboxes on the programs of this machine or from images; use `image`"
-                    .to_owned(),
-        }),
+        // They are built, not found.
+        Image::Build { .. } | Image::Base(_) => Ok(None),
     }
 }
 
@@ -366,6 +364,27 @@ fn image_error(error: ImageError) -> ProviderError {
         ImageError::File { .. } | ImageError::InUse { .. } => {
             ProviderError::permanent("the images of the local engine cannot be used", error)
         }
+    }
+}
+
+/// What the executor should do about a build that failed.
+pub(super) fn build_error(error: BuildError) -> ProviderError {
+    match error {
+        BuildError::At { .. } | BuildError::Context { .. } => {
+            ProviderError::Invalid { message: error.to_string() }
+        }
+        // What became of the image decides, and the line tells where it stands.
+        BuildError::Image { file, line, what, source } => match self::error(*source) {
+            ProviderError::Invalid { message } => {
+                ProviderError::Invalid { message: format!("{file}:{line}: {what}: {message}") }
+            }
+            ProviderError::Unauthorised { message } => {
+                ProviderError::Unauthorised { message: format!("{file}:{line}: {what}: {message}") }
+            }
+            other => other,
+        },
+        BuildError::Engine(error) => self::error(*error),
+        error @ BuildError::File(..) => ProviderError::permanent("the image cannot be built", error),
     }
 }
 

@@ -1,10 +1,8 @@
 //! What the local engine can do.
 
+use crate::provider::base;
 use crate::provider::capabilities::{honoured, refused};
 use crate::provider::{Capabilities, ChangeClass, ResourceRanges, StopMeaning};
-
-const IMAGES_ONLY: &str = "only runs sandboxes on the programs of this machine or from images so far";
-const USE_IMAGE: &str = "use `image`";
 
 /// The sheet of provider `local`.
 pub static SHEET: Capabilities = Capabilities {
@@ -29,8 +27,9 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("image", ChangeClass::Recreate),
         honoured("image=host", ChangeClass::Recreate),
         honoured("image=PATH", ChangeClass::Recreate),
-        refused("base", IMAGES_ONLY, USE_IMAGE),
-        refused("build", IMAGES_ONLY, "build it with another tool, and use `image: oci-archive:FILE`"),
+        honoured("base", ChangeClass::Recreate),
+        refused("base=OTHER", "has no base image of this name", base::USE),
+        honoured("build", ChangeClass::Recreate),
         honoured("snapshot", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),

@@ -14,29 +14,29 @@ use serde_json::{Value as Json, json};
 use super::support::{Fixture, eventually, is_root, request};
 
 /// One entry of a layer.
-struct Entry {
-    path: &'static str,
-    kind: tar::EntryType,
-    content: Vec<u8>,
-    link: &'static str,
-    mode: u32,
-    owner: u64,
-    xattrs: &'static [(&'static str, &'static [u8])],
+pub(super) struct Entry {
+    pub(super) path: &'static str,
+    pub(super) kind: tar::EntryType,
+    pub(super) content: Vec<u8>,
+    pub(super) link: &'static str,
+    pub(super) mode: u32,
+    pub(super) owner: u64,
+    pub(super) xattrs: &'static [(&'static str, &'static [u8])],
 }
 
-fn entry(path: &'static str, kind: tar::EntryType) -> Entry {
+pub(super) fn entry(path: &'static str, kind: tar::EntryType) -> Entry {
     Entry { path, kind, content: Vec::new(), link: "", mode: 0o755, owner: 0, xattrs: &[] }
 }
 
-fn dir(path: &'static str) -> Entry {
+pub(super) fn dir(path: &'static str) -> Entry {
     entry(path, tar::EntryType::Directory)
 }
 
-fn file(path: &'static str, content: &[u8]) -> Entry {
+pub(super) fn file(path: &'static str, content: &[u8]) -> Entry {
     Entry { content: content.to_vec(), mode: 0o644, ..entry(path, tar::EntryType::Regular) }
 }
 
-fn symlink(path: &'static str, link: &'static str) -> Entry {
+pub(super) fn symlink(path: &'static str, link: &'static str) -> Entry {
     Entry { link, ..entry(path, tar::EntryType::Symlink) }
 }
 
@@ -45,7 +45,7 @@ fn hard_link(path: &'static str, link: &'static str) -> Entry {
 }
 
 /// The archive, with names as they are: no library would write some of them.
-fn archive(entries: &[Entry]) -> Vec<u8> {
+pub(super) fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for entry in entries {
         if !entry.xattrs.is_empty() {
@@ -70,7 +70,7 @@ fn archive(entries: &[Entry]) -> Vec<u8> {
 }
 
 #[derive(Clone, Copy)]
-enum Form {
+pub(super) enum Form {
     Plain,
     Gzip,
     Zstd,
@@ -96,12 +96,12 @@ fn packed(plain: &[u8], form: Form) -> Vec<u8> {
 }
 
 /// An OCI image layout in a directory.
-struct Layout {
-    dir: PathBuf,
+pub(super) struct Layout {
+    pub(super) dir: PathBuf,
 }
 
 impl Layout {
-    fn new(dir: &Path) -> Layout {
+    pub(super) fn new(dir: &Path) -> Layout {
         fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Layout { dir: dir.to_owned() }
@@ -114,7 +114,7 @@ impl Layout {
     }
 
     /// An image of these plain archives; the reference of it.
-    fn image(&self, layers: &[(Vec<u8>, Form)], config: Json) -> Reference {
+    pub(super) fn image(&self, layers: &[(Vec<u8>, Form)], config: Json) -> Reference {
         let diff_ids: Vec<_> = layers.iter().map(|(plain, _)| Digest::of(plain)).collect();
         let blobs = layers
             .iter()
@@ -143,7 +143,7 @@ impl Layout {
 }
 
 /// A layer with a shell and its tools; `None`, after saying so, where there is no busybox that needs nothing else.
-fn busybox() -> Option<Vec<Entry>> {
+pub(super) fn busybox() -> Option<Vec<Entry>> {
     let Ok(program) = fs::read("/bin/busybox") else {
         eprintln!("SKIPPED: /bin/busybox is missing");
         return None;
@@ -159,14 +159,14 @@ async fn image(fixture: &Fixture, reference: &Reference) -> Result<OciImage, Eng
     fixture.engine.image(reference, false, &|_| ()).await.map(|(image, _hold)| image)
 }
 
-async fn create(fixture: &Fixture, id: &str, reference: &Reference) -> OciImage {
+pub(super) async fn create(fixture: &Fixture, id: &str, reference: &Reference) -> OciImage {
     let image = image(fixture, reference).await.unwrap();
     fixture.create_with(id, BoxSpec { image: Image::Oci(image.clone()), ..BoxSpec::default() }).await;
     image
 }
 
 /// Directories of unpacked layers.
-fn layers(fixture: &Fixture) -> Vec<PathBuf> {
+pub(super) fn layers(fixture: &Fixture) -> Vec<PathBuf> {
     let all = fixture.dir.path().join("data/engine/images/layers");
     let owners = fs::read_dir(all).into_iter().flatten().flatten();
     owners.flat_map(|owner| fs::read_dir(owner.path()).unwrap()).map(|layer| layer.unwrap().path()).collect()
@@ -467,7 +467,7 @@ async fn an_image_for_another_machine_or_of_another_name_is_told_apart() {
     assert!(error.contains("linux/s390x") && error.contains(here), "{error}");
 }
 
-fn have(programs: &[&str]) -> bool {
+pub(super) fn have(programs: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |program: &&&str| std::env::split_paths(&path).any(|dir| dir.join(program).exists());
     let missing: Vec<_> = programs.iter().filter(|program| !there(program)).collect();
@@ -477,13 +477,13 @@ fn have(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-fn tool(program: &str, args: &[&str]) {
+pub(super) fn tool(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// An image made by umoci, of a layer with a shell and one that changes it.
-fn made_by_umoci(dir: &Path) -> Option<PathBuf> {
+pub(super) fn made_by_umoci(dir: &Path) -> Option<PathBuf> {
     if !is_root() {
         eprintln!("SKIPPED: umoci without root writes other owners");
         return None;
@@ -536,9 +536,9 @@ async fn images_of_the_distributions_tools_in_all_their_forms() {
 }
 
 /// A registry of the distribution on a port of the loopback; it ends with this.
-struct Registry {
+pub(super) struct Registry {
     child: Child,
-    host: String,
+    pub(super) host: String,
 }
 
 impl Drop for Registry {
@@ -548,7 +548,7 @@ impl Drop for Registry {
     }
 }
 
-async fn registry(dir: &Path) -> Option<Registry> {
+pub(super) async fn registry(dir: &Path) -> Option<Registry> {
     if !have(&["docker-registry", "setpriv"]) {
         return None;
     }
@@ -752,7 +752,7 @@ async fn a_pull_with_credentials_goes_on_where_it_was_cut_off() {
     server.abort();
 }
 
-fn pocketenv(fixture: &Fixture, args: &[&str]) -> (i32, String) {
+pub(super) fn pocketenv(fixture: &Fixture, args: &[&str]) -> (i32, String) {
     let exe =
         std::env::var_os("POCKETENV_TEST_EXE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into());
     let mut command = Command::new(exe);

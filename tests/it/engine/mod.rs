@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod base_images;
+mod build;
 mod exec;
+mod export;
 mod hardening;
 mod images;
 mod lifecycle;

@@ -58,6 +58,8 @@ fn everything_works_with_subordinate_ids_and_a_copied_etc() {
         "engine::exec",
         "engine::hardening",
         "engine::images",
+        "engine::build",
+        "engine::export",
         "engine::volumes",
         "engine::snapshot",
     ];

@@ -1,0 +1,408 @@
+//! A Containerfile and its context become an image: read whole, refused whole where it asks for what is not built, then carried out step by step
+//! in boxes of the engine. A step whose layers, command and files were seen before is not done again.
+
+mod containerfile;
+mod context;
+mod error;
+mod stage;
+mod words;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+pub use containerfile::{Command, Copy, Instruction, Kind, parse};
+pub use error::{BuildError, Wrong};
+
+use containerfile::MAX_FILE;
+use context::Context;
+use stage::{Files, Origin, Outline, Stage, Step, What};
+
+use crate::engine::{Engine, Exit, OciImage};
+use crate::image::{Built, Digest, Execution, Expected, Hold, Placing, Progress, Reference};
+use crate::tree;
+
+/// Counts in every key: what a step comes to must not be taken over from a version that did it otherwise.
+const VERSION: u32 = 1;
+/// How much of a failed command's output is shown, in bytes.
+const TAIL: usize = 4000;
+/// The most layers of an image.
+const MAX_LAYERS: usize = 127;
+/// Repository of images without a name of their own.
+const UNNAMED: &str = "localhost/pocketenv-build";
+
+/// How far a build is.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// An image comes.
+    Pull(Progress),
+    /// A step begins.
+    Begin(&'a Position),
+    /// A command prints.
+    Output(&'a [u8]),
+    /// A step is done.
+    Done {
+        /// Which.
+        position: &'a Position,
+        /// Whether nothing had to be done.
+        cached: bool,
+        /// How long it took.
+        took: Duration,
+    },
+}
+
+/// A step of a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// From 1.
+    pub number: usize,
+    /// How many there are.
+    pub of: usize,
+    /// The instruction in one line.
+    pub text: String,
+}
+
+/// What is built.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The directory that files come from.
+    pub context: &'a Path,
+    /// The Containerfile, relative to the context; `Dockerfile` or `Containerfile` when absent.
+    pub file: Option<&'a str>,
+    /// What the context must hold, as `tree_sha256` has it.
+    pub sha256: Option<&'a str>,
+    /// What the image is called; a name made of what it was built from when absent.
+    pub name: Option<&'a Reference>,
+}
+
+/// The name of an image that is built from this and has none of its own.
+///
+/// # Errors
+/// Never, unless the name is no reference.
+pub fn name_of(file: Option<&str>, sha256: &str) -> Result<Reference, BuildError> {
+    let file = file.unwrap_or_default().trim_start_matches("./");
+    let hash = Digest::of(format!("{VERSION}\n{file}\n{sha256}").as_bytes());
+    Ok(format!("{UNNAMED}:{}", &hash.hex()[..32]).parse()?)
+}
+
+/// The image, built unless it is here. While the second value lives, nobody removes it.
+///
+/// # Errors
+/// As [`build`].
+pub async fn ensure(
+    engine: &Engine,
+    request: &Request<'_>,
+    say: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<(OciImage, Hold), BuildError> {
+    if let (Some(sha256), None) = (request.sha256, request.name) {
+        let name = name_of(request.file, sha256)?;
+        // It has no other source than this build.
+        if engine.has_image(&name)? {
+            return Ok(engine.image(&name, false, &|_| ()).await?);
+        }
+    }
+    build(engine, request, say).await
+}
+
+/// Builds the image.
+///
+/// # Errors
+/// [`BuildError`], by the line of the Containerfile wherever there is one.
+pub async fn build(
+    engine: &Engine,
+    request: &Request<'_>,
+    say: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<(OciImage, Hold), BuildError> {
+    let unreadable =
+        |why: String| BuildError::Context { context: request.context.display().to_string(), why };
+    let root = request.context.to_owned();
+    let entries = tokio::task::spawn_blocking(move || tree::scan(&root)).await;
+    let entries = entries
+        .map_err(|error| unreadable(error.to_string()))?
+        .map_err(|error| unreadable(error.to_string()))?;
+    let sha256 = tree::tree_sha256(&entries);
+    if request.sha256.is_some_and(|wanted| wanted != sha256) {
+        return Err(unreadable("it has changed since it was looked at; plan again".to_owned()));
+    }
+    let is_there = |name: &&str| entries.iter().any(|entry| entry.path == **name);
+    let default = ["Dockerfile", "Containerfile"].iter().copied().find(is_there).unwrap_or("Dockerfile");
+    let file = request.file.unwrap_or(default).trim_start_matches("./");
+    if !is_there(&file) {
+        return Err(unreadable(format!("there is no {file}, or an ignore file leaves it out")));
+    }
+    let shown = request.context.join(file).display().to_string();
+    let text = read(&request.context.join(file)).map_err(unreadable)?;
+    let instructions = parse(&text).map_err(|wrong| wrong.within(&shown))?;
+    let outlines = stage::outline(&instructions).map_err(|wrong| wrong.within(&shown))?;
+    let context = Context::new(request.context.to_owned(), entries);
+
+    let hold = engine.hold_images().await?;
+    let mut build = Build { engine, file: shown, images: BTreeMap::new(), say };
+    build.bring(&outlines).await?;
+    let stages = build.evaluate(&outlines, &context)?;
+    engine.sweep_builds().await?;
+    let (execution, layers, told) = build.carry_out(&outlines, stages, &context).await?;
+    let own = name_of(request.file, &sha256)?;
+    let image = engine.keep_image(request.name.unwrap_or(&own), &execution, &layers, told).await?;
+    Ok((image, hold))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let read = file.take(MAX_FILE + 1).read_to_string(&mut text);
+    match read {
+        Err(error) => Err(format!("{}: {error}", path.display())),
+        Ok(_) if text.len() as u64 > MAX_FILE => {
+            Err(format!("{} is longer than {MAX_FILE} bytes", path.display()))
+        }
+        Ok(_) => Ok(text),
+    }
+}
+
+struct Build<'a> {
+    engine: &'a Engine,
+    file: String,
+    images: BTreeMap<String, (Execution, Vec<Expected>)>,
+    say: &'a (dyn Fn(Event<'_>) + Sync),
+}
+
+impl Build<'_> {
+    fn at(&self, line: usize, what: impl Into<String>) -> BuildError {
+        Wrong::at(line, what).within(&self.file)
+    }
+
+    /// Brings every image that is needed.
+    async fn bring(&mut self, outlines: &[Outline<'_>]) -> Result<(), BuildError> {
+        for stage in stage::needed(outlines) {
+            let outline = &outlines[stage];
+            let origins = outline.copies.iter().map(|(line, origin)| (*line, origin));
+            for (line, origin) in [(outline.line, &outline.base)].into_iter().chain(origins) {
+                let Origin::Image(name) = origin else { continue };
+                if self.images.contains_key(name) {
+                    continue;
+                }
+                let reference: Reference = name
+                    .parse()
+                    .map_err(|error: crate::image::ImageError| self.at(line, error.to_string()))?;
+                if !matches!(reference, Reference::Registry(_)) {
+                    return Err(self.at(line, "an image of a build comes from a registry, or was built here"));
+                }
+                let say = |progress: Progress| (self.say)(Event::Pull(progress));
+                let brought = self.engine.bring(&reference, false, &say).await;
+                let (image, ..) = brought.map_err(|source| BuildError::Image {
+                    file: self.file.clone(),
+                    line,
+                    what: format!("image {name} is needed"),
+                    source: Box::new(source),
+                })?;
+                self.images.insert(name.clone(), (image.execution, image.layers));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every stage that is needed, by its number.
+    fn evaluate(
+        &self,
+        outlines: &[Outline<'_>],
+        context: &Context,
+    ) -> Result<BTreeMap<usize, Stage>, BuildError> {
+        let mut stages: BTreeMap<usize, Stage> = BTreeMap::new();
+        for number in stage::needed(outlines) {
+            let outline = &outlines[number];
+            let base = match &outline.base {
+                Origin::Scratch => Execution::default(),
+                Origin::Stage(stage) => {
+                    stages.get(stage).map(|stage| stage.execution.clone()).unwrap_or_default()
+                }
+                Origin::Image(name) => {
+                    self.images.get(name).map(|(execution, _)| execution.clone()).unwrap_or_default()
+                }
+            };
+            let stage = stage::evaluate(outline, &base, context).map_err(|wrong| wrong.within(&self.file))?;
+            stages.insert(number, stage);
+        }
+        Ok(stages)
+    }
+
+    async fn carry_out(
+        &self,
+        outlines: &[Outline<'_>],
+        stages: BTreeMap<usize, Stage>,
+        context: &Context,
+    ) -> Result<(Execution, Vec<Expected>, Vec<String>), BuildError> {
+        let of = stages.values().map(|stage| stage.steps.len()).sum();
+        let mut number = 0;
+        let mut done: BTreeMap<usize, Vec<Expected>> = BTreeMap::new();
+        let mut last = (Execution::default(), Vec::new());
+        let mut told = Vec::new();
+        for (index, stage) in stages {
+            let mut layers = self.layers_of(&outlines[index].base, &done);
+            for step in &stage.steps {
+                number += 1;
+                let position = Position { number, of, text: step.text.clone() };
+                (self.say)(Event::Begin(&position));
+                let begun = Instant::now();
+                let (built, cached) = self.step(step, &layers, &done, context).await?;
+                (self.say)(Event::Done { position: &position, cached, took: begun.elapsed() });
+                layers.extend(built.layer);
+                told.extend(built.told.into_iter().map(|what| format!("line {}: {what}", step.line)));
+                if layers.len() > MAX_LAYERS {
+                    return Err(self.at(
+                        step.line,
+                        format!("this makes more than {MAX_LAYERS} layers; join instructions by `&&`"),
+                    ));
+                }
+            }
+            done.insert(index, layers.clone());
+            last = (stage.execution, layers);
+        }
+        Ok((last.0, last.1, told))
+    }
+
+    fn layers_of(&self, origin: &Origin, done: &BTreeMap<usize, Vec<Expected>>) -> Vec<Expected> {
+        match origin {
+            Origin::Scratch => Vec::new(),
+            Origin::Stage(stage) => done.get(stage).cloned().unwrap_or_default(),
+            Origin::Image(name) => {
+                self.images.get(name).map(|(_, layers)| layers.clone()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// What a step comes to, and whether that was known.
+    async fn step(
+        &self,
+        step: &Step,
+        layers: &[Expected],
+        done: &BTreeMap<usize, Vec<Expected>>,
+        context: &Context,
+    ) -> Result<(Built, bool), BuildError> {
+        let other = match &step.what {
+            What::Place { files: Files::Other(origin, _), .. } => self.layers_of(origin, done),
+            _ => Vec::new(),
+        };
+        let key = key(step, layers, &other)?;
+        if let Some(built) = self.engine.built_step(&key)? {
+            return Ok((built, true));
+        }
+        let built = match &step.what {
+            What::Run(run) => {
+                let tail: Mutex<Vec<u8>> = Mutex::default();
+                let mut hear = |bytes: &[u8]| {
+                    (self.say)(Event::Output(bytes));
+                    if let Ok(mut tail) = tail.lock() {
+                        tail.extend_from_slice(bytes);
+                        let cut = tail.len().saturating_sub(TAIL);
+                        tail.drain(..cut);
+                    }
+                };
+                let ran = self.engine.run_step(&key, layers, run, &mut hear).await;
+                let ran = ran.map_err(|source| match source {
+                    crate::engine::EngineError::Exec { what, source, .. } => {
+                        self.at(step.line, format!("cannot {what}: {source}\n  {}", step.text))
+                    }
+                    source => source.into(),
+                })?;
+                ran.map_err(|exit| {
+                    let tail = tail.lock().map(|tail| String::from_utf8_lossy(&tail).into_owned());
+                    self.at(step.line, failure(exit, &step.text, &tail.unwrap_or_default()))
+                })?
+            }
+            What::Place { target, into, owner, mode, files } => {
+                let dir = self.engine.building_dir()?;
+                let archive = tempfile::Builder::new()
+                    .prefix("archive-")
+                    .tempfile_in(dir)
+                    .map_err(|error| BuildError::File("make an archive of what is copied", error))?;
+                let packing = |error| BuildError::File("read what is copied", error);
+                let is_dir = match files {
+                    Files::None => {
+                        tar::Builder::new(archive.as_file()).finish().map_err(packing)?;
+                        true
+                    }
+                    Files::Context(selection) => {
+                        context.pack(selection, archive.as_file()).map_err(packing)?;
+                        selection.into
+                    }
+                    Files::Archive(item) => {
+                        context.archive(item, archive.as_file()).map_err(packing)?;
+                        true
+                    }
+                    Files::Other(_, sources) => {
+                        let taken = self.engine.take(&other, sources, archive.path()).await?;
+                        taken.map_err(|why| self.at(step.line, format!("{why}\n  {}", step.text)))?.into
+                    }
+                };
+                let placing =
+                    Placing { target: target.into(), into: *into || is_dir, owner: None, mode: *mode };
+                let placed =
+                    self.engine.place_step(&key, layers, archive.path(), placing, owner.clone()).await?;
+                placed.map_err(|why| self.at(step.line, format!("{why}\n  {}", step.text)))?
+            }
+        };
+        Ok((built, false))
+    }
+}
+
+/// What a step comes to depends on this and nothing else that is known.
+fn key(step: &Step, layers: &[Expected], other: &[Expected]) -> Result<Digest, BuildError> {
+    #[derive(Serialize)]
+    enum Of<'a> {
+        Run {
+            argv: &'a [String],
+            env: &'a [(String, String)],
+            args: &'a [(String, String)],
+            working_dir: &'a str,
+            user: Option<&'a str>,
+        },
+        Place {
+            target: &'a str,
+            into: bool,
+            owner: Option<&'a str>,
+            mode: Option<u32>,
+            context: Option<&'a context::Selection>,
+            archive: Option<&'a context::Item>,
+            sources: &'a [String],
+            other: Vec<&'a Digest>,
+        },
+    }
+    let digests = |layers: &[Expected]| layers.iter().map(|layer| layer.diff_id.clone()).collect::<Vec<_>>();
+    let of = match &step.what {
+        What::Run(run) => Of::Run {
+            argv: &run.argv,
+            env: &run.env,
+            args: &run.args,
+            working_dir: &run.working_dir,
+            user: run.user.as_deref(),
+        },
+        What::Place { target, into, owner, mode, files } => Of::Place {
+            target,
+            into: *into,
+            owner: owner.as_deref(),
+            mode: *mode,
+            context: if let Files::Context(selection) = files { Some(selection) } else { None },
+            archive: if let Files::Archive(item) = files { Some(item) } else { None },
+            sources: if let Files::Other(_, sources) = files { sources } else { &[] },
+            other: other.iter().map(|layer| &layer.diff_id).collect(),
+        },
+    };
+    let text = serde_json::to_vec(&(VERSION, digests(layers), of))
+        .map_err(|error| BuildError::File("write down what a step is", error.into()))?;
+    Ok(Digest::of(&text))
+}
+
+fn failure(exit: Exit, text: &str, tail: &str) -> String {
+    let how = match exit {
+        Exit::Code(code) => format!("the command ended with code {code}"),
+        Exit::Signal(signal) => format!("the command was killed by signal {signal}"),
+    };
+    let legible = |c: char| c == '\n' || c == '\t' || !c.is_control();
+    let tail: String = tail.chars().filter(|c| legible(*c)).collect();
+    format!("{how}\n  {text}\n{}", tail.trim_end())
+}

@@ -1,4 +1,4 @@
-//! Kubernetes: a sandbox is one object that owns a pod, a network policy and what else it needs; volumes are claims of their own.
+//! Kubernetes: a sandbox is one object that owns a pod, a network policy and a service; volumes are claims of their own.
 
 mod api;
 mod guest;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 
@@ -118,6 +118,7 @@ impl Kubernetes {
         let policies: Api<NetworkPolicy> = self.objects().await?;
         let policy = map::policy(*kind, name, &uid, &spec, &labels)?;
         apply(&policies, &format!("write the network policy of sandbox {name}"), name, &policy).await?;
+        self.publish(*kind, name, &uid, &spec, &labels).await?;
 
         let pods: Api<Pod> = self.objects().await?;
         let pod_name = map::pod_name(name, owner);
@@ -154,6 +155,36 @@ impl Kubernetes {
                 let message = format!("sandbox {name} does not run after {} s: {why}", UP.as_secs());
                 Err(ProviderError::Transient { message, source: None })
             }
+        }
+    }
+
+    /// Brings the service of a sandbox to its declared ports; without ports there is none.
+    async fn publish(
+        &self,
+        kind: Kind,
+        name: &str,
+        uid: &str,
+        spec: &SandboxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let services: Api<Service> = self.objects().await?;
+        let service_name = map::service_name(labels);
+        let seen = found(&format!("look at service {service_name}"), services.get(&service_name)).await?;
+        match (map::service(kind, name, uid, spec, labels), seen) {
+            (Some(_), Some(seen)) if !map::owns(uid, &seen) => Err(ProviderError::Invalid {
+                message: format!(
+                    "service {service_name} is there and not of sandbox {name}: delete it, or what owns it"
+                ),
+            }),
+            (Some(service), _) => {
+                let doing = format!("write service {service_name}");
+                apply(&services, &doing, &service_name, &service).await.map(drop)
+            }
+            (None, Some(seen)) if map::owns(uid, &seen) => {
+                let doing = format!("delete service {service_name}");
+                found(&doing, services.delete(&service_name, &DeleteParams::default())).await.map(drop)
+            }
+            (None, _) => Ok(()),
         }
     }
 
@@ -209,6 +240,11 @@ impl Provider for Kubernetes {
         let pods = all(&self.objects::<Pod>().await?, "list pods", &labels).await?;
         let pods: BTreeMap<&str, &Pod> =
             pods.iter().filter_map(|pod| Some((pod.metadata.name.as_deref()?, pod))).collect();
+        let services = all(&self.objects::<Service>().await?, "list services", &labels).await?;
+        let services: BTreeMap<&str, &Service> = services
+            .iter()
+            .filter_map(|service| Some((service.metadata.name.as_deref()?, service)))
+            .collect();
         let mut listing = ObservedProvider::default();
         for kind in self.kinds().await? {
             for owner in all(&self.owners(kind).await?, "list sandboxes", &labels).await? {
@@ -216,7 +252,8 @@ impl Provider for Kubernetes {
                     continue;
                 };
                 let pod = pods.get(map::pod_name(&name, &owner).as_str()).copied();
-                let sandbox = map::observed(kind, &name, &owner, pod);
+                let service = services.get(map::service_name(&map::labels_of(&owner)).as_str()).copied();
+                let sandbox = map::observed(kind, &name, &owner, pod, service);
                 listing.sandboxes.insert(sandbox.id.clone(), sandbox);
             }
         }
@@ -231,7 +268,10 @@ impl Provider for Kubernetes {
         let pods: Api<Pod> = self.objects().await?;
         let pod_name = map::pod_name(&id.0, &owner);
         let pod = found(&format!("look at the pod of sandbox {id}"), pods.get(&pod_name)).await?;
-        Ok(Some(map::observed(kind, &id.0, &owner, pod.as_ref())))
+        let (services, service_name): (Api<Service>, _) =
+            (self.objects().await?, map::service_name(&map::labels_of(&owner)));
+        let service = found(&format!("look at service {service_name}"), services.get(&service_name)).await?;
+        Ok(Some(map::observed(kind, &id.0, &owner, pod.as_ref(), service.as_ref())))
     }
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
@@ -290,6 +330,7 @@ impl Provider for Kubernetes {
         let policies: Api<NetworkPolicy> = self.objects().await?;
         let policy = map::policy(kind, &id.0, &uid, spec, &labels)?;
         apply(&policies, &format!("write the network policy of sandbox {id}"), &id.0, &policy).await?;
+        self.publish(kind, &id.0, &uid, spec, &labels).await?;
         if known == labels {
             return Ok(());
         }

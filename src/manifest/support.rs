@@ -28,7 +28,7 @@ const AT_THE_PROVIDER: &[&str] = &[
 /// Fields that Pocketenv's own decisions go by.
 const BY_POCKETENV: &[&str] = &["provider", "count", "state", "depends_on", "drift", "protect"];
 /// The same of a volume.
-const VOLUME_BY_POCKETENV: &[&str] = &["provider", "protect", "read_only"];
+const VOLUME_BY_POCKETENV: &[&str] = &["provider", "protect"];
 
 /// Fields of a `sync` that are about sharing a directory instead of copying it.
 const SHARED: &[&str] = &["mode", "read_only"];

@@ -426,14 +426,18 @@ async fn volumes(bench: &Bench) -> Verdict {
     let missing = bench.look(&first).await?.missing_mounts;
     check(missing.is_empty(), || format!("mounts are missing: {missing:?}"))?;
     bench.delete(&first).await?;
-    spec.mounts.iter_mut().for_each(|mount| mount.read_only = true);
+    let read_only = bench.sheet().honours(&["volumes", "*", "read_only"], Some("true"));
+    spec.mounts.iter_mut().for_each(|mount| mount.read_only = read_only);
     let second = bench.create_as(&spec, &bench.identity("volume-2")).await?;
     if bench.sheet().processes {
         let guest = bench.guest(&second).await?;
         let found = sh(&*guest, "cat /data/file", []).await?;
         check(found == "kept", || format!("the file on the volume holds {found:?}"))?;
         let wrote = sh(&*guest, "(echo x > /data/file) 2>/dev/null && echo wrote || :", []).await?;
-        check(wrote.is_empty(), || "a read-only mount could be written to".to_owned())?;
+        check(wrote.is_empty() == read_only, || match read_only {
+            true => "a read-only mount could be written to".to_owned(),
+            false => "a mount could not be written to again".to_owned(),
+        })?;
     }
     bench.delete(&second).await?;
     bench.answer(delete).await.doing("deleting the volume")?;

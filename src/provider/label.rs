@@ -32,8 +32,15 @@ pub(super) fn labelled_spec(labels: &BTreeMap<String, String>) -> Option<Sandbox
 /// Begins the names that are labels.
 const NAME: &str = "pocketenv-";
 /// The labels in such a name, in their order. The others follow from nothing: only sandboxes have a spec.
-const NAMED: [&str; 6] =
-    [labels::PROJECT, labels::ADDRESS, labels::OWNER, labels::INTENT, labels::SNAPSHOT_OF, labels::FOR_FORKS];
+const NAMED: [&str; 7] = [
+    labels::PROJECT,
+    labels::ADDRESS,
+    labels::OWNER,
+    labels::INTENT,
+    labels::SNAPSHOT_OF,
+    labels::FOR_FORKS,
+    labels::EXPIRES_AT,
+];
 
 /// Labels as a name, for snapshots and volumes of providers that have no labels for them. It is of small letters, digits and one dash.
 pub(super) fn name(labels: &BTreeMap<String, String>) -> String {
@@ -109,6 +116,9 @@ mod tests {
         let of = |address| Identity { address, spec_hash: SandboxSpec::default().hash(), ..any_identity() };
         let volume = of(Address::Volume("Data_1".to_owned())).to_labels();
         assert_eq!(named(&name(&volume)), Some(volume));
+        let expires_at = Some(crate::model::Timestamp(7));
+        let brief = Identity { expires_at, ..of(Address::Volume("v".to_owned())) }.to_labels();
+        assert_eq!(named(&name(&brief)), Some(brief));
         let mut snapshot = of(Address::Snapshot("s".to_owned())).to_labels();
         snapshot.insert(labels::SNAPSHOT_OF.to_owned(), "sandbox/api".to_owned());
         assert_eq!(named(&name(&snapshot)), Some(snapshot.clone()));

@@ -323,7 +323,7 @@ impl Bench {
         }
         // What was made without an answer is found by its labels, once a listing cannot lag any more.
         sleep(Duration::from_millis(self.sheet().settle_ms)).await;
-        let mut left = Vec::new();
+        let (mut left, mut snapshots) = (Vec::new(), Vec::new());
         let wanted = Owner { project: None, owner: Some(self.owner.clone()) };
         match self.list(&wanted).await {
             Ok(listing) => {
@@ -334,6 +334,11 @@ impl Bench {
                 for (name, volume) in listing.volumes.iter().filter(|(_, v)| ours(&v.labels)) {
                     let project = volume.labels.get(labels::PROJECT).map_or(&*self.project, String::as_str);
                     self.remember_volume(project, name);
+                }
+                for found in listing.snapshots.values().map(|s| &s.labels).filter(|found| ours(found)) {
+                    let said = |label| found.get(label).map_or("", String::as_str);
+                    let name = said(labels::ADDRESS).strip_prefix("snapshot/").unwrap_or_default();
+                    snapshots.push((said(labels::PROJECT).to_owned(), name.to_owned()));
                 }
             }
             Err(Failure::Broken(why) | Failure::Nothing(why)) => left.push(format!("unknown: {why}")),
@@ -351,6 +356,14 @@ impl Bench {
                 self.call("delete volume", || power.delete_volume(&project, &name)).await
             {
                 left.push(format!("volume {name} of {project}: {why}"));
+            }
+        }
+        for (project, name) in snapshots {
+            let Some(power) = self.provider.snapshots() else { continue };
+            if let Err(Failure::Broken(why) | Failure::Nothing(why)) =
+                self.call("delete snapshot", || power.delete_snapshot(&project, &name)).await
+            {
+                left.push(format!("snapshot {name} of {project}: {why}"));
             }
         }
         left

@@ -66,6 +66,12 @@ pub(super) struct Sandbox {
     pub state: Option<String>,
     pub error_reason: Option<String>,
     pub public: bool,
+    #[serde(default)]
+    pub network_block_all: bool,
+    #[serde(default)]
+    pub network_allow_list: Option<String>,
+    #[serde(default)]
+    pub domain_allow_list: Option<String>,
     /// Minutes; the vendor's clients allow for fractions.
     pub auto_stop_interval: Option<f64>,
     /// RFC 3339.

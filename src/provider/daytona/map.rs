@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::api;
 use crate::model::{
-    Egress, Endpoint, Identity, Image, LifecycleSpec, Mount, NetworkMode, ObservedSandbox, Quantity,
-    Resources, SandboxId, SandboxSpec, SandboxState, sha256_hex,
+    Egress, Endpoint, Identity, Image, LifecycleSpec, Mount, NetworkMode, NetworkSpec, ObservedSandbox,
+    Quantity, Resources, SandboxId, SandboxSpec, SandboxState, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::http::timestamp;
@@ -236,6 +236,15 @@ fn allowed(allow: &[String]) -> Result<(Option<String>, Option<String>), Provide
     Ok((list(networks), list(names)))
 }
 
+/// What a sandbox reaches, as Daytona reports it.
+fn reported(sandbox: &api::Sandbox) -> NetworkSpec {
+    let lists = [&sandbox.network_allow_list, &sandbox.domain_allow_list];
+    let items = lists.into_iter().flatten().flat_map(|list| list.split(',')).map(str::trim);
+    let allow: Vec<String> = items.filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    let confined = sandbox.network_block_all || !allow.is_empty();
+    NetworkSpec { egress: confined.then_some(Egress::Deny), allow, ..NetworkSpec::default() }
+}
+
 /// Where a sandbox is, in our words; `None` if it is gone.
 pub(super) fn state(sandbox: &api::Sandbox) -> Option<SandboxState> {
     let state = sandbox.state.as_deref().unwrap_or("unknown");
@@ -257,6 +266,7 @@ pub(super) fn state(sandbox: &api::Sandbox) -> Option<SandboxState> {
 /// What Daytona reports, in our words; `None` of one that is gone.
 pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
     let state = state(&sandbox)?;
+    let network = reported(&sandbox);
     let mut labels = sandbox.labels;
     let mut spec = labelled_spec(&labels);
     labels.remove(SPEC);
@@ -287,6 +297,11 @@ pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
         spec.ports.retain(|port, _| ports.contains_key(port));
         for port in spec.ports.values_mut() {
             port.public = sandbox.public;
+        }
+        // Whether it is open, confined or shut counts. How a list is written Daytona may decide.
+        let kind = |network: &NetworkSpec| (network.egress == Some(Egress::Deny), network.allow.is_empty());
+        if kind(&spec.network) != kind(&network) {
+            spec.network = network;
         }
     }
     notes.extend(sandbox.auto_destroy_at.map(|at| format!("Daytona deletes it at {at}")));
@@ -405,6 +420,27 @@ mod tests {
             |cpu_millis, memory| fits(&Resources { cpu_millis, memory, ..Resources::default() }, &snapshot);
         assert!(asked(None, None).is_ok() && asked(Some(2000), size(4.0)).is_ok());
         assert!(asked(Some(1000), None).is_err() && asked(None, size(8.0)).is_err());
+    }
+
+    #[test]
+    fn a_network_that_somebody_else_opened_is_seen() {
+        let mut spec = SandboxSpec::default();
+        spec.network.egress = Some(Egress::Deny);
+        spec.network.allow = vec!["1.2.3.4".to_owned(), "github.com".to_owned()];
+        let with = |block_all, networks: Option<&str>, names: Option<&str>| {
+            let sandbox = api::Sandbox {
+                labels: labels_with(&spec, &identity(), &BTreeMap::new()).unwrap(),
+                state: Some("started".to_owned()),
+                network_block_all: block_all,
+                network_allow_list: networks.map(str::to_owned),
+                domain_allow_list: names.map(str::to_owned),
+                ..api::Sandbox::default()
+            };
+            observed(sandbox).unwrap().spec.unwrap().network
+        };
+        assert_eq!(with(false, Some("1.2.3.4/32"), Some("github.com")), spec.network);
+        assert_eq!(with(false, None, Some("")), NetworkSpec::default());
+        assert_eq!(with(true, None, None), NetworkSpec { allow: Vec::new(), ..spec.network.clone() });
     }
 
     #[test]

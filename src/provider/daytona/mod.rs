@@ -355,7 +355,7 @@ impl Provider for Daytona {
             call.done(&format!("set the end of sandbox {id}")).await?;
         }
         let reach = map::reach(spec)?;
-        if label::labelled_spec(&found.labels).is_none_or(|old| old.network != spec.network) {
+        if map::observed(found).and_then(|now| now.spec).is_none_or(|now| now.network != spec.network) {
             let call = self.sandbox(Method::POST, id, &["network-settings"]).json(&reach);
             call.done(&format!("change what sandbox {id} reaches")).await?;
         }

@@ -219,6 +219,12 @@ pub struct SandboxDetail {
     /// How it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
+    /// What it reaches, and who reaches it; only when looked at alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// Its volumes; only when looked at alone.
+    #[serde(rename = "volumeMounts", default, skip_serializing_if = "Option::is_none")]
+    pub volume_mounts: Option<Vec<VolumeMount>>,
 }
 
 /// How a sandbox ends.

@@ -243,6 +243,8 @@ mod tests {
             allow_internet_access: None,
             domain: None,
             lifecycle: None,
+            network: None,
+            volume_mounts: None,
         };
         let seen = observed(detail, "e2b.app");
         assert_eq!(seen.spec, Some(spec));

@@ -202,11 +202,11 @@ impl Emulation {
         Err(unsupported("networks with exceptions"))
     }
 
-    /// Changes what a sandbox reaches, while it runs.
-    pub(super) async fn set_network(
+    /// Changes what a sandbox reaches or what is set aside for it, while it runs.
+    pub(super) async fn alter(
         &self,
         sandbox: &Arc<Sandbox>,
-        network: NetworkSpec,
+        change: impl FnOnce(&mut SandboxSpec) + Send,
     ) -> Result<(), CallError> {
         self.observe(sandbox).await?;
         let held = sandbox.change.lock().await;
@@ -218,9 +218,12 @@ impl Emulation {
             let message = format!("sandbox {id} does not say what it was made from");
             return Err(ProviderError::Permanent { message, source: None }.into());
         };
-        spec.network = network.clone();
+        change(&mut spec);
         self.options.provider.update(&id, &spec, &identity).await?;
-        lock(&sandbox.record).network = network;
+        {
+            let mut record = lock(&sandbox.record);
+            (record.network, record.resources) = (spec.network, spec.resources);
+        }
         drop(held);
         Ok(self.save().await?)
     }

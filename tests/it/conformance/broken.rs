@@ -13,7 +13,7 @@ use pocketenv::model::{
 };
 use pocketenv::provider::{
     Capabilities, Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, Owner,
-    Provider, ProviderError, Pty, PtyRequest, StopMeaning, Volumes,
+    Provider, ProviderError, Pty, PtyRequest, Snapshots, StopMeaning, Volumes,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
@@ -39,6 +39,7 @@ enum Defect {
     SpecIsDropped,
     EverybodyShares,
     VolumesStay,
+    SnapshotsStay,
     UnknownIsFine,
     CodesAreLost,
     StreamsAreSwapped,
@@ -92,6 +93,7 @@ const OF_AN_INSIDE: &[(Defect, &[&str])] = &[
     (StopKeepsTheDisk, &["lifecycle/disk-lost"]),
     (EverybodyShares, &["create/apart"]),
     (SpecIsDropped, &["spec/hostname", "spec/no-network"]),
+    (SnapshotsStay, &["snapshots/kept"]),
     (CodesAreLost, &["exec/codes"]),
     (StreamsAreSwapped, &["exec/streams"]),
     (ArgumentsAreJoined, &["exec/arguments"]),
@@ -283,6 +285,29 @@ impl Provider for Broken {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        self.inner.snapshots().map(|_| self as &dyn Snapshots)
+    }
+}
+
+#[async_trait]
+impl Snapshots for Broken {
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        self.inner.snapshots().unwrap().create_snapshot(of, name, labels).await
+    }
+
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        if self.is(SnapshotsStay) {
+            return Ok(());
+        }
+        self.inner.snapshots().unwrap().delete_snapshot(project, name).await
     }
 }
 

@@ -206,6 +206,12 @@ eventually("the port answers", lambda: fetch(link.token) == b"inside")
 check("without the token", fetch(None), 401)
 check("with another token", fetch("other"), 401)
 
+# What it uses.
+sample = first.get_metrics_latest()
+check("processors", sample.cpu_count >= 1)
+check("memory", 0 < sample.mem_used < sample.mem_total)
+check("disk", 0 < sample.disk_used <= sample.disk_total)
+
 # Stop and start: the disk is kept, processes are not.
 first.stop()
 check("stopped", state(first), "stopped")

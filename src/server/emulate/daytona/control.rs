@@ -127,6 +127,7 @@ pub(super) async fn answer(server: &Server, path: &[&str], request: Request) -> 
             let made = kept::fork(server, id, request).await?;
             return Ok(say(&sandbox(&host, &made.record())));
         }
+        ("POST", ["resize"]) => kept::resize(server, &found, request).await?,
         ("POST", ["network-settings"]) => kept::set_network(server, &found, request).await?,
         ("POST", ["last-activity"]) => touch(server, &found.record().id),
         ("POST", ["public", public]) => {

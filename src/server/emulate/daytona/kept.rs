@@ -1,5 +1,7 @@
 //! The control plane's calls about snapshots, forks, volumes, and what a sandbox reaches.
 
+use std::sync::Arc;
+
 use axum::extract::Request;
 use axum::response::Response;
 use serde::Deserialize;
@@ -55,12 +57,26 @@ pub(super) fn lists(network: &NetworkSpec) -> (Option<String>, Option<String>) {
 
 pub(super) async fn set_network(
     server: &Server,
-    found: &std::sync::Arc<Sandbox>,
+    found: &Arc<Sandbox>,
     request: Request,
 ) -> Result<(), Response> {
     let asked: Reach = body(request).await?;
     let network = asked.network(server)?;
-    server.emulation.set_network(found, network).await.map_err(|error| refused(&error))
+    let altered = server.emulation.alter(found, |spec| spec.network = network).await;
+    altered.map_err(|error| refused(&error))
+}
+
+/// What is not said stays as it is.
+pub(super) async fn resize(server: &Server, found: &Arc<Sandbox>, request: Request) -> Result<(), Response> {
+    let asked: Limits = body(request).await?;
+    let asked = asked.resources(server)?;
+    let altered = server.emulation.alter(found, |spec| {
+        let now = &mut spec.resources;
+        now.cpu_millis = asked.cpu_millis.or(now.cpu_millis);
+        now.memory = asked.memory.or(now.memory);
+        now.disk = asked.disk.or(now.disk);
+    });
+    altered.await.map_err(|error| refused(&error))
 }
 
 /// What is set aside for a sandbox: processors, memory and disk in GiB.
@@ -282,11 +298,7 @@ pub(super) async fn take(server: &Server, id: &str, request: Request) -> Result<
 }
 
 /// A sandbox like another one, from its files as they are now.
-pub(super) async fn fork(
-    server: &Server,
-    id: &str,
-    request: Request,
-) -> Result<std::sync::Arc<Sandbox>, Response> {
+pub(super) async fn fork(server: &Server, id: &str, request: Request) -> Result<Arc<Sandbox>, Response> {
     #[derive(Deserialize)]
     struct Asked {
         #[serde(default)]

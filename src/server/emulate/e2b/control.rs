@@ -230,13 +230,17 @@ fn detail(server: &Server, record: &Record, alone: bool) -> api::SandboxDetail {
             }
             .to_owned(),
         }),
+        network: alone.then(|| kept::network(record)),
+        volume_mounts: None,
     }
 }
 
 async fn get(server: &Server, id: &str) -> Result<Response, Response> {
     let sandbox = find(server, id)?;
     let record = server.emulation.observe(&sandbox).await.map_err(|error| refused(&error))?;
-    Ok(json(StatusCode::OK, &detail(server, &record, true)))
+    let mut shown = detail(server, &record, true);
+    shown.volume_mounts = Some(kept::mounted(server, &record).await?);
+    Ok(json(StatusCode::OK, &shown))
 }
 
 /// What a listing is about.

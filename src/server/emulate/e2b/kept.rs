@@ -8,7 +8,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::json as value;
 
 use super::super::kept::Kept;
-use super::super::record;
+use super::super::record::{self, Record};
 use super::super::request::parameter;
 use super::super::{CallError, NewSandbox};
 use super::control::{PAGE, body, empty, find, json, limited, sandbox};
@@ -221,6 +221,31 @@ pub(super) async fn mounts(server: &Server, asked: Vec<api::VolumeMount>) -> Res
     asked.into_iter().map(mount).collect()
 }
 
+/// The volumes of a sandbox, by the names that programs gave them.
+pub(super) async fn mounted(server: &Server, record: &Record) -> Result<Vec<api::VolumeMount>, Response> {
+    if record.mounts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = server.emulation.volumes().await.map_err(|error| refused(&error))?;
+    let name = |id: &String| {
+        let volume = found.iter().find(|volume| volume.id == *id);
+        volume.and_then(|volume| volume.name.clone()).unwrap_or_else(|| id.clone())
+    };
+    let shown = |mount: &Mount| api::VolumeMount { name: name(&mount.volume), path: mount.path.clone() };
+    Ok(record.mounts.iter().map(shown).collect())
+}
+
+/// What a sandbox reaches, and who reaches it, in the vendor's words.
+pub(super) fn network(record: &Record) -> api::Network {
+    let open = record.reaches_everything();
+    api::Network {
+        allow_public_traffic: Some(record.traffic_token.is_none()),
+        allow_out: (!open).then(|| record.network.allow.clone()),
+        deny_out: (!open).then(|| vec![ANYWHERE[0].to_owned()]),
+        ..api::Network::default()
+    }
+}
+
 /// What a sandbox is to reach.
 pub(super) fn reach(
     server: &Server,
@@ -263,7 +288,8 @@ pub(super) async fn set_network(server: &Server, id: &str, request: Request) -> 
     if server.emulation.observe(&found).await.map_err(|error| refused(&error))?.paused {
         return Err(refuse(409, format!("sandbox {id} is paused")));
     }
-    server.emulation.set_network(&found, network).await.map_err(|error| refused(&error))?;
+    let altered = server.emulation.alter(&found, |spec| spec.network = network).await;
+    altered.map_err(|error| refused(&error))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -187,10 +187,6 @@ pub async fn journal(lives: &Lives) -> Result<(), String> {
         }
     }
     // Each event that says so had its effect, and no effect was told twice.
-    let count = |address: &str, is_it: &dyn Fn(&What) -> bool| {
-        let _ = address;
-        state.history.iter().filter(|e| is_it(&e.what)).count()
-    };
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
     for event in &events {
         let event = &event.event;
@@ -201,8 +197,8 @@ pub async fn journal(lives: &Lives) -> Result<(), String> {
         }
     }
     for (address, times) in told {
-        let happened =
-            count(&address, &|what| matches!(what, What::Created { address: a, .. } if *a == address));
+        let made = |what: &What| matches!(what, What::Created { address: a, .. } if *a == address);
+        let happened = state.history.iter().filter(|effect| made(&effect.what)).count();
         if happened < times {
             return Err(format!(
                 "{address} is told to have been created {times} times, and was {happened} times"

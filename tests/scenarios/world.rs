@@ -1,5 +1,8 @@
 //! One user on one machine: a home of its own, a project directory, the real program, and eyes that look at the system itself.
 
+#[path = "history.rs"]
+pub mod history;
+
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -404,16 +407,15 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failed = std::thread::panicking();
+        if failed {
             let run = self.run(&["status"]);
             eprintln!("status when it failed:\n{}\nprinted before:\n{}", run.text(), self.printed.borrow());
         }
-        let destroy = self
-            .command(&["destroy", "--yes", "--volumes"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        let clean = destroy.is_ok_and(|status| status.success());
+        let before = history::check(&self.home(), &[self.root.path(), &self.project()], false);
+        let destroy = self.command(&["destroy", "--yes", "--volumes"]).output();
+        let clean = destroy.as_ref().is_ok_and(|output| output.status.success());
+        let after = history::check(&self.home(), &[self.root.path(), &self.project()], clean);
         for process in self.processes() {
             if !clean || process.lives() {
                 let _ = nix::sys::signal::kill(
@@ -421,6 +423,10 @@ impl Drop for World {
                     nix::sys::signal::Signal::SIGKILL,
                 );
             }
+        }
+        if !failed {
+            assert_eq!(before, Ok(()), "what the store claimed when the test ended");
+            assert_eq!(after, Ok(()), "what it claimed after {destroy:?}");
         }
     }
 }

@@ -501,3 +501,18 @@ fn chance() -> u32 {
 fn seconds(ms: u64) -> f64 {
     Duration::from_millis(ms).as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_differ_by_a_tenth_at_most() {
+        let minute = crate::model::Duration::from_secs(60);
+        let pauses: Vec<Duration> = (0..1000).map(|_| jittered(minute)).collect();
+        assert!(pauses.iter().all(|p| (Duration::from_secs(54)..=Duration::from_secs(60)).contains(p)));
+        // By chance alone, less than one in 10^45 times are all of a thousand in the same half.
+        let half = Duration::from_secs(57);
+        assert!(pauses.iter().any(|p| *p < half) && pauses.iter().any(|p| *p > half));
+    }
+}

@@ -1,6 +1,6 @@
 //! Repositories that anybody can push to.
 
-use super::support::{Forge, empty};
+use super::support::{Forge, cloud, empty};
 
 #[test]
 fn submodules_and_lfs_are_refused_and_do_not_hold_up_others() {
@@ -149,6 +149,60 @@ fn manifests_reach_nothing_of_the_machine() {
     let account = "accounts: { one: { env: [HOOK_SECRET] } }\n";
     let controller = forge.control_with(account, &forge.source("    account: one\n"));
     controller.until("env", "it is allowed", |project| project["phase"] == "Applied");
+}
+
+#[test]
+fn each_permission_lifts_what_it_names_and_nothing_else() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    std::fs::write(forge.path("outside"), "ELSEWHERE=1\n").unwrap();
+    let outside = forge.path("outside").display().to_string();
+    let absent = |more: &str| format!("sandboxes:\n  box: {{ state: absent, {more} }}\n");
+    let marker = |permission: &str| forge.path(&format!("ran-for-{permission}"));
+    // What is written for a permission, as a manifest that needs it.
+    let needs = |permission: &str, of: &str| match of {
+        "host_paths" => absent(&format!("env_file: ['{outside}']")),
+        "command_secrets" => format!(
+            "secrets: {{ X: {{ command: [sh, -c, 'echo it; touch {}'] }} }}\nsandboxes:\n  box: {{ provider: sim, secrets: [X] }}\n",
+            marker(permission).display()
+        ),
+        "vault_secrets" => format!("secrets: {{ X: {{ vault: db }} }}\n{}", absent("secrets: [X]")),
+        "host_network" => absent("network: { mode: host }"),
+        "host_ports" => absent("ports: [{ port: 80, host_port: 18080 }]"),
+        "provider_settings" => {
+            format!("providers: {{ sim: {{ url: '{}' }} }}\n{}", sim.url, absent("provider: sim"))
+        }
+        other => panic!("{other}"),
+    };
+    let permissions =
+        ["host_paths", "command_secrets", "vault_secrets", "host_network", "host_ports", "provider_settings"];
+    let mut sources = String::new();
+    for permission in permissions {
+        for of in permissions {
+            let name = format!("{permission}-{of}").replace('_', "-");
+            let text = format!("version: 1\nname: {name}\n{}", needs(permission, of));
+            forge.write(&format!("{permission}/{of}/pocketenv.yaml"), &text);
+        }
+        sources += &format!(
+            "  - name: {}\n    git: {{ url: '{}', branch: main, path: {permission}, projects: many }}
+    interval: 1s\n    allow: {{ {permission}: true }}\n",
+            permission.replace('_', "-"),
+            forge.url()
+        );
+    }
+    forge.push();
+    let value = std::fs::File::open(forge.path("outside")).unwrap();
+    assert!(forge.command(&["secret", "set", "db"]).stdin(value).status().unwrap().success());
+    let controller = forge.control(&sources);
+    for permission in permissions {
+        for of in permissions {
+            let path = format!("{permission}/{of}");
+            let expected = if permission == of { "Applied" } else { "Invalid" };
+            controller.until(&path, expected, |project| project["phase"] == expected);
+        }
+        assert_eq!(marker(permission).exists(), permission == "command_secrets", "{permission}");
+    }
+    assert_eq!(controller.stop(), 0);
 }
 
 #[test]

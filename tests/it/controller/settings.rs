@@ -68,6 +68,81 @@ fn settings_of_single_projects_are_laid_over_those_of_the_source() {
 }
 
 #[test]
+fn data_is_lost_only_where_the_operator_says_that_it_may() {
+    let mut forge = Forge::new();
+    let sim = cloud(&mut forge, &[]);
+    // Another image is another sandbox.
+    let declare = |forge: &Forge, image: &str| {
+        for name in ["kept", "given"] {
+            let text = format!(
+                "version: 1\nname: {name}\ndefaults: {{ provider: sim }}\nsandboxes:\n  box: {{ image: {image} }}\n"
+            );
+            forge.write(&format!("{name}/pocketenv.yaml"), &text);
+        }
+        forge.push()
+    };
+    let first = declare(&forge, "debian:12");
+    let source = forge.source("    overrides: [{ paths: [given], allow_data_loss: true }]\n");
+    let controller = forge.control(&source);
+    let id = |project: &str| {
+        let inventory = run(sim.inventory());
+        let all = inventory["sandboxes"].as_array().unwrap().iter();
+        let of: Vec<_> = all.filter(|s| s["labels"]["pocketenv.io/project"] == project).collect();
+        assert!(of.len() <= 1, "{of:#?}");
+        of.first().map(|s| s["id"].as_str().unwrap().to_owned())
+    };
+    for project in ["kept", "given"] {
+        controller.until_applied(project, &first);
+    }
+    let (kept, given) = (id("kept"), id("given"));
+    let second = declare(&forge, "debian:13");
+    controller.until_applied("given", &second);
+    let told = controller.until("kept", "it is told what might be lost", |project| {
+        project["message"].as_str().is_some_and(|m| m.contains("allow_data_loss: true"))
+    });
+    assert!(told["sync"] == "OutOfSync" && told["phase"] != "Applied", "{told}");
+    assert!(id("given").is_some() && id("given") != given, "it was made anew");
+    assert_eq!(id("kept"), kept, "it is as it was");
+
+    // The operator says so for all.
+    assert_eq!(controller.stop(), 0);
+    let controller = forge.control(&forge.source("    allow_data_loss: true\n"));
+    controller.until_applied("kept", &second);
+    assert!(id("kept").is_some() && id("kept") != kept);
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
+fn a_run_that_takes_too_long_is_ended_told_and_taken_up_again() {
+    let mut forge = Forge::new();
+    // What is made stays on its way for longer than anybody waits.
+    let sim = cloud(&mut forge, &["create.stuck=1", "create.stuck_for=1h"]);
+    let boxed = |name: &str| {
+        format!("version: 1\nname: {name}\ndefaults: {{ provider: sim }}\nsandboxes:\n  box: {{}}\n")
+    };
+    forge.write("slow/pocketenv.yaml", &boxed("slow"));
+    forge.write("other/pocketenv.yaml", &empty("other"));
+    let head = forge.push();
+    let controller = forge.control(&forge.source("    timeout: 2s\n"));
+    controller.until("slow", "its time is up", |project| {
+        project["phase"] == "Failed"
+            && project["message"].as_str().is_some_and(|m| m.contains("within the time allowed"))
+    });
+    controller.until_applied("other", &head);
+    let made = run(sim.names());
+    assert_eq!(made.len(), 1, "what was asked for is not forgotten: {made:?}");
+    // The cloud comes to itself: the one that is stuck is given up, and another one made in its place.
+    run(sim.set(serde_json::json!({ "create.stuck": "0", "create.stuck_for": "0s" })));
+    let inventory = run(sim.inventory());
+    let stuck = inventory["sandboxes"][0]["id"].as_str().unwrap();
+    let (status, answer) = run(sim.send(Method::DELETE, &format!("/v1/sandboxes/{stuck}"), None));
+    assert!(status.is_success(), "{answer}");
+    controller.until_applied("slow", &head);
+    assert_eq!(run(sim.names()).len(), 1);
+    assert_eq!(controller.stop(), 0);
+}
+
+#[test]
 fn a_source_that_does_not_heal_applies_once_and_then_only_watches() {
     let mut forge = Forge::new();
     let sim = cloud(&mut forge, &[]);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::scenarios::world::program;
+use crate::scenarios::world::{history, program};
 use crate::sim::world::Sim;
 
 /// How long something may take to become true.
@@ -173,6 +173,10 @@ impl Drop for Forge {
         let group = nix::unistd::Pid::from_raw(i32::try_from(self.daemon.id()).unwrap());
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM);
         let _ = self.daemon.wait();
+        if !std::thread::panicking() {
+            let checked = history::check(&self.path("home"), &[self.root.path()], false);
+            assert_eq!(checked, Ok(()), "what the store claims when the controller is no more");
+        }
     }
 }
 

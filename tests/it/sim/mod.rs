@@ -3,6 +3,7 @@
 
 mod budget;
 mod faults;
+mod history;
 mod program;
 mod store;
 mod verbs;

@@ -5,14 +5,15 @@ use std::process::Command;
 
 use super::world::{Sim, count};
 
-struct Shop<'a> {
-    dir: &'a Path,
-    sim: &'a Sim,
+/// A project at a cloud.
+pub struct Shop<'a> {
+    pub dir: &'a Path,
+    pub sim: &'a Sim,
 }
 
 impl Shop<'_> {
     /// Declares these sandboxes.
-    fn declare(&self, names: &[&str]) {
+    pub fn declare(&self, names: &[&str]) {
         let boxes: String = names.iter().map(|name| format!("  {name}: {{}}\n")).collect();
         let text = format!("version: 1\nname: shop\ndefaults: {{ provider: sim }}\nsandboxes:\n{boxes}");
         std::fs::write(self.dir.join("pocketenv.yaml"), text).unwrap();
@@ -33,14 +34,14 @@ impl Shop<'_> {
     }
 
     #[track_caller]
-    fn succeeds(&self, arguments: &[&str]) -> String {
+    pub fn succeeds(&self, arguments: &[&str]) -> String {
         let (code, said) = self.run(arguments);
         assert_eq!(code, 0, "{arguments:?}: {said}");
         said
     }
 
     /// The sandboxes that exist: address, and id.
-    async fn found(&self) -> Vec<(String, String)> {
+    pub async fn found(&self) -> Vec<(String, String)> {
         let inventory = self.sim.inventory().await;
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let all = inventory["sandboxes"].as_array().unwrap().iter();

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::scenarios::world::history;
+
 /// A running simulator. It is killed when this is dropped.
 pub struct Sim {
     child: Child,
@@ -154,6 +156,11 @@ impl Drop for Sim {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() {
+            let dir = self.state.parent().unwrap();
+            let checked = history::check(&dir.join("home"), &[dir], false);
+            assert_eq!(checked, Ok(()), "what a store beside the cloud claims");
+        }
     }
 }
 

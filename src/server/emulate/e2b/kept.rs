@@ -254,7 +254,7 @@ pub(super) fn reach(
 ) -> Result<NetworkSpec, Response> {
     let cannot =
         |what: String| refuse(400, format!("the emulator cannot give a sandbox a network with {what}"));
-    let known = ["allowPublicTraffic", "allow_internet_access"];
+    let known = ["allow_internet_access"];
     if let Some((name, _)) =
         network.other.iter().find(|(name, value)| !known.contains(&name.as_str()) && !empty(value))
     {

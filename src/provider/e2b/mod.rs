@@ -10,6 +10,7 @@ mod guest;
 mod map;
 mod sheet;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -20,7 +21,9 @@ pub use sheet::SHEET;
 
 use super::http::{Call, Http};
 use super::settle::settled;
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+};
 use crate::model::{
     Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp,
 };
@@ -46,6 +49,17 @@ const MAX_PAGES: usize = 10_000;
 const TRANSITION: Duration = Duration::from_secs(90);
 /// How long starting or pausing one may take: its memory is read or written.
 const SLOW: Duration = Duration::from_secs(180);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/v2/sandboxes")],
+    get: &[Pattern("GET", "/sandboxes/*")],
+    create: &[Pattern("POST", "/v2/sandboxes")],
+    delete: &[Pattern("DELETE", "/sandboxes/*")],
+    exec: &[Pattern("POST", "/process.Process/Start")],
+    retry_after: true,
+    refusal: |code, message, _| serde_json::json!({ "code": code, "message": message }).to_string(),
+};
 
 /// The provider `e2b`.
 pub struct E2b {
@@ -241,6 +255,7 @@ impl Provider for E2b {
             None => {
                 let domain = found.domain.as_deref().unwrap_or(&self.domain);
                 Http::new(&format!("https://{}-{id}.{domain}", api::ENVD_PORT), message)?
+                    .reached_like(&self.api)?
             }
         };
         let http = match &found.envd_access_token {
@@ -249,5 +264,22 @@ impl Provider for E2b {
         };
         let running = map::observed(found, &self.domain).state == SandboxState::Running;
         Ok(Box::new(guest::E2bGuest::new(http, id.clone(), running)))
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for E2b {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        let api = self.api.behind(detour)?;
+        let shared = self.shared.clone().map(|shared| shared.reached_like(&api)).transpose()?;
+        let (domain, template) = (self.domain.clone(), self.template.clone());
+        Ok(Arc::new(Self { api, domain, shared, template, timeout: self.timeout }))
     }
 }

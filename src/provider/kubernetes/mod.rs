@@ -6,6 +6,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,13 +19,36 @@ use guest::KubernetesGuest;
 use map::{Kind, PodState, Power};
 pub use sheet::SHEET;
 
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Volumes, label,
+};
 use crate::model::{Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, labels as names};
 
 /// How long a pod may take to run: an image may be large, and a node may have to be made first.
 const UP: Duration = Duration::from_secs(240);
 /// How long it may take to be gone.
 const DOWN: Duration = Duration::from_secs(120);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/pods")],
+    get: &[Pattern("GET", "/configmaps/*"), Pattern("GET", "/sandboxes/*")],
+    create: &[Pattern("PATCH", "/configmaps/*"), Pattern("PATCH", "/sandboxes/*")],
+    delete: &[Pattern("DELETE", "/configmaps/*"), Pattern("DELETE", "/sandboxes/*")],
+    exec: &[Pattern("GET", "/pods/*/exec")],
+    retry_after: true,
+    refusal: |code, message, after| {
+        let reason = if code == 409 { "AlreadyExists" } else { "Refused" };
+        let details = serde_json::json!({ "retryAfterSeconds": after.map_or(0, |after| after.as_secs()) });
+        let (kind, status) = ("Status", "Failure");
+        serde_json::json!({
+            "apiVersion": "v1", "kind": kind, "metadata": {}, "status": status, "code": code, "reason": reason,
+            "message": message, "details": details,
+        })
+        .to_string()
+    },
+};
 
 /// One namespace of a cluster.
 pub struct Kubernetes {
@@ -334,6 +358,23 @@ impl Provider for Kubernetes {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for Kubernetes {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        let address = detour.before(Arc::new(self.cluster.clone()))?;
+        let cluster = Cluster::new(self.cluster.place.behind(address));
+        let (storage_class, volume_size) = (self.storage_class.clone(), self.volume_size.clone());
+        Ok(Arc::new(Self { cluster, storage_class, volume_size }))
     }
 }
 

@@ -179,6 +179,7 @@ pub fn providers_page(sheets: &[&Capabilities]) -> String {
         0 => "no".to_owned(),
         ms => Duration::from_millis(ms).to_string(),
     });
+    row("a service over HTTP", &|s| yes(s.service));
     row("calls at once", &|s| s.max_concurrency.to_string());
     row("real processes inside", &|s| yes(s.processes));
     row("input while a command runs", &|s| yes(s.interactive));

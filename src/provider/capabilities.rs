@@ -21,6 +21,8 @@ pub struct Capabilities {
     pub settle_ms: u64,
     /// Whether declared ports are forwarded from loopback ports of the host that we choose.
     pub forwards_from_host: bool,
+    /// Whether it speaks to a service over HTTP, which may refuse and whose answers may be lost.
+    pub service: bool,
     /// How many calls may be under way at once.
     pub max_concurrency: usize,
     /// Whether what runs inside is real. A simulated sandbox only remembers what it was asked for.
@@ -147,6 +149,7 @@ impl Capabilities {
         idempotent_create: false,
         settle_ms: 0,
         forwards_from_host: false,
+        service: false,
         max_concurrency: 1,
         processes: false,
         interactive: false,

@@ -18,6 +18,7 @@ mod local;
 mod registry;
 mod relay;
 mod script;
+mod service;
 mod settle;
 pub mod sim;
 mod socket;
@@ -36,6 +37,7 @@ pub use guest::{
     capture,
 };
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
+pub use service::{Answer, Calls, Detour, Pattern, Service, Upstream};
 
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
@@ -125,6 +127,11 @@ pub trait Provider: Send + Sync {
 
     /// The images that it keeps, where it pulls them itself.
     fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
+    /// The service that it speaks to over HTTP, where there is one.
+    fn service(&self) -> Option<&dyn Service> {
         None
     }
 

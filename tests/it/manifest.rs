@@ -23,6 +23,7 @@ const fn sheet(provider: &'static str, fields: &'static [FieldSupport]) -> Capab
         idempotent_create: true,
         settle_ms: 0,
         forwards_from_host: true,
+        service: false,
         max_concurrency: 1,
         settings: &[ProviderSetting {
             name: "api_key",

@@ -157,6 +157,7 @@ const LOCAL: pocketenv::provider::Capabilities = pocketenv::provider::Capabiliti
     idempotent_create: true,
     settle_ms: 0,
     forwards_from_host: true,
+    service: false,
     max_concurrency: 1,
     ..pocketenv::provider::Capabilities::NOTHING
 };

@@ -69,6 +69,7 @@ impl Manners {
             idempotent_create: self.idempotent || self.lies,
             settle_ms: if self.lags && !self.lies { SETTLE_MS } else { 0 },
             forwards_from_host: true,
+            service: false,
             max_concurrency: 3,
             fields: FIELDS,
             ..Capabilities::NOTHING

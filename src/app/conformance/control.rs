@@ -149,21 +149,8 @@ async fn same_token(bench: &Bench) -> Verdict {
     let first = bench.create_as(&spec, &identity).await?;
     let second = bench.create_as(&spec, &identity).await.doing("creating again with the same token")?;
     check(first == second, || format!("two creates with one token made {first} and {second}"))?;
-    one_of_a_kind(bench, &identity).await?;
+    bench.one_of_a_kind(&identity).await?;
     bench.runs(&first, "after the second create").await
-}
-
-/// After the listing has settled, exactly one sandbox carries the token.
-async fn one_of_a_kind(bench: &Bench, identity: &Identity) -> Verdict {
-    tokio::time::sleep(Duration::from_millis(bench.sheet().settle_ms)).await;
-    let found = bench
-        .eventually(bench.settle(), || async {
-            let found = bench.with_intent(identity).await?;
-            Ok(if found.is_empty() { Err("the listing has none".to_owned()) } else { Ok(found) })
-        })
-        .await?;
-    found.iter().for_each(|id| bench.remember(id));
-    check(found.len() == 1, || format!("{} sandboxes carry one token: {found:?}", found.len()))
 }
 
 async fn lost_answer(bench: &Bench) -> Verdict {
@@ -172,21 +159,8 @@ async fn lost_answer(bench: &Bench) -> Verdict {
         let (spec, identity) = (bench.spec(&name), bench.identity(&name));
         // Given up at once, in the middle, or near its end: what it answers is not looked at.
         let _ = timeout(pause, bench.provider().create(&spec, &identity)).await;
-        let mut found = Vec::new();
-        if !bench.sheet().idempotent_create {
-            // A second create would make a second one, so the first is waited for.
-            let look = || async {
-                let found = bench.with_intent(&identity).await?;
-                Ok(if found.is_empty() { Err(String::new()) } else { Ok(found) })
-            };
-            found = bench.eventually(bench.settle(), look).await.unwrap_or_default();
-        }
-        let id = match found.pop() {
-            Some(id) => id,
-            None => bench.create_as(&spec, &identity).await.doing("creating again with the same token")?,
-        };
-        bench.remember(&id);
-        one_of_a_kind(bench, &identity).await?;
+        let id = bench.create_again(bench.provider(), &spec, &identity).await?;
+        bench.one_of_a_kind(&identity).await?;
         let running = || async {
             let state = bench.look(&id).await?.state;
             Ok(if state == SandboxState::Running { Ok(()) } else { Err(format!("it is {state:?}")) })

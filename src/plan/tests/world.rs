@@ -33,6 +33,7 @@ pub static ALPHA: Capabilities = Capabilities {
     idempotent_create: true,
     settle_ms: 0,
     forwards_from_host: true,
+    service: false,
     max_concurrency: 4,
     fields: FIELDS,
     ..Capabilities::NOTHING

@@ -10,6 +10,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,7 +21,8 @@ pub use sheet::SHEET;
 use super::http::{Call, Http, timestamp};
 use super::settle::settled;
 use super::{
-    Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Snapshots, Volumes, label,
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Snapshots, Volumes, label,
 };
 use crate::model::{
     Identity, Image, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, Resources,
@@ -43,7 +45,21 @@ const SLOW: Duration = Duration::from_secs(180);
 /// The version of the vendor's clients that this one speaks like: daemons answer by it.
 const SDK_VERSION: &str = "0.226.1";
 
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/sandbox")],
+    get: &[Pattern("GET", "/sandbox/*")],
+    create: &[Pattern("POST", "/sandbox")],
+    delete: &[Pattern("DELETE", "/sandbox/*")],
+    exec: &[Pattern("GET", "/logs")],
+    retry_after: true,
+    refusal: |code, message, _| {
+        serde_json::json!({ "statusCode": code, "error": "Refused", "message": message }).to_string()
+    },
+};
+
 /// The provider `daytona`.
+#[derive(Clone)]
 pub struct Daytona {
     api: Http,
     /// What every service of the account is given.
@@ -408,6 +424,7 @@ impl Provider for Daytona {
             return Err(ProviderError::Permanent { message, source: None });
         }
         let http = service(&found.toolbox_proxy_url, &self.key, self.organization.as_deref())?;
+        let http = http.reached_like(&self.api)?;
         let running = map::state(&found) == Some(SandboxState::Running);
         Ok(Box::new(guest::DaytonaGuest::new(http, id.clone(), running)))
     }
@@ -418,6 +435,20 @@ impl Provider for Daytona {
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for Daytona {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        Ok(Arc::new(Self { api: self.api.behind(detour)?, ..self.clone() }))
     }
 }
 

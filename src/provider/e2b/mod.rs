@@ -12,6 +12,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -24,7 +25,8 @@ pub use sheet::SHEET;
 use super::http::{Call, Http};
 use super::settle::settled;
 use super::{
-    Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Snapshots, Volumes, label,
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Snapshots, Volumes, label,
 };
 use crate::model::{
     Identity, Image, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
@@ -52,6 +54,17 @@ const MAX_PAGES: usize = 10_000;
 const TRANSITION: Duration = Duration::from_secs(90);
 /// How long starting or pausing one may take: its memory is read or written.
 const SLOW: Duration = Duration::from_secs(180);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/v2/sandboxes")],
+    get: &[Pattern("GET", "/sandboxes/*")],
+    create: &[Pattern("POST", "/v2/sandboxes")],
+    delete: &[Pattern("DELETE", "/sandboxes/*")],
+    exec: &[Pattern("POST", "/process.Process/Start")],
+    retry_after: true,
+    refusal: |code, message, _| serde_json::json!({ "code": code, "message": message }).to_string(),
+};
 
 /// The provider `e2b`.
 pub struct E2b {
@@ -314,6 +327,7 @@ impl Provider for E2b {
             None => {
                 let domain = found.domain.as_deref().unwrap_or(&self.domain);
                 Http::new(&format!("https://{}-{id}.{domain}", api::ENVD_PORT), message)?
+                    .reached_like(&self.api)?
             }
         };
         let http = match &found.envd_access_token {
@@ -330,6 +344,23 @@ impl Provider for E2b {
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for E2b {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        let api = self.api.behind(detour)?;
+        let shared = self.shared.clone().map(|shared| shared.reached_like(&api)).transpose()?;
+        let (domain, template) = (self.domain.clone(), self.template.clone());
+        Ok(Arc::new(Self { api, domain, shared, template, timeout: self.timeout }))
     }
 }
 

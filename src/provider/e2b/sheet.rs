@@ -17,6 +17,7 @@ pub static SHEET: Capabilities = Capabilities {
     idempotent_create: false,
     settle_ms: 2_000,
     forwards_from_host: false,
+    service: true,
     max_concurrency: 8,
     processes: true,
     interactive: true,

@@ -19,6 +19,7 @@ pub static SHEET: Capabilities = Capabilities {
     idempotent_create: true,
     settle_ms: 0,
     forwards_from_host: false,
+    service: true,
     max_concurrency: 8,
     processes: true,
     interactive: true,

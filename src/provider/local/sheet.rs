@@ -16,6 +16,7 @@ pub static SHEET: Capabilities = Capabilities {
     idempotent_create: true,
     settle_ms: 0,
     forwards_from_host: true,
+    service: false,
     max_concurrency: 16,
     processes: true,
     interactive: true,

@@ -13,6 +13,7 @@ pub static SHEET: Capabilities = Capabilities {
     idempotent_create: false,
     settle_ms: 0,
     forwards_from_host: false,
+    service: true,
     max_concurrency: 16,
     processes: false,
     interactive: false,

@@ -22,6 +22,7 @@ static SHEET: Capabilities = Capabilities {
     idempotent_create: true,
     settle_ms: 0,
     forwards_from_host: true,
+    service: false,
     max_concurrency: 16,
     ..Capabilities::NOTHING
 };

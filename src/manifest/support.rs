@@ -28,7 +28,7 @@ const AT_THE_PROVIDER: &[&str] = &[
 /// Fields that Pocketenv's own decisions go by.
 const BY_POCKETENV: &[&str] = &["provider", "count", "state", "depends_on", "drift", "protect"];
 /// The same of a volume.
-const VOLUME_BY_POCKETENV: &[&str] = &["provider", "protect", "read_only"];
+const VOLUME_BY_POCKETENV: &[&str] = &["provider", "protect"];
 
 /// Fields of a `sync` that are about sharing a directory instead of copying it.
 const SHARED: &[&str] = &["mode", "read_only"];
@@ -179,6 +179,7 @@ pub fn providers_page(sheets: &[&Capabilities]) -> String {
         0 => "no".to_owned(),
         ms => Duration::from_millis(ms).to_string(),
     });
+    row("a service over HTTP", &|s| yes(s.service));
     row("calls at once", &|s| s.max_concurrency.to_string());
     row("real processes inside", &|s| yes(s.processes));
     row("input while a command runs", &|s| yes(s.interactive));

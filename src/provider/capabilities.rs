@@ -23,6 +23,8 @@ pub struct Capabilities {
     pub forwards_from_host: bool,
     /// Whether the names of those that a sandbox depends on lead to their ports by links, which are then made.
     pub names_by_links: bool,
+    /// Whether it speaks to a service over HTTP, which may refuse and whose answers may be lost.
+    pub service: bool,
     /// How many calls may be under way at once.
     pub max_concurrency: usize,
     /// Whether what runs inside is real. A simulated sandbox only remembers what it was asked for.
@@ -152,6 +154,7 @@ impl Capabilities {
         settle_ms: 0,
         forwards_from_host: false,
         names_by_links: false,
+        service: false,
         max_concurrency: 1,
         processes: false,
         interactive: false,

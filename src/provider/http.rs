@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::Request;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Serialize;
@@ -18,8 +22,9 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use super::ProviderError;
 use super::budget::Account;
+use super::error::Cause;
+use super::{Answer, Detour, ProviderError, Upstream};
 use crate::model::{Timestamp, sha256_hex};
 use crate::secret::{Redactor, SecretValue};
 
@@ -51,6 +56,29 @@ pub struct Http {
     client_id: u64,
     /// Takes credentials out of what the service says: some repeat them.
     redactor: Arc<Redactor>,
+    /// What stands before it.
+    detour: Option<Arc<dyn Detour>>,
+}
+
+/// A service that is reached directly.
+struct Direct {
+    client: reqwest::Client,
+    base: Url,
+}
+
+#[async_trait]
+impl Upstream for Direct {
+    async fn pass(&self, request: Request<Bytes>) -> Result<Answer, Cause> {
+        let (mut parts, body) = request.into_parts();
+        let mut url = self.base.clone();
+        url.set_path(parts.uri.path());
+        url.set_query(parts.uri.query());
+        parts.uri = url.as_str().parse()?;
+        let request = reqwest::Request::try_from(Request::from_parts(parts, body))?;
+        let answer = self.client.execute(request).await.map_err(reqwest::Error::without_url)?;
+        let answer = hyper::Response::<reqwest::Body>::from(answer);
+        Ok(answer.map(|body| body.map_err(Cause::from).boxed_unsync()))
+    }
 }
 
 /// The account of a service and the credentials that stand in these headers: one in this process, whoever calls it.
@@ -100,7 +128,34 @@ impl Http {
         let account = account(&base, &headers);
         let client_id = CLIENTS.fetch_add(1, Ordering::Relaxed);
         let redactor = Arc::new(Redactor::new([]));
-        Ok(Self { client, base, headers, message, account, client_id, redactor })
+        Ok(Self { client, base, headers, message, account, client_id, redactor, detour: None })
+    }
+
+    /// The same service with something before it.
+    ///
+    /// # Errors
+    /// What `detour` says.
+    pub fn behind(&self, detour: Arc<dyn Detour>) -> Result<Self, ProviderError> {
+        let direct = Direct { client: self.client.clone(), base: self.base.clone() };
+        let address = detour.before(Arc::new(direct))?;
+        let no_url = |error: Cause| ProviderError::permanent("the address of the service is odd", error);
+        let mut base = self.base.clone();
+        base.set_scheme("http").map_err(|()| no_url("its scheme cannot be changed".into()))?;
+        base.set_ip_host(address.ip()).map_err(|()| no_url("its host cannot be changed".into()))?;
+        base.set_port(Some(address.port())).map_err(|()| no_url("its port cannot be changed".into()))?;
+        let (client, account) = (client(&base)?, account(&base, &self.headers));
+        Ok(Self { client, base, account, detour: Some(detour), ..self.clone() })
+    }
+
+    /// The same with what stands before `other`, if something does.
+    ///
+    /// # Errors
+    /// As [`Self::behind`].
+    pub fn reached_like(self, other: &Self) -> Result<Self, ProviderError> {
+        match &other.detour {
+            Some(detour) => self.behind(Arc::clone(detour)),
+            None => Ok(self),
+        }
     }
 
     /// The same service on connections of its own: those of another runtime end with that.

@@ -19,6 +19,7 @@ mod local;
 mod registry;
 mod relay;
 mod script;
+mod service;
 mod settle;
 pub mod sim;
 mod socket;
@@ -37,6 +38,7 @@ pub use guest::{
     capture,
 };
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
+pub use service::{Answer, Calls, Detour, Pattern, Service, Upstream};
 
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
@@ -126,6 +128,11 @@ pub trait Provider: Send + Sync {
 
     /// The images that it keeps, where it pulls them itself.
     fn images(&self) -> Option<&dyn Images> {
+        None
+    }
+
+    /// The service that it speaks to over HTTP, where there is one.
+    fn service(&self) -> Option<&dyn Service> {
         None
     }
 

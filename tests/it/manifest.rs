@@ -24,6 +24,7 @@ const fn sheet(provider: &'static str, fields: &'static [FieldSupport]) -> Capab
         settle_ms: 0,
         forwards_from_host: true,
         names_by_links: false,
+        service: false,
         max_concurrency: 1,
         settings: &[ProviderSetting {
             name: "api_key",

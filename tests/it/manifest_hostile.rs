@@ -158,6 +158,7 @@ const LOCAL: pocketenv::provider::Capabilities = pocketenv::provider::Capabiliti
     settle_ms: 0,
     forwards_from_host: true,
     names_by_links: false,
+    service: false,
     max_concurrency: 1,
     ..pocketenv::provider::Capabilities::NOTHING
 };

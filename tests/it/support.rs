@@ -342,7 +342,7 @@ fn no_field_is_dropped_by_any_provider() {
                 }
                 (Handling::Enforced(_), Found::Provider) => true,
                 (Handling::Inside, Found::Inside) => true,
-                // A read-only volume makes its mounts read-only; other decisions stand beside spec and guest.
+                // Such decisions stand beside spec and guest; where it lives decides what nothing means.
                 (Handling::Pocketenv, Found::Other | Found::Provider) => true,
                 _ => false,
             };

@@ -70,6 +70,7 @@ impl Manners {
             settle_ms: if self.lags && !self.lies { SETTLE_MS } else { 0 },
             forwards_from_host: true,
             names_by_links: false,
+            service: false,
             max_concurrency: 3,
             fields: FIELDS,
             ..Capabilities::NOTHING

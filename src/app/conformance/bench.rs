@@ -261,6 +261,54 @@ impl Bench {
         Ok(listing.sandboxes.values().filter(carries).map(|s| s.id.clone()).collect())
     }
 
+    /// Asks for a sandbox that may have been made already, as a create without an answer is settled.
+    pub(super) async fn create_again(
+        &self,
+        provider: &dyn Provider,
+        spec: &SandboxSpec,
+        identity: &Identity,
+    ) -> Result<SandboxId, Failure> {
+        let mut found = Vec::new();
+        if !self.sheet().idempotent_create {
+            // A second create would make a second one, so the first is waited for.
+            let look = || async {
+                let found = self.with_intent(identity).await?;
+                Ok(if found.is_empty() { Err(String::new()) } else { Ok(found) })
+            };
+            found = self.eventually(self.settle(), look).await.unwrap_or_default();
+        }
+        let id = match found.pop() {
+            Some(id) => id,
+            None => {
+                let again = self.answer(|| provider.create(spec, identity)).await;
+                again.doing("creating again with the same token")?
+            }
+        };
+        self.remember(&id);
+        Ok(id)
+    }
+
+    /// After the listing has settled, exactly one sandbox carries the token.
+    pub(super) async fn one_of_a_kind(&self, identity: &Identity) -> Result<(), Failure> {
+        sleep(Duration::from_millis(self.sheet().settle_ms)).await;
+        let found = self
+            .eventually(self.settle(), || async {
+                let found = self.with_intent(identity).await?;
+                Ok(if found.is_empty() { Err("the listing has none".to_owned()) } else { Ok(found) })
+            })
+            .await?;
+        found.iter().for_each(|id| self.remember(id));
+        check(found.len() == 1, || format!("{} sandboxes carry one token: {found:?}", found.len()))
+    }
+
+    /// After the listing has settled, no sandbox carries the token.
+    pub(super) async fn none_was_made(&self, identity: &Identity) -> Result<(), Failure> {
+        sleep(Duration::from_millis(self.sheet().settle_ms)).await;
+        let found = self.with_intent(identity).await?;
+        found.iter().for_each(|id| self.remember(id));
+        check(found.is_empty(), || format!("there is {found:?} of a create that was refused"))
+    }
+
     /// How long a listing may lag, with some grace.
     pub(super) fn settle(&self) -> Duration {
         Duration::from_millis(self.sheet().settle_ms) + GRACE
@@ -288,8 +336,8 @@ impl Bench {
         self.call("reach the inside", || self.provider.guest(id)).await
     }
 
-    /// The inside of the sandbox that cases share.
-    pub(super) async fn inside(&self) -> Result<Box<dyn Guest>, Failure> {
+    /// The sandbox that cases share which only need some inside.
+    pub(super) async fn shared(&self) -> Result<SandboxId, Failure> {
         let make = || async {
             let id = self
                 .call("create", || async {
@@ -298,8 +346,12 @@ impl Bench {
                 .await?;
             Ok::<_, Failure>(id)
         };
-        let id = self.shared.get_or_try_init(make).await?;
-        self.guest(id).await
+        self.shared.get_or_try_init(make).await.cloned()
+    }
+
+    /// The inside of the sandbox that cases share.
+    pub(super) async fn inside(&self) -> Result<Box<dyn Guest>, Failure> {
+        self.guest(&self.shared().await?).await
     }
 
     /// Removes what the last case made and did not remove itself; what fails is left to [`Self::sweep`].
@@ -323,7 +375,7 @@ impl Bench {
         }
         // What was made without an answer is found by its labels, once a listing cannot lag any more.
         sleep(Duration::from_millis(self.sheet().settle_ms)).await;
-        let mut left = Vec::new();
+        let (mut left, mut snapshots) = (Vec::new(), Vec::new());
         let wanted = Owner { project: None, owner: Some(self.owner.clone()) };
         match self.list(&wanted).await {
             Ok(listing) => {
@@ -334,6 +386,11 @@ impl Bench {
                 for (name, volume) in listing.volumes.iter().filter(|(_, v)| ours(&v.labels)) {
                     let project = volume.labels.get(labels::PROJECT).map_or(&*self.project, String::as_str);
                     self.remember_volume(project, name);
+                }
+                for found in listing.snapshots.values().map(|s| &s.labels).filter(|found| ours(found)) {
+                    let said = |label| found.get(label).map_or("", String::as_str);
+                    let name = said(labels::ADDRESS).strip_prefix("snapshot/").unwrap_or_default();
+                    snapshots.push((said(labels::PROJECT).to_owned(), name.to_owned()));
                 }
             }
             Err(Failure::Broken(why) | Failure::Nothing(why)) => left.push(format!("unknown: {why}")),
@@ -351,6 +408,14 @@ impl Bench {
                 self.call("delete volume", || power.delete_volume(&project, &name)).await
             {
                 left.push(format!("volume {name} of {project}: {why}"));
+            }
+        }
+        for (project, name) in snapshots {
+            let Some(power) = self.provider.snapshots() else { continue };
+            if let Err(Failure::Broken(why) | Failure::Nothing(why)) =
+                self.call("delete snapshot", || power.delete_snapshot(&project, &name)).await
+            {
+                left.push(format!("snapshot {name} of {project}: {why}"));
             }
         }
         left

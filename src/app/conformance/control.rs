@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::bench::{Bench, Doing as _, Failure, check, sh, volume_labels};
 use super::{Need, Verdict, group};
 use crate::model::{
-    Address, Identity, Mount, NetworkMode, OwnerId, PortProtocol, PortSpec, SandboxState, SpecHash,
+    Address, Identity, Image, Mount, NetworkMode, OwnerId, PortProtocol, PortSpec, SandboxState, SpecHash,
     Timestamp, labels,
 };
 use crate::provider::{Owner, ProviderError, StopMeaning};
@@ -35,6 +35,8 @@ group! {
     "spec/ports-live": "a port that is declared while the sandbox runs is there without a restart", [Need::Live("ports")], ports_live;
     "volumes/kept": "a volume outlives the sandboxes that mount it, is listed with its labels, and is gone once it is deleted",
         [Need::Field("volumes", None)], volumes;
+    "snapshots/kept": "a snapshot has the files of its moment, is listed with its labels, is never written over, and stays while something is made from it",
+        [Need::Processes, Need::Field("snapshot", None)], snapshots;
     "errors/unknown": "what does not exist is absent by id, and using it is an error that says so", [], unknown;
 }
 
@@ -147,21 +149,8 @@ async fn same_token(bench: &Bench) -> Verdict {
     let first = bench.create_as(&spec, &identity).await?;
     let second = bench.create_as(&spec, &identity).await.doing("creating again with the same token")?;
     check(first == second, || format!("two creates with one token made {first} and {second}"))?;
-    one_of_a_kind(bench, &identity).await?;
+    bench.one_of_a_kind(&identity).await?;
     bench.runs(&first, "after the second create").await
-}
-
-/// After the listing has settled, exactly one sandbox carries the token.
-async fn one_of_a_kind(bench: &Bench, identity: &Identity) -> Verdict {
-    tokio::time::sleep(Duration::from_millis(bench.sheet().settle_ms)).await;
-    let found = bench
-        .eventually(bench.settle(), || async {
-            let found = bench.with_intent(identity).await?;
-            Ok(if found.is_empty() { Err("the listing has none".to_owned()) } else { Ok(found) })
-        })
-        .await?;
-    found.iter().for_each(|id| bench.remember(id));
-    check(found.len() == 1, || format!("{} sandboxes carry one token: {found:?}", found.len()))
 }
 
 async fn lost_answer(bench: &Bench) -> Verdict {
@@ -170,21 +159,8 @@ async fn lost_answer(bench: &Bench) -> Verdict {
         let (spec, identity) = (bench.spec(&name), bench.identity(&name));
         // Given up at once, in the middle, or near its end: what it answers is not looked at.
         let _ = timeout(pause, bench.provider().create(&spec, &identity)).await;
-        let mut found = Vec::new();
-        if !bench.sheet().idempotent_create {
-            // A second create would make a second one, so the first is waited for.
-            let look = || async {
-                let found = bench.with_intent(&identity).await?;
-                Ok(if found.is_empty() { Err(String::new()) } else { Ok(found) })
-            };
-            found = bench.eventually(bench.settle(), look).await.unwrap_or_default();
-        }
-        let id = match found.pop() {
-            Some(id) => id,
-            None => bench.create_as(&spec, &identity).await.doing("creating again with the same token")?,
-        };
-        bench.remember(&id);
-        one_of_a_kind(bench, &identity).await?;
+        let id = bench.create_again(bench.provider(), &spec, &identity).await?;
+        bench.one_of_a_kind(&identity).await?;
         let running = || async {
             let state = bench.look(&id).await?.state;
             Ok(if state == SandboxState::Running { Ok(()) } else { Err(format!("it is {state:?}")) })
@@ -426,14 +402,18 @@ async fn volumes(bench: &Bench) -> Verdict {
     let missing = bench.look(&first).await?.missing_mounts;
     check(missing.is_empty(), || format!("mounts are missing: {missing:?}"))?;
     bench.delete(&first).await?;
-    spec.mounts.iter_mut().for_each(|mount| mount.read_only = true);
+    let read_only = bench.sheet().honours(&["volumes", "*", "read_only"], Some("true"));
+    spec.mounts.iter_mut().for_each(|mount| mount.read_only = read_only);
     let second = bench.create_as(&spec, &bench.identity("volume-2")).await?;
     if bench.sheet().processes {
         let guest = bench.guest(&second).await?;
         let found = sh(&*guest, "cat /data/file", []).await?;
         check(found == "kept", || format!("the file on the volume holds {found:?}"))?;
         let wrote = sh(&*guest, "(echo x > /data/file) 2>/dev/null && echo wrote || :", []).await?;
-        check(wrote.is_empty(), || "a read-only mount could be written to".to_owned())?;
+        check(wrote.is_empty() == read_only, || match read_only {
+            true => "a read-only mount could be written to".to_owned(),
+            false => "a mount could not be written to again".to_owned(),
+        })?;
     }
     bench.delete(&second).await?;
     bench.answer(delete).await.doing("deleting the volume")?;
@@ -443,6 +423,70 @@ async fn volumes(bench: &Bench) -> Verdict {
             Ok(match listed().await? {
                 None => Ok(()),
                 Some(_) => Err("the listing still shows the volume".to_owned()),
+            })
+        })
+        .await
+}
+
+async fn snapshots(bench: &Bench) -> Verdict {
+    const NAME: &str = "Kept_1";
+    let power = bench.provider().snapshots();
+    let power = power
+        .ok_or_else(|| Failure::Broken("the sheet has snapshots, and the provider makes none".to_owned()))?;
+    let of = bench.create("snapshot").await?;
+    let guest = bench.guest(&of).await?;
+    sh(&*guest, "printf one > /kept-one && sync", []).await.doing("writing before the snapshot")?;
+    let identity = Identity { address: Address::Snapshot(NAME.to_owned()), ..bench.identity(NAME) };
+    let mut labels = identity.to_labels();
+    labels.insert(labels::SNAPSHOT_OF.to_owned(), Address::Sandbox("snapshot".to_owned()).to_string());
+    let create = || power.create_snapshot(&of, NAME, &labels);
+    match bench.answer(create).await {
+        // Some can keep only what stands still.
+        Err(ProviderError::Unsupported { .. } | ProviderError::Invalid { .. }) => {
+            bench.stop(&of).await?;
+            bench.answer(create).await.doing("taking a snapshot of a stopped sandbox")?;
+            bench.start(&of).await?;
+        }
+        answer => answer.doing("taking a snapshot")?,
+    }
+    let guest = bench.guest(&of).await?;
+    sh(&*guest, "printf two > /kept-one", []).await.doing("writing after the snapshot")?;
+    match create().await {
+        Err(ProviderError::AlreadyExists { .. }) => {}
+        other => return Err(Failure::Broken(format!("a snapshot by a name that is taken: {other:?}"))),
+    }
+    let address = Address::Snapshot(NAME.to_owned()).to_string();
+    let listed = || async {
+        let found = bench.listed(bench.project()).await?.snapshots.into_values();
+        Ok::<_, Failure>(found.into_iter().find(|s| s.labels.get(labels::ADDRESS) == Some(&address)))
+    };
+    let found = bench
+        .eventually(bench.settle(), || async {
+            Ok(listed().await?.ok_or_else(|| "the listing does not show the snapshot".to_owned()))
+        })
+        .await?;
+    for label in [labels::PROJECT, labels::OWNER, labels::SNAPSHOT_OF] {
+        check(found.labels.get(label) == labels.get(label), || format!("its labels are {:?}", found.labels))?;
+    }
+
+    let mut spec = bench.spec("from-snapshot");
+    spec.image = Image::Snapshot(NAME.to_owned());
+    let made = bench.create_as(&spec, &bench.identity("from-snapshot")).await?;
+    let kept = sh(&*bench.guest(&made).await?, "cat /kept-one", []).await?;
+    check(kept == "one", || format!("a sandbox made from it has {kept:?} in the file"))?;
+    let delete = || power.delete_snapshot(bench.project(), NAME);
+    match delete().await {
+        Err(ProviderError::Invalid { .. }) => {}
+        other => return Err(Failure::Broken(format!("deleting what a sandbox is made from: {other:?}"))),
+    }
+    bench.delete(&made).await?;
+    bench.answer(delete).await.doing("deleting the snapshot")?;
+    bench.answer(delete).await.doing("deleting a snapshot that is gone")?;
+    bench
+        .eventually(bench.settle(), || async {
+            Ok(match listed().await? {
+                None => Ok(()),
+                Some(_) => Err("the listing still shows the snapshot".to_owned()),
             })
         })
         .await

@@ -131,11 +131,12 @@ async fn no_input(bench: &Bench) -> Verdict {
 }
 
 /// Writes its process id to a file and goes on for long.
-const LONG: &str = r#"echo $$ > "$1"; exec sleep 1000"#;
+pub(super) const LONG: &str = r#"echo $$ > "$1"; exec sleep 1000"#;
 /// Whether the process of that id still is what `LONG` became.
 const LIVES: &str = r#"pid=$(cat "$1") && grep -q sleep "/proc/$pid/cmdline" 2>/dev/null && echo lives || :"#;
 
-async fn ends(bench: &Bench, guest: &dyn Guest, file: &str) -> Verdict {
+/// The process of that id has to end soon.
+pub(super) async fn ends(bench: &Bench, guest: &dyn Guest, file: &str) -> Verdict {
     bench
         .eventually(SOON, || async {
             let lives = sh(guest, LIVES, [file]).await?;

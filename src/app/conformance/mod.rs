@@ -6,9 +6,11 @@
 
 mod bench;
 mod control;
+mod front;
 mod inside;
 mod ports;
 mod streams;
+mod trouble;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +70,8 @@ pub enum Need {
     Live(&'static str),
     /// Some change of a sandbox is no new sandbox.
     Updates,
+    /// There is a service that somebody can stand in front of.
+    Service,
 }
 
 impl Need {
@@ -92,6 +96,7 @@ impl Need {
                 let live = sheet.field(&path(field), None) == Some(&Support::Honoured(ChangeClass::Live));
                 (live, format!("changing `{field}` while the sandbox runs"))
             }
+            Self::Service => (sheet.service, "a service over HTTP".to_owned()),
             Self::Updates => {
                 // `sync` is brought inside, whatever the provider does.
                 let kept = |row: &FieldSupport| {
@@ -163,7 +168,7 @@ pub struct Conformance {
 
 /// Every case, in the order in which they are tried.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    [control::CASES, inside::CASES, streams::CASES, ports::CASES].into_iter().flatten()
+    [control::CASES, inside::CASES, streams::CASES, ports::CASES, trouble::CASES].into_iter().flatten()
 }
 
 /// Tries every case that is asked for, one after the other; `told` hears of each when it has ended. Once `cancel` is cancelled the running case is given

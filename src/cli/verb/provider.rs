@@ -281,6 +281,7 @@ fn text(cx: &Context, entry: &Entry<'_>) -> String {
     facts.row(["terminals".into(), yes(sheet.pty).into()]);
     facts.row(["ports dialled".into(), yes(sheet.dial).into()]);
     facts.row(["ports from this host".into(), yes(sheet.forwards_from_host).into()]);
+    facts.row(["service over HTTP".into(), yes(sheet.service).into()]);
     facts.row(["calls at once".into(), sheet.max_concurrency.to_string().into()]);
     let mut tables = vec![cx.ui.table(&facts)];
     if !entry.set_up.is_empty() {

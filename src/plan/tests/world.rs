@@ -34,6 +34,7 @@ pub static ALPHA: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: true,
     names_by_links: false,
+    service: false,
     max_concurrency: 4,
     fields: FIELDS,
     ..Capabilities::NOTHING

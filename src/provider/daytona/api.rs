@@ -29,6 +29,15 @@ pub(super) struct NewSandbox {
     /// Names, separated by commas.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain_allow_list: Option<String>,
+    /// Cores; GiB; GiB. Only of an image: a snapshot has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
     /// A region.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -57,6 +66,12 @@ pub(super) struct Sandbox {
     pub state: Option<String>,
     pub error_reason: Option<String>,
     pub public: bool,
+    #[serde(default)]
+    pub network_block_all: bool,
+    #[serde(default)]
+    pub network_allow_list: Option<String>,
+    #[serde(default)]
+    pub domain_allow_list: Option<String>,
     /// Minutes; the vendor's clients allow for fractions.
     pub auto_stop_interval: Option<f64>,
     /// RFC 3339.
@@ -64,6 +79,69 @@ pub(super) struct Sandbox {
     pub created_at: Option<String>,
     /// Where the daemons of sandboxes are reached, each below its id.
     pub toolbox_proxy_url: String,
+}
+
+/// A volume in a sandbox (`SandboxVolume`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct VolumeMount {
+    pub volume_id: String,
+    pub mount_path: String,
+}
+
+/// A volume (`VolumeDto`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Volume {
+    pub id: String,
+    pub name: String,
+    /// `ready`, or on the way there or out.
+    pub state: String,
+    pub error_reason: Option<String>,
+    pub created_at: Option<String>,
+}
+
+/// A snapshot (`SnapshotDto`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Snapshot {
+    pub id: String,
+    pub name: String,
+    /// `active`, or on the way there or out.
+    pub state: String,
+    pub error_reason: Option<String>,
+    /// In GB.
+    pub size: Option<f64>,
+    /// Cores; GB; GB: what sandboxes made from it have.
+    pub cpu: f64,
+    pub mem: f64,
+    pub disk: f64,
+    pub created_at: Option<String>,
+}
+
+/// One page of snapshots (`PaginatedSnapshots`).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Snapshots {
+    pub items: Vec<Snapshot>,
+    pub total_pages: u64,
+}
+
+/// A name for something new.
+#[derive(Debug, Serialize)]
+pub(super) struct Named<'a> {
+    pub name: &'a str,
+}
+
+/// What a sandbox reaches (`UpdateSandboxNetworkSettings`).
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Reach {
+    pub network_block_all: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_allow_list: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_allow_list: Option<String>,
 }
 
 /// One page of a listing.

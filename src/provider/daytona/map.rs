@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::api;
 use crate::model::{
-    Egress, Endpoint, Identity, Image, LifecycleSpec, NetworkMode, ObservedSandbox, SandboxId, SandboxSpec,
-    SandboxState, sha256_hex,
+    Egress, Endpoint, Identity, Image, LifecycleSpec, Mount, NetworkMode, NetworkSpec, ObservedSandbox,
+    Quantity, Resources, SandboxId, SandboxSpec, SandboxState, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::http::timestamp;
-use crate::provider::label::{SPEC, labelled_spec, labels};
+use crate::provider::label::{self, SPEC, labelled_spec, labels};
 
 /// The label that says where its ports are reached, as JSON: Daytona tells one address at a time, and a listing needs them all.
 const PORTS: &str = "pocketenv.io/ports";
@@ -78,34 +78,111 @@ pub(super) fn labels_with(
     Ok(labels)
 }
 
-/// The request that makes a sandbox.
+/// The volumes of a sandbox by Daytona's ids of them.
+pub(super) fn mounts(
+    spec: &SandboxSpec,
+    project: &str,
+    volumes: &[api::Volume],
+) -> Result<Vec<api::VolumeMount>, ProviderError> {
+    let mount = |mount: &Mount| {
+        let address = format!("volume/{}", mount.volume);
+        if mount.read_only {
+            return invalid(format!(
+                "Daytona mounts volumes to be written to: `read_only` of `{}`",
+                mount.volume
+            ));
+        }
+        match volumes.iter().find(|volume| label::names(&volume.name, project, &address)) {
+            Some(volume) => {
+                Ok(api::VolumeMount { volume_id: volume.id.clone(), mount_path: mount.path.clone() })
+            }
+            None => invalid(format!("volume `{}` of project `{project}` is not at Daytona", mount.volume)),
+        }
+    };
+    spec.mounts.iter().map(mount).collect()
+}
+
+/// Cores, and memory and disk in GiB: whole ones.
+fn resources(resources: &Resources) -> Result<[Option<u64>; 3], ProviderError> {
+    let whole = |what: &str, value: Option<u64>, unit: u64| match value {
+        Some(value) if value == 0 || value % unit != 0 => {
+            invalid(format!("Daytona sets aside whole cores and GiB: `resources.{what}` is in between"))
+        }
+        value => Ok(value.map(|value| value / unit)),
+    };
+    if resources.pids.is_some() {
+        return invalid("Daytona limits no processes: `resources.pids`");
+    }
+    let bytes = |size: Option<Quantity>| size.map(Quantity::as_bytes);
+    Ok([
+        whole("cpu", resources.cpu_millis.map(u64::from), 1000)?,
+        whole("memory", bytes(resources.memory), 1 << 30)?,
+        whole("disk", bytes(resources.disk), 1 << 30)?,
+    ])
+}
+
+/// Whether what is made from a snapshot has these resources.
+pub(super) fn fits(asked: &Resources, snapshot: &api::Snapshot) -> Result<(), ProviderError> {
+    let has = [("cpu", snapshot.cpu), ("memory", snapshot.mem), ("disk", snapshot.disk)];
+    for ((what, has), asked) in has.into_iter().zip(resources(asked)?) {
+        if asked.is_some_and(|asked| asked as f64 != has) {
+            return invalid(format!(
+                "what is made from snapshot `{}` has {has} of `resources.{what}`: ask for that, or name an `image`",
+                snapshot.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a sandbox reaches.
+pub(super) fn reach(spec: &SandboxSpec) -> Result<api::Reach, ProviderError> {
+    if spec.network.mode != NetworkMode::Isolated {
+        return invalid("Daytona gives every sandbox a network of its own");
+    }
+    if spec.network.egress != Some(Egress::Deny) {
+        return Ok(api::Reach {
+            network_block_all: false,
+            network_allow_list: None,
+            domain_allow_list: None,
+        });
+    }
+    let (networks, names) = allowed(&spec.network.allow)?;
+    Ok(api::Reach {
+        network_block_all: networks.is_none() && names.is_none(),
+        network_allow_list: networks,
+        domain_allow_list: names,
+    })
+}
+
+/// The request that makes a sandbox. `snapshot` is the one that is meant if no image is said, and Daytona's name of the one that is.
 pub(super) fn new_sandbox(
     spec: &SandboxSpec,
     identity: &Identity,
     snapshot: Option<&str>,
+    mounts: Vec<api::VolumeMount>,
     target: Option<&str>,
 ) -> Result<api::NewSandbox, ProviderError> {
     let (snapshot, build_info) = match &spec.image {
-        Image::Host => (snapshot.map(str::to_owned), None),
-        Image::Snapshot(name) => (Some(name.clone()), None),
+        Image::Host | Image::Snapshot(_) => (snapshot.map(str::to_owned), None),
         Image::Oci(name) => (None, Some(from_image(name)?)),
         Image::Base(_) | Image::Build { .. } => {
             return invalid("Daytona makes sandboxes from snapshots and images: name one");
         }
     };
-    if !spec.mounts.is_empty() {
-        return invalid("Daytona has no volumes that Pocketenv can mount");
-    }
+    // What is made from a snapshot has what the snapshot has.
+    let [cpu, memory, disk] = match build_info {
+        Some(_) => resources(&spec.resources)?,
+        None => [None; 3],
+    };
     if let Some(link) = spec.links.first() {
         return invalid(format!(
             "a sandbox of Daytona does not reach port {} of this machine",
             link.host_port
         ));
     }
-    if spec.network.mode != NetworkMode::Isolated {
-        return invalid("Daytona gives every sandbox a network of its own");
-    }
-    let mut new = api::NewSandbox {
+    let reach = reach(spec)?;
+    Ok(api::NewSandbox {
         name: name(identity),
         snapshot,
         build_info,
@@ -117,14 +194,14 @@ pub(super) fn new_sandbox(
         // A stop is not its end.
         auto_delete_interval: -1,
         ttl_minutes: Some(ttl(&spec.lifecycle)).filter(|minutes| *minutes > 0),
-        ..api::NewSandbox::default()
-    };
-    if spec.network.egress == Some(Egress::Deny) {
-        let (networks, names) = allowed(&spec.network.allow)?;
-        new.network_block_all = networks.is_none() && names.is_none();
-        (new.network_allow_list, new.domain_allow_list) = (networks, names);
-    }
-    Ok(new)
+        cpu,
+        memory,
+        disk,
+        volumes: mounts,
+        network_block_all: reach.network_block_all,
+        network_allow_list: reach.network_allow_list,
+        domain_allow_list: reach.domain_allow_list,
+    })
 }
 
 /// An image as its SDKs ask for one: by a Dockerfile of one line.
@@ -159,6 +236,15 @@ fn allowed(allow: &[String]) -> Result<(Option<String>, Option<String>), Provide
     Ok((list(networks), list(names)))
 }
 
+/// What a sandbox reaches, as Daytona reports it.
+fn reported(sandbox: &api::Sandbox) -> NetworkSpec {
+    let lists = [&sandbox.network_allow_list, &sandbox.domain_allow_list];
+    let items = lists.into_iter().flatten().flat_map(|list| list.split(',')).map(str::trim);
+    let allow: Vec<String> = items.filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    let confined = sandbox.network_block_all || !allow.is_empty();
+    NetworkSpec { egress: confined.then_some(Egress::Deny), allow, ..NetworkSpec::default() }
+}
+
 /// Where a sandbox is, in our words; `None` if it is gone.
 pub(super) fn state(sandbox: &api::Sandbox) -> Option<SandboxState> {
     let state = sandbox.state.as_deref().unwrap_or("unknown");
@@ -180,6 +266,7 @@ pub(super) fn state(sandbox: &api::Sandbox) -> Option<SandboxState> {
 /// What Daytona reports, in our words; `None` of one that is gone.
 pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
     let state = state(&sandbox)?;
+    let network = reported(&sandbox);
     let mut labels = sandbox.labels;
     let mut spec = labelled_spec(&labels);
     labels.remove(SPEC);
@@ -211,6 +298,11 @@ pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
         for port in spec.ports.values_mut() {
             port.public = sandbox.public;
         }
+        // Whether it is open, confined or shut counts. How a list is written Daytona may decide.
+        let kind = |network: &NetworkSpec| (network.egress == Some(Egress::Deny), network.allow.is_empty());
+        if kind(&spec.network) != kind(&network) {
+            spec.network = network;
+        }
     }
     notes.extend(sandbox.auto_destroy_at.map(|at| format!("Daytona deletes it at {at}")));
     Some(ObservedSandbox {
@@ -234,7 +326,11 @@ mod tests {
     use crate::provider::label::any_identity as identity;
 
     fn made(spec: &SandboxSpec) -> Result<api::NewSandbox, ProviderError> {
-        new_sandbox(spec, &identity(), None, Some("us"))
+        let snapshot = match &spec.image {
+            Image::Snapshot(name) => Some(name.as_str()),
+            _ => None,
+        };
+        new_sandbox(spec, &identity(), snapshot, Vec::new(), Some("us"))
     }
 
     #[test]
@@ -307,6 +403,44 @@ mod tests {
         for refused in ["github.com:443", "1.2.3.4:443", "2001:db8::1"] {
             assert!(of(&[refused]).is_err(), "{refused}");
         }
+    }
+
+    #[test]
+    fn resources_are_whole_and_those_of_a_snapshot_are_its_own() {
+        let size = |gib: f64| Some(Quantity::from_bytes((gib * f64::from(1 << 30)) as u64));
+        let of = |image: Image, cpu_millis, memory| {
+            let resources = Resources { cpu_millis, memory, ..Resources::default() };
+            made(&SandboxSpec { image, resources, ..SandboxSpec::default() }).map(|new| (new.cpu, new.memory))
+        };
+        let image = || Image::Oci("debian:13".to_owned());
+        assert_eq!(of(image(), Some(2000), size(4.0)).unwrap(), (Some(2), Some(4)));
+        assert!(of(image(), Some(1500), None).is_err() && of(image(), None, size(0.5)).is_err());
+        let snapshot = api::Snapshot { cpu: 2.0, mem: 4.0, disk: 8.0, ..api::Snapshot::default() };
+        let asked =
+            |cpu_millis, memory| fits(&Resources { cpu_millis, memory, ..Resources::default() }, &snapshot);
+        assert!(asked(None, None).is_ok() && asked(Some(2000), size(4.0)).is_ok());
+        assert!(asked(Some(1000), None).is_err() && asked(None, size(8.0)).is_err());
+    }
+
+    #[test]
+    fn a_network_that_somebody_else_opened_is_seen() {
+        let mut spec = SandboxSpec::default();
+        spec.network.egress = Some(Egress::Deny);
+        spec.network.allow = vec!["1.2.3.4".to_owned(), "github.com".to_owned()];
+        let with = |block_all, networks: Option<&str>, names: Option<&str>| {
+            let sandbox = api::Sandbox {
+                labels: labels_with(&spec, &identity(), &BTreeMap::new()).unwrap(),
+                state: Some("started".to_owned()),
+                network_block_all: block_all,
+                network_allow_list: networks.map(str::to_owned),
+                domain_allow_list: names.map(str::to_owned),
+                ..api::Sandbox::default()
+            };
+            observed(sandbox).unwrap().spec.unwrap().network
+        };
+        assert_eq!(with(false, Some("1.2.3.4/32"), Some("github.com")), spec.network);
+        assert_eq!(with(false, None, Some("")), NetworkSpec::default());
+        assert_eq!(with(true, None, None), NetworkSpec { allow: Vec::new(), ..spec.network.clone() });
     }
 
     #[test]

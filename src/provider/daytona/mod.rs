@@ -1,7 +1,8 @@
 //! The provider `daytona`: sandboxes of Daytona, or of whatever speaks its API, such as `pocketenv emulate daytona`.
 //!
 //! A sandbox has a name that is made of the token of its create, so that a second create with the token is refused and finds what the first one made. Its
-//! labels say what it is to be; they, its times and whether its ports are public are changed while it runs.
+//! labels say what it is to be; they, its times, what it reaches and whether its ports are public are changed while it runs. Snapshots and volumes carry
+//! nothing but their names, so their labels are their names.
 
 mod api;
 mod guest;
@@ -9,6 +10,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,11 +18,15 @@ use reqwest::Method;
 
 pub use sheet::SHEET;
 
-use super::http::{Call, Http};
+use super::http::{Call, Http, timestamp};
 use super::settle::settled;
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Snapshots, Volumes, label,
+};
 use crate::model::{
-    Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, labels,
+    Identity, Image, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, Resources,
+    SandboxId, SandboxSpec, SandboxState, labels,
 };
 use crate::secret::SecretValue;
 
@@ -39,7 +45,21 @@ const SLOW: Duration = Duration::from_secs(180);
 /// The version of the vendor's clients that this one speaks like: daemons answer by it.
 const SDK_VERSION: &str = "0.226.1";
 
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/sandbox")],
+    get: &[Pattern("GET", "/sandbox/*")],
+    create: &[Pattern("POST", "/sandbox")],
+    delete: &[Pattern("DELETE", "/sandbox/*")],
+    exec: &[Pattern("GET", "/logs")],
+    retry_after: true,
+    refusal: |code, message, _| {
+        serde_json::json!({ "statusCode": code, "error": "Refused", "message": message }).to_string()
+    },
+};
+
 /// The provider `daytona`.
+#[derive(Clone)]
 pub struct Daytona {
     api: Http,
     /// What every service of the account is given.
@@ -116,6 +136,52 @@ impl Daytona {
             message: format!("cannot {doing}: the listing does not end"),
             source: None,
         })
+    }
+
+    /// Every sandbox whose labels have these values and that is not gone, in our words.
+    async fn sandboxes(&self, wanted: &[(&str, &str)]) -> Result<Vec<ObservedSandbox>, ProviderError> {
+        Ok(self.pages(wanted).await?.into_iter().filter_map(map::observed).collect())
+    }
+
+    /// The snapshots of ours that are not on their way out, with their labels.
+    async fn named_snapshots(&self) -> Result<Vec<(api::Snapshot, BTreeMap<String, String>)>, ProviderError> {
+        let mut found = Vec::new();
+        for page in 1..=MAX_PAGES as u64 {
+            let query = [("page", page.to_string()), ("limit", PAGE.to_owned())];
+            let query = query.each_ref().map(|(name, value)| (*name, value.as_str()));
+            let call = self.api.call(Method::GET, &["snapshots"]).query(&query);
+            let answer: api::Snapshots = call.read("list snapshots").await?;
+            let ours = |snapshot: api::Snapshot| {
+                let labels = label::named(&snapshot.name)?;
+                (snapshot.state != "removing").then_some((snapshot, labels))
+            };
+            found.extend(answer.items.into_iter().filter_map(ours));
+            if page >= answer.total_pages {
+                return Ok(found);
+            }
+        }
+        let message = "cannot list snapshots: the listing does not end".to_owned();
+        Err(ProviderError::Permanent { message, source: None })
+    }
+
+    async fn snapshot_of(&self, project: &str, name: &str) -> Result<Option<api::Snapshot>, ProviderError> {
+        let address = format!("snapshot/{name}");
+        let mut found = self.named_snapshots().await?.into_iter();
+        Ok(found.find(|(_, labels)| label::are_of(labels, project, &address)).map(|(snapshot, _)| snapshot))
+    }
+
+    /// The volumes that are not on their way out.
+    async fn all_volumes(&self) -> Result<Vec<api::Volume>, ProviderError> {
+        let mut found: Vec<api::Volume> =
+            self.api.call(Method::GET, &["volumes"]).read("list volumes").await?;
+        found.retain(|volume| !["pending_delete", "deleting", "deleted"].contains(&volume.state.as_str()));
+        Ok(found)
+    }
+
+    async fn volume_of(&self, project: &str, name: &str) -> Result<Option<api::Volume>, ProviderError> {
+        let address = format!("volume/{name}");
+        let mut found = self.all_volumes().await?.into_iter();
+        Ok(found.find(|volume| label::names(&volume.name, project, &address)))
     }
 
     /// Waits until the sandbox runs, is stopped, or is gone.
@@ -203,12 +269,34 @@ impl Provider for Daytona {
     }
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
-        let found = self.pages(&owner.labels()).await?;
-        let ours = found.into_iter().filter_map(map::observed).filter(|sandbox| owner.has(&sandbox.labels));
-        Ok(ObservedProvider {
-            sandboxes: ours.map(|sandbox| (sandbox.id.clone(), sandbox)).collect(),
-            ..ObservedProvider::default()
-        })
+        let mut listing = ObservedProvider::default();
+        for volume in self.all_volumes().await? {
+            let Some(labels) = label::named(&volume.name).filter(|labels| owner.has(labels)) else {
+                continue;
+            };
+            let address = labels.get(labels::ADDRESS).and_then(|address| address.strip_prefix("volume/"));
+            if let Some(name) = address.map(str::to_owned) {
+                let created_at = volume.created_at.as_deref().and_then(timestamp);
+                listing.volumes.insert(name, ObservedVolume { labels, created_at });
+            }
+        }
+        // Before the sandboxes: what one is made from meanwhile is not yet seen, and so not seen as unused.
+        let snapshots = self.named_snapshots().await?;
+        let ours = self.sandboxes(&owner.labels()).await?.into_iter();
+        let ours = ours.filter(|sandbox| owner.has(&sandbox.labels));
+        listing.sandboxes = ours.map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+        for (snapshot, labels) in snapshots.into_iter().filter(|(_, labels)| owner.has(labels)) {
+            let said = |name| labels.get(name).map_or("", String::as_str);
+            let name = said(labels::ADDRESS).strip_prefix("snapshot/").unwrap_or_default();
+            let observed = ObservedSnapshot {
+                created_at: snapshot.created_at.as_deref().and_then(timestamp),
+                bytes: snapshot.size.map(|size| (size.max(0.0) * f64::from(1 << 30)) as u64),
+                used_by: label::made_from(said(labels::PROJECT), name, listing.sandboxes.values()),
+                labels,
+            };
+            listing.snapshots.insert(snapshot.id, observed);
+        }
+        Ok(listing)
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
@@ -216,7 +304,25 @@ impl Provider for Daytona {
     }
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
-        let wanted = map::new_sandbox(spec, identity, self.snapshot.as_deref(), self.target.as_deref())?;
+        let mut snapshot = self.snapshot.clone();
+        if let Image::Snapshot(name) = &spec.image {
+            // One of this project, or else one that Daytona knows by this very name.
+            let own = self.snapshot_of(&identity.project, name).await?;
+            snapshot = Some(own.map_or_else(|| name.clone(), |own| own.name));
+        }
+        if matches!(spec.image, Image::Snapshot(_) | Image::Host) && spec.resources != Resources::default() {
+            let missing = || ProviderError::Invalid {
+                message: "`resources` are those of the snapshot: name one, or an `image`".to_owned(),
+            };
+            let name = snapshot.as_deref().ok_or_else(missing)?;
+            let call = self.api.call(Method::GET, &["snapshots", name]);
+            map::fits(&spec.resources, &call.read(&format!("look at snapshot {name}")).await?)?;
+        }
+        let mounts = match spec.mounts.is_empty() {
+            true => Vec::new(),
+            false => map::mounts(spec, &identity.project, &self.all_volumes().await?)?,
+        };
+        let wanted = map::new_sandbox(spec, identity, snapshot.as_deref(), mounts, self.target.as_deref())?;
         let doing = format!("create {}", identity.address);
         let call = self.api.call(Method::POST, &["sandbox"]).timeout(SLOW).json(&wanted);
         let made: api::Sandbox = match call.read(&doing).await {
@@ -264,6 +370,11 @@ impl Provider for Daytona {
             let call = self.sandbox(Method::POST, id, &["ttl", &ttl.to_string()]);
             call.done(&format!("set the end of sandbox {id}")).await?;
         }
+        let reach = map::reach(spec)?;
+        if map::observed(found).and_then(|now| now.spec).is_none_or(|now| now.network != spec.network) {
+            let call = self.sandbox(Method::POST, id, &["network-settings"]).json(&reach);
+            call.done(&format!("change what sandbox {id} reaches")).await?;
+        }
         // Last, since they say what it is now.
         self.write_labels(id, spec, &identity).await
     }
@@ -276,7 +387,7 @@ impl Provider for Daytona {
             self.settled(id, Some(SandboxState::Running), TRANSITION).await?;
         }
         // What it was told of its times is said anew at each start.
-        match super::label::labelled_spec(&found.labels) {
+        match label::labelled_spec(&found.labels) {
             Some(spec) => self.set_auto_stop(id, map::auto_stop(&spec.lifecycle)).await,
             None => Ok(()),
         }
@@ -313,7 +424,118 @@ impl Provider for Daytona {
             return Err(ProviderError::Permanent { message, source: None });
         }
         let http = service(&found.toolbox_proxy_url, &self.key, self.organization.as_deref())?;
+        let http = http.reached_like(&self.api)?;
         let running = map::state(&found) == Some(SandboxState::Running);
         Ok(Box::new(guest::DaytonaGuest::new(http, id.clone(), running)))
+    }
+
+    fn volumes(&self) -> Option<&dyn Volumes> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for Daytona {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        Ok(Arc::new(Self { api: self.api.behind(detour)?, ..self.clone() }))
+    }
+}
+
+#[async_trait]
+impl Snapshots for Daytona {
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(labels::PROJECT).map_or("", String::as_str);
+        if self.snapshot_of(project, name).await?.is_some() {
+            return Err(ProviderError::AlreadyExists { what: format!("snapshot {name}") });
+        }
+        let named = label::name(labels);
+        let call = self.sandbox(Method::POST, of, &["snapshot"]).timeout(SLOW);
+        call.json(&api::Named { name: &named })
+            .done(&format!("take snapshot {name} of sandbox {of}"))
+            .await?;
+        // It is begun; whether it can be used is told when it is there.
+        let what = format!("snapshot {name}");
+        settled(&what, "active", CREATION, || async {
+            match self.snapshot_of(project, name).await? {
+                Some(found) if found.state == "active" => Ok(None),
+                Some(found) if ["error", "build_failed"].contains(&found.state.as_str()) => {
+                    let why = found.error_reason.unwrap_or_default();
+                    let message = format!("{what}: its state at Daytona is `{}` {why}", found.state);
+                    Err(ProviderError::Permanent { message: message.trim_end().to_owned(), source: None })
+                }
+                found => Ok(Some(found.map_or_else(|| "not there yet".to_owned(), |found| found.state))),
+            }
+        })
+        .await
+    }
+
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        let Some(snapshot) = self.snapshot_of(project, name).await? else { return Ok(()) };
+        let owner = Owner { project: Some(project.to_owned()), owner: None };
+        let users = label::made_from(project, name, self.sandboxes(&owner.labels()).await?.iter());
+        if !users.is_empty() {
+            let message = format!("snapshot {name} is what {} is made from", users.join(", "));
+            return Err(ProviderError::Invalid { message });
+        }
+        let call = self.api.call(Method::DELETE, &["snapshots", &snapshot.id]).timeout(SLOW);
+        match call.done(&format!("delete snapshot {name}")).await {
+            Err(ProviderError::NotFound { .. }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+#[async_trait]
+impl Volumes for Daytona {
+    async fn create_volume(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(labels::PROJECT).map_or("", String::as_str);
+        if self.volume_of(project, name).await?.is_none() {
+            let named = label::name(labels);
+            let call = self.api.call(Method::POST, &["volumes"]).json(&api::Named { name: &named });
+            call.done(&format!("create volume {name}")).await?;
+        }
+        // Nothing mounts one that is still being made.
+        let what = format!("volume {name}");
+        settled(&what, "ready", TRANSITION, || async {
+            match self.volume_of(project, name).await? {
+                Some(found) if found.state == "ready" => Ok(None),
+                Some(found) if found.state == "error" => {
+                    let why = found.error_reason.unwrap_or_default();
+                    let message = format!("{what} could not be made: {why}");
+                    Err(ProviderError::Permanent { message, source: None })
+                }
+                found => Ok(Some(found.map_or_else(|| "not there yet".to_owned(), |found| found.state))),
+            }
+        })
+        .await
+    }
+
+    async fn delete_volume(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        let Some(volume) = self.volume_of(project, name).await? else { return Ok(()) };
+        let call = self.api.call(Method::DELETE, &["volumes", &volume.id]).timeout(SLOW);
+        match call.done(&format!("delete volume {name}")).await {
+            Err(ProviderError::NotFound { .. }) => Ok(()),
+            other => other,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What Daytona can do.
 
 use crate::provider::capabilities::{honoured, refused, setting};
-use crate::provider::{Capabilities, ChangeClass, ProviderSetting, StopMeaning};
+use crate::provider::{Capabilities, ChangeClass, ProviderSetting, Range, ResourceRanges, StopMeaning};
 
 /// The sheet of provider `daytona`.
 pub static SHEET: Capabilities = Capabilities {
@@ -14,12 +14,18 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 2_000,
     forwards_from_host: false,
     names_by_links: false,
+    service: true,
     max_concurrency: 8,
     processes: true,
     interactive: true,
     pty: true,
     dial: true,
     longest_life_ms: None,
+    resources: ResourceRanges {
+        cpu_millis: Some(Range { min: 1000, max: u32::MAX as u64 }),
+        memory: Some(Range { min: 1 << 30, max: i64::MAX as u64 }),
+        disk: Some(Range { min: 1 << 30, max: i64::MAX as u64 }),
+    },
     settings: &[
         ProviderSetting {
             name: "api_key",
@@ -51,22 +57,18 @@ pub static SHEET: Capabilities = Capabilities {
         refused("base", "has no base images of ours yet", "use `image` or `snapshot`"),
         refused("build", "builds no directories yet", "build and push the image, and name it as `image`"),
         honoured("snapshot", ChangeClass::Recreate),
-        refused(
-            "resources",
-            "takes processor, memory and disk from the snapshot",
-            "remove `resources`, and name a snapshot that has them as `snapshot`",
-        ),
-        honoured("network", ChangeClass::Recreate),
+        // Of an image. A snapshot has its own, and what is asked for has to be that.
+        honoured("resources", ChangeClass::Recreate),
+        refused("resources.pids", "limits no processes", "remove `pids`"),
+        honoured("network", ChangeClass::Live),
         refused("network=host", "has no network of this machine", "remove `network`"),
         refused("network.mode=host", "has no network of this machine", "remove `network`"),
         refused("network=none", "gives every sandbox a network", "use `network: { egress: deny }`"),
         refused("network.mode=none", "gives every sandbox a network", "use `network: { egress: deny }`"),
         refused("hostname", "names its sandboxes itself", "remove `hostname`"),
-        refused(
-            "volumes",
-            "mounts no volumes yet",
-            "keep the data on the sandbox's own disk, which outlives a stop",
-        ),
+        honoured("volumes", ChangeClass::Recreate),
+        refused("volumes.*.read_only=true", "mounts volumes to be written to", "remove `read_only`"),
+        refused("volumes.read_only=true", "mounts volumes to be written to", "remove `read_only`"),
         refused("volumes.s3", "cannot mount object storage yet", "copy the data in with `files`"),
         honoured("ports", ChangeClass::Live),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, Docker};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OnceCell;
 
 use super::daemon::Daemon;
-use crate::provider::ProviderError;
+use crate::provider::error::Cause;
 use crate::provider::script::shown;
+use crate::provider::{Answer, GuestStream, ProviderError, Upstream};
 
 /// How long an answer may take; a stop takes its time.
 const ANSWER: Duration = Duration::from_secs(120);
@@ -63,16 +65,8 @@ impl Api {
         let lost = |error: hyper::Error| {
             ProviderError::transient(format!("cannot {doing}: the connection was lost"), error)
         };
-        let mut sender = match &self.daemon {
-            Daemon::Unix(path) => {
-                let stream = tokio::net::UnixStream::connect(path).await;
-                handshake(stream.map_err(|error| self.unreachable(doing, error))?).await.map_err(lost)?
-            }
-            Daemon::Http(address) => {
-                let stream = tokio::net::TcpStream::connect(address).await;
-                handshake(stream.map_err(|error| self.unreachable(doing, error))?).await.map_err(lost)?
-            }
-        };
+        let stream = self.daemon.stream().await.map_err(|error| self.unreachable(doing, error))?;
+        let mut sender = handshake(stream).await.map_err(lost)?;
         let body = serde_json::json!({ "Detach": false, "Tty": tty }).to_string();
         let request = hyper::Request::post(format!("/v{version}/exec/{exec}/start"))
             .header(HOST, "docker")
@@ -150,10 +144,20 @@ impl Api {
     }
 }
 
-async fn handshake<S>(stream: S) -> Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>, hyper::Error>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
-{
+#[async_trait]
+impl Upstream for Api {
+    async fn pass(&self, mut request: hyper::Request<Bytes>) -> Result<Answer, Cause> {
+        let mut sender = handshake(self.daemon.stream().await?).await?;
+        request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));
+        let answer = sender.send_request(request.map(Full::new)).await?;
+        Ok(answer.map(|body| body.map_err(Cause::from).boxed_unsync()))
+    }
+}
+
+/// Speaks HTTP on a connection to the daemon.
+async fn handshake(
+    stream: Box<dyn GuestStream>,
+) -> Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>, hyper::Error> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the connection, or hands it over.
     tokio::spawn(async move {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::model::sha256_hex;
-use crate::provider::{ProviderContext, ProviderError};
+use crate::provider::{GuestStream, ProviderContext, ProviderError};
 
 /// The longest file of the `docker` command's settings that is read, in bytes.
 const SETTINGS_LIMIT: u64 = 1 << 20;
@@ -133,6 +133,14 @@ impl Daemon {
             }),
             _ => Err(bad("is not an address; expected `unix:///PATH` or `tcp://HOST:PORT`")),
         }
+    }
+
+    /// A connection to it.
+    pub async fn stream(&self) -> std::io::Result<Box<dyn GuestStream>> {
+        Ok(match self {
+            Self::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
+            Self::Http(address) => Box::new(tokio::net::TcpStream::connect(address).await?),
+        })
     }
 
     /// Whether the loopback of the machine that it runs on is ours.

@@ -11,6 +11,7 @@ mod map;
 mod sheet;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +29,10 @@ use self::api::Api;
 use self::daemon::Daemon;
 use self::guest::DockerGuest;
 use super::http::timestamp;
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Volumes, label,
+};
 use crate::model::{
     Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec, labels,
 };
@@ -37,6 +41,18 @@ use crate::model::{
 const STOP_LIMIT: i32 = 15;
 /// How long a container may take to be gone.
 const REMOVAL: Duration = Duration::from_secs(60);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/containers/json")],
+    // One is looked for by its name.
+    get: &[Pattern("GET", "/containers/json")],
+    create: &[Pattern("POST", "/containers/create")],
+    delete: &[Pattern("DELETE", "/containers/*")],
+    exec: &[Pattern("POST", "/exec/*/start")],
+    retry_after: false,
+    refusal: |_, message, _| serde_json::json!({ "message": message }).to_string(),
+};
 
 /// The provider `docker`.
 pub struct Docker {
@@ -55,11 +71,11 @@ impl Docker {
     /// # Errors
     /// [`ProviderError::Invalid`] if there is no address, or none that can be; [`ProviderError::Unsupported`] if it is of a kind not spoken here.
     pub fn open(context: &ProviderContext) -> Result<Self, ProviderError> {
-        Ok(Self {
-            api: Api::new(Daemon::find(context)?),
-            networks: RwLock::default(),
-            making: Mutex::default(),
-        })
+        Ok(Self::at(Daemon::find(context)?))
+    }
+
+    fn at(daemon: Daemon) -> Self {
+        Self { api: Api::new(daemon), networks: RwLock::default(), making: Mutex::default() }
     }
 
     async fn call<T>(
@@ -591,6 +607,21 @@ impl Provider for Docker {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for Docker {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        let address = detour.before(Arc::new(self.api.clone()))?;
+        Ok(Arc::new(Self::at(Daemon::Http(address.to_string()))))
     }
 }
 

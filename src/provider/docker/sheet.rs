@@ -19,6 +19,7 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: true,
     names_by_links: false,
+    service: true,
     max_concurrency: 8,
     processes: true,
     interactive: true,

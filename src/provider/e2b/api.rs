@@ -48,7 +48,70 @@ pub struct NewSandbox {
     pub iam: Option<Value>,
     /// Volumes.
     #[serde(rename = "volumeMounts", skip_serializing_if = "Option::is_none")]
-    pub volume_mounts: Option<Vec<Value>>,
+    pub volume_mounts: Option<Vec<VolumeMount>>,
+}
+
+/// A volume in a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// The volume's name.
+    pub name: String,
+    /// Where it is inside.
+    pub path: String,
+}
+
+/// A new volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewVolume {
+    /// No two of an account have the same.
+    pub name: String,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id.
+    #[serde(rename = "volumeID")]
+    pub volume_id: String,
+    /// Its name.
+    pub name: String,
+    /// Opens its files; only when looked at alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// A snapshot that is to be made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewSnapshot {
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether its memory is kept too; it is if this is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<bool>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// What sandboxes are made from it by, and what it is deleted by.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id: String,
+    /// `TEAM/NAME:TAG`.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// Forks that are to be made.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fork {
+    /// They live so many seconds.
+    pub timeout: Option<u64>,
+    /// How many.
+    pub count: Option<u32>,
 }
 
 /// Whether traffic starts a paused sandbox.
@@ -156,6 +219,12 @@ pub struct SandboxDetail {
     /// How it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
+    /// What it reaches, and who reaches it; only when looked at alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// Its volumes; only when looked at alone.
+    #[serde(rename = "volumeMounts", default, skip_serializing_if = "Option::is_none")]
+    pub volume_mounts: Option<Vec<VolumeMount>>,
 }
 
 /// How a sandbox ends.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::api;
 use crate::model::{
-    Egress, Endpoint, Identity, Image, NetworkMode, ObservedSandbox, SandboxId, SandboxSpec, SandboxState,
-    Timestamp,
+    Egress, Endpoint, Identity, Image, Mount, NetworkMode, ObservedSandbox, SandboxId, SandboxSpec,
+    SandboxState, Timestamp,
 };
 use crate::provider::ProviderError;
 use crate::provider::http::timestamp;
-use crate::provider::label::{SPEC, labelled_spec, labels};
+use crate::provider::label::{self, SPEC, labelled_spec, labels};
 
 /// The metadata that says when a sandbox with a limited life ends, in milliseconds since the epoch.
 const ENDS_AT: &str = "pocketenv.io/ends-at";
@@ -38,24 +38,58 @@ pub(super) fn time_left(metadata: &BTreeMap<String, String>, usual: Duration, no
     }
 }
 
-/// The request that makes a sandbox.
+/// The template that a sandbox is made from; a snapshot by our name of it. `usual` is the one that is meant if nothing is said.
+pub(super) fn template<'a>(spec: &'a SandboxSpec, usual: &'a str) -> Result<&'a str, ProviderError> {
+    match &spec.image {
+        Image::Host => Ok(usual),
+        Image::Oci(name) | Image::Snapshot(name) => Ok(name),
+        Image::Base(_) | Image::Build { .. } => {
+            invalid("E2B makes sandboxes from templates: name one as `image`")
+        }
+    }
+}
+
+/// The volumes of a sandbox by E2B's names for them.
+pub(super) fn mounts(
+    spec: &SandboxSpec,
+    project: &str,
+    volumes: &[api::Volume],
+) -> Result<Vec<api::VolumeMount>, ProviderError> {
+    let mount = |mount: &Mount| {
+        let address = format!("volume/{}", mount.volume);
+        if mount.read_only {
+            return invalid(format!(
+                "E2B mounts volumes to be written to: `read_only` of `{}`",
+                mount.volume
+            ));
+        }
+        match volumes.iter().find(|volume| label::names(&volume.name, project, &address)) {
+            Some(volume) => Ok(api::VolumeMount { name: volume.name.clone(), path: mount.path.clone() }),
+            None => invalid(format!("volume `{}` of project `{project}` is not at E2B", mount.volume)),
+        }
+    };
+    spec.mounts.iter().map(mount).collect()
+}
+
+/// The labels of a snapshot of ours: they are its name.
+pub(super) fn snapshot_labels(snapshot: &api::SnapshotInfo) -> Option<BTreeMap<String, String>> {
+    let names = snapshot.names.iter().chain([&snapshot.snapshot_id]);
+    names.into_iter().find_map(|name| {
+        // TEAM/NAME:TAG
+        let name = name.rsplit_once('/').map_or(name.as_str(), |(_, name)| name);
+        label::named(name.split(':').next().unwrap_or_default())
+    })
+}
+
+/// The request that makes a sandbox from a template with volumes, by E2B's names for them.
 pub(super) fn new_sandbox(
     spec: &SandboxSpec,
     identity: &Identity,
-    template: &str,
+    template: String,
+    mounts: Vec<api::VolumeMount>,
     usual: Duration,
     now: Timestamp,
 ) -> Result<api::NewSandbox, ProviderError> {
-    let template_id = match &spec.image {
-        Image::Host => template.to_owned(),
-        Image::Oci(name) | Image::Snapshot(name) => name.clone(),
-        Image::Base(_) | Image::Build { .. } => {
-            return invalid("E2B makes sandboxes from templates: name one as `image`");
-        }
-    };
-    if !spec.mounts.is_empty() {
-        return invalid("E2B has no volumes that Pocketenv can mount");
-    }
     if let Some(link) = spec.links.first() {
         return invalid(format!("a sandbox of E2B does not reach port {} of this machine", link.host_port));
     }
@@ -73,7 +107,8 @@ pub(super) fn new_sandbox(
     }
     network.allow_public_traffic = Some(public > 0);
     Ok(api::NewSandbox {
-        template_id,
+        template_id: template,
+        volume_mounts: (!mounts.is_empty()).then_some(mounts),
         timeout: Some(seconds(timeout)),
         // Without a limit to its life its disk is to outlive its time; with one it is to be gone.
         auto_pause: Some(spec.lifecycle.ttl.is_none()),
@@ -175,7 +210,8 @@ mod tests {
     use crate::provider::label::any_identity as identity;
 
     fn made(spec: &SandboxSpec) -> Result<api::NewSandbox, ProviderError> {
-        new_sandbox(spec, &identity(), "base", Duration::from_secs(3600), Timestamp(1000))
+        let from = template(spec, "base")?.to_owned();
+        new_sandbox(spec, &identity(), from, Vec::new(), Duration::from_secs(3600), Timestamp(1000))
     }
 
     #[test]
@@ -207,6 +243,8 @@ mod tests {
             allow_internet_access: None,
             domain: None,
             lifecycle: None,
+            network: None,
+            volume_mounts: None,
         };
         let seen = observed(detail, "e2b.app");
         assert_eq!(seen.spec, Some(spec));
@@ -223,6 +261,31 @@ mod tests {
         let later = Timestamp(1000 + 3600 * 1000);
         let left = time_left(&new.metadata.unwrap(), Duration::from_secs(3600), later);
         assert_eq!(left, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn snapshots_and_volumes_are_told_by_their_names() {
+        let named = |address: &str| {
+            label::name(&Identity { address: address.parse().unwrap(), ..identity() }.to_labels())
+        };
+        let name = named("snapshot/s");
+        let snapshot = api::SnapshotInfo {
+            snapshot_id: format!("team/{name}:default"),
+            names: vec![format!("team/{name}:default")],
+        };
+        let found = snapshot_labels(&snapshot).unwrap();
+        assert!(label::are_of(&found, "shop", "snapshot/s"));
+        let theirs = api::SnapshotInfo { snapshot_id: "abc:default".to_owned(), names: Vec::new() };
+        assert_eq!(snapshot_labels(&theirs), None);
+
+        let volume = api::Volume { volume_id: "v".to_owned(), name: named("volume/data"), token: None };
+        let mount = Mount { path: "/data".to_owned(), volume: "data".to_owned(), read_only: false };
+        let mut spec = SandboxSpec { mounts: vec![mount], ..SandboxSpec::default() };
+        let asked = mounts(&spec, "shop", std::slice::from_ref(&volume)).unwrap();
+        assert_eq!(asked, [api::VolumeMount { name: volume.name.clone(), path: "/data".to_owned() }]);
+        assert!(mounts(&spec, "other", std::slice::from_ref(&volume)).is_err());
+        spec.mounts[0].read_only = true;
+        assert!(mounts(&spec, "shop", &[volume]).is_err());
     }
 
     #[test]

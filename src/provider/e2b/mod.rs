@@ -3,26 +3,34 @@
 //! Addresses follow from the setting `domain`; the settings `api_url` and `sandbox_url` replace them.
 //!
 //! What a sandbox is made from stands in its metadata, which E2B never changes, so every change of it makes a new one. A sandbox of E2B has an end: it is
-//! paused then, disk and all, and time is given to it anew whenever it is started.
+//! paused then, disk and all, and time is given to it anew whenever it is started. Snapshots and volumes carry nothing but their names, so their
+//! labels are their names.
 
 pub mod api;
 mod guest;
 mod map;
 mod sheet;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
+use serde::de::DeserializeOwned;
 
 pub use sheet::SHEET;
 
 use super::http::{Call, Http};
 use super::settle::settled;
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Snapshots, Volumes, label,
+};
 use crate::model::{
-    Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, Timestamp,
+    Identity, Image, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
+    SandboxSpec, SandboxState, Timestamp, labels as names,
 };
 
 /// The environment variables with the key and the addresses: those of the vendor's own SDK.
@@ -46,6 +54,17 @@ const MAX_PAGES: usize = 10_000;
 const TRANSITION: Duration = Duration::from_secs(90);
 /// How long starting or pausing one may take: its memory is read or written.
 const SLOW: Duration = Duration::from_secs(180);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/v2/sandboxes")],
+    get: &[Pattern("GET", "/sandboxes/*")],
+    create: &[Pattern("POST", "/v2/sandboxes")],
+    delete: &[Pattern("DELETE", "/sandboxes/*")],
+    exec: &[Pattern("POST", "/process.Process/Start")],
+    retry_after: true,
+    refusal: |code, message, _| serde_json::json!({ "code": code, "message": message }).to_string(),
+};
 
 /// The provider `e2b`.
 pub struct E2b {
@@ -109,18 +128,59 @@ impl E2b {
     }
 
     /// Every sandbox whose metadata has these values, running or paused.
-    async fn pages(&self, wanted: &[(&str, &str)]) -> Result<Vec<api::SandboxDetail>, ProviderError> {
-        let doing = "list sandboxes";
+    async fn sandboxes(&self, wanted: &[(&str, &str)]) -> Result<Vec<ObservedSandbox>, ProviderError> {
         let filter = map::filter(wanted);
+        let query = [("metadata", filter.as_str()), ("state", "running,paused")];
+        let found = self.pages("list sandboxes", &["v2", "sandboxes"], &query).await?;
+        Ok(found.into_iter().map(|sandbox| map::observed(sandbox, &self.domain)).collect())
+    }
+
+    /// The snapshots of ours, with their labels.
+    async fn named_snapshots(
+        &self,
+    ) -> Result<Vec<(api::SnapshotInfo, BTreeMap<String, String>)>, ProviderError> {
+        let found = self.pages("list snapshots", &["snapshots"], &[]).await?;
+        let ours = |snapshot: api::SnapshotInfo| {
+            let labels = map::snapshot_labels(&snapshot)?;
+            Some((snapshot, labels))
+        };
+        Ok(found.into_iter().filter_map(ours).collect())
+    }
+
+    /// E2B's id of a snapshot of a project.
+    async fn snapshot(&self, project: &str, name: &str) -> Result<Option<String>, ProviderError> {
+        let address = format!("snapshot/{name}");
+        let found = self.named_snapshots().await?.into_iter();
+        let mut found = found.filter(|(_, labels)| label::are_of(labels, project, &address));
+        Ok(found.next().map(|(snapshot, _)| snapshot.snapshot_id))
+    }
+
+    async fn all_volumes(&self) -> Result<Vec<api::Volume>, ProviderError> {
+        self.api.call(Method::GET, &["volumes"]).read("list volumes").await
+    }
+
+    /// A volume of a project.
+    async fn volume(&self, project: &str, name: &str) -> Result<Option<api::Volume>, ProviderError> {
+        let address = format!("volume/{name}");
+        let mut found = self.all_volumes().await?.into_iter();
+        Ok(found.find(|volume| label::names(&volume.name, project, &address)))
+    }
+
+    /// Every page of a listing.
+    async fn pages<T: DeserializeOwned>(
+        &self,
+        doing: &str,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Vec<T>, ProviderError> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         for _ in 0..MAX_PAGES {
-            let mut call = self.api.call(Method::GET, &["v2", "sandboxes"]);
-            call = call.query(&[("metadata", &filter), ("state", "running,paused"), ("limit", PAGE)]);
+            let mut call = self.api.call(Method::GET, path).query(query).query(&[("limit", PAGE)]);
             if let Some(cursor) = &cursor {
                 call = call.query(&[("nextToken", cursor)]);
             }
-            let (headers, page): (HeaderMap, Vec<api::SandboxDetail>) = call.read_with_headers(doing).await?;
+            let (headers, page): (HeaderMap, Vec<T>) = call.read_with_headers(doing).await?;
             items.extend(page);
             let next = headers.get("x-next-token").and_then(|token| token.to_str().ok());
             match next.filter(|token| !token.is_empty()) {
@@ -170,14 +230,29 @@ impl Provider for E2b {
     }
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
-        let wanted = owner.labels();
-        let found = self.pages(&wanted).await?;
-        let observed = found.into_iter().map(|sandbox| map::observed(sandbox, &self.domain));
-        let ours = observed.filter(|sandbox| owner.has(&sandbox.labels));
-        Ok(ObservedProvider {
-            sandboxes: ours.map(|sandbox| (sandbox.id.clone(), sandbox)).collect(),
-            ..ObservedProvider::default()
-        })
+        let mut listing = ObservedProvider::default();
+        for volume in self.all_volumes().await? {
+            let Some(labels) = label::named(&volume.name).filter(|labels| owner.has(labels)) else {
+                continue;
+            };
+            let address = labels.get(names::ADDRESS).and_then(|address| address.strip_prefix("volume/"));
+            if let Some(name) = address.map(str::to_owned) {
+                listing.volumes.insert(name, ObservedVolume { labels, created_at: None });
+            }
+        }
+        // Before the sandboxes: what one is made from meanwhile is not yet seen, and so not seen as unused.
+        let snapshots = self.named_snapshots().await?;
+        let ours = self.sandboxes(&owner.labels()).await?.into_iter();
+        let ours = ours.filter(|sandbox| owner.has(&sandbox.labels));
+        listing.sandboxes = ours.map(|sandbox| (sandbox.id.clone(), sandbox)).collect();
+        for (snapshot, labels) in snapshots.into_iter().filter(|(_, labels)| owner.has(labels)) {
+            let said = |name| labels.get(name).map_or("", String::as_str);
+            let name = said(names::ADDRESS).strip_prefix("snapshot/").unwrap_or_default();
+            let used_by = label::made_from(said(names::PROJECT), name, listing.sandboxes.values());
+            let observed = ObservedSnapshot { labels, created_at: None, bytes: None, used_by };
+            listing.snapshots.insert(snapshot.snapshot_id, observed);
+        }
+        Ok(listing)
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
@@ -185,7 +260,18 @@ impl Provider for E2b {
     }
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
-        let wanted = map::new_sandbox(spec, identity, &self.template, self.timeout, now())?;
+        let mut template = map::template(spec, &self.template)?.to_owned();
+        if let Image::Snapshot(name) = &spec.image
+            && let Some(id) = self.snapshot(&identity.project, name).await?
+        {
+            // Else it is one that E2B knows by this very name.
+            template = id;
+        }
+        let mounts = match spec.mounts.is_empty() {
+            true => Vec::new(),
+            false => map::mounts(spec, &identity.project, &self.all_volumes().await?)?,
+        };
+        let wanted = map::new_sandbox(spec, identity, template, mounts, self.timeout, now())?;
         // E2B makes one sandbox of creates with one key that follow each other; how long it remembers a key it does not say.
         let key: String =
             identity.intent.0.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
@@ -241,6 +327,7 @@ impl Provider for E2b {
             None => {
                 let domain = found.domain.as_deref().unwrap_or(&self.domain);
                 Http::new(&format!("https://{}-{id}.{domain}", api::ENVD_PORT), message)?
+                    .reached_like(&self.api)?
             }
         };
         let http = match &found.envd_access_token {
@@ -249,5 +336,95 @@ impl Provider for E2b {
         };
         let running = map::observed(found, &self.domain).state == SandboxState::Running;
         Ok(Box::new(guest::E2bGuest::new(http, id.clone(), running)))
+    }
+
+    fn volumes(&self) -> Option<&dyn Volumes> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for E2b {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        let api = self.api.behind(detour)?;
+        let shared = self.shared.clone().map(|shared| shared.reached_like(&api)).transpose()?;
+        let (domain, template) = (self.domain.clone(), self.template.clone());
+        Ok(Arc::new(Self { api, domain, shared, template, timeout: self.timeout }))
+    }
+}
+
+#[async_trait]
+impl Snapshots for E2b {
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(names::PROJECT).map_or("", String::as_str);
+        // E2B would give the name to the new one.
+        if self.snapshot(project, name).await?.is_some() {
+            return Err(ProviderError::AlreadyExists { what: format!("snapshot {name}") });
+        }
+        // Of its memory nothing is kept: secrets are there, and what runs would run twice.
+        let asked = api::NewSnapshot { name: Some(label::name(labels)), memory: Some(false) };
+        let call = self.sandbox(Method::POST, of, &["snapshots"]).timeout(SLOW).json(&asked);
+        call.done(&format!("take snapshot {name} of sandbox {of}")).await
+    }
+
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        let Some(id) = self.snapshot(project, name).await? else { return Ok(()) };
+        let owner = Owner { project: Some(project.to_owned()), owner: None };
+        let users = label::made_from(project, name, self.sandboxes(&owner.labels()).await?.iter());
+        if !users.is_empty() {
+            let message = format!("snapshot {name} is what {} is made from", users.join(", "));
+            return Err(ProviderError::Invalid { message });
+        }
+        match self
+            .api
+            .call(Method::DELETE, &["templates", &id])
+            .done(&format!("delete snapshot {name}"))
+            .await
+        {
+            Err(ProviderError::NotFound { .. }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+#[async_trait]
+impl Volumes for E2b {
+    async fn create_volume(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let project = labels.get(names::PROJECT).map_or("", String::as_str);
+        if self.volume(project, name).await?.is_some() {
+            return Ok(());
+        }
+        let asked = api::NewVolume { name: label::name(labels) };
+        let call = self.api.call(Method::POST, &["volumes"]).json(&asked);
+        call.done(&format!("create volume {name}")).await
+    }
+
+    async fn delete_volume(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        let Some(volume) = self.volume(project, name).await? else { return Ok(()) };
+        let call = self.api.call(Method::DELETE, &["volumes", &volume.volume_id]);
+        match call.done(&format!("delete volume {name}")).await {
+            Err(ProviderError::NotFound { .. }) => Ok(()),
+            other => other,
+        }
     }
 }

@@ -1,20 +1,26 @@
 //! Calls to a cluster: which one, the connection, what its answers mean for the caller, and waiting for what happens there.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use futures::TryStreamExt as _;
+use http_body_util::BodyExt as _;
 use kube::api::{Api, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::client::Body;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, Error};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 
+use crate::provider::error::Cause;
 use crate::provider::script::shown;
-use crate::provider::{ProviderContext, ProviderError};
+use crate::provider::{Answer, ProviderContext, ProviderError, Upstream};
 
 /// Who we are to server-side apply.
 pub(super) const MANAGER: &str = "pocketenv";
@@ -36,6 +42,8 @@ pub(super) struct Place {
     kubeconfig: Vec<PathBuf>,
     context: Option<String>,
     namespace: Option<String>,
+    /// What stands before the cluster, if something does.
+    before: Option<SocketAddr>,
 }
 
 impl Place {
@@ -59,7 +67,12 @@ impl Place {
             });
         }
         let owned = |name| setting(name).map(str::to_owned);
-        Ok(Self { kubeconfig, context: owned("context"), namespace: owned("namespace") })
+        Ok(Self { kubeconfig, context: owned("context"), namespace: owned("namespace"), before: None })
+    }
+
+    /// The same, reached by an address that stands before it.
+    pub fn behind(&self, address: SocketAddr) -> Self {
+        Self { before: Some(address), ..self.clone() }
     }
 
     async fn config(&self) -> Result<Config, ProviderError> {
@@ -90,6 +103,13 @@ impl Place {
         };
         if let Some(namespace) = &self.namespace {
             config.default_namespace.clone_from(namespace);
+        }
+        if let Some(address) = self.before {
+            // It has the credentials, and knows how to reach the cluster.
+            let odd = |error| ProviderError::permanent("the address before the cluster is odd", error);
+            config.cluster_url = format!("http://{address}").parse::<hyper::Uri>().map_err(odd)?;
+            config.auth_info = AuthInfo::default();
+            config.proxy_url = None;
         }
         Ok(config)
     }
@@ -132,6 +152,14 @@ impl Cluster {
             )
         });
         Ok(version.await?.as_deref())
+    }
+}
+
+#[async_trait]
+impl Upstream for Cluster {
+    async fn pass(&self, request: hyper::Request<Bytes>) -> Result<Answer, Cause> {
+        let answer = self.client().await?.send(request.map(Body::from)).await?;
+        Ok(answer.map(|body| body.map_err(Cause::from).boxed_unsync()))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::{Value as Json, json};
 
@@ -132,6 +132,13 @@ pub(super) fn object_name(identity: &Identity) -> String {
 pub(super) fn is_object_name(id: &str) -> bool {
     let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     id.len() <= 63 && id.starts_with(PREFIX) && id.bytes().all(fine) && !id.ends_with('-')
+}
+
+/// The name of a sandbox's service is that of the sandbox in its project, so that others can write it down.
+pub(super) fn service_name(labels: &BTreeMap<String, String>) -> String {
+    let of = |name| labels.get(name).map_or("", String::as_str);
+    let address = of(names::ADDRESS);
+    volume_name(of(names::PROJECT), address.strip_prefix("sandbox/").unwrap_or(address))
 }
 
 pub(super) fn volume_name(project: &str, name: &str) -> String {
@@ -357,6 +364,33 @@ pub(super) fn policy(
     }))
 }
 
+/// The service of a sandbox: a name inside the cluster that its declared ports keep. Nothing without ports.
+pub(super) fn service(
+    kind: Kind,
+    name: &str,
+    uid: &str,
+    spec: &SandboxSpec,
+    labels: &BTreeMap<String, String>,
+) -> Option<Json> {
+    let port =
+        |port| json!({ "name": format!("port-{port}"), "protocol": "TCP", "port": port, "targetPort": port });
+    let ports: Vec<Json> = spec.ports.keys().map(port).collect();
+    (!ports.is_empty()).then(|| {
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": service_name(labels), "labels": select_labels(labels), "ownerReferences": owned_by(kind, name, uid),
+            },
+            "spec": { "selector": { SANDBOX: name }, "ports": ports },
+        })
+    })
+}
+
+/// Whether a sandbox owns a service.
+pub(super) fn owns(uid: &str, service: &Service) -> bool {
+    service.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+}
+
 /// The claim of a volume.
 pub(super) fn claim(name: &str, labels: &BTreeMap<String, String>, class: Option<&str>, size: &str) -> Json {
     let mut spec = json!({
@@ -462,7 +496,13 @@ pub(super) fn pod_state(pod: &Pod) -> PodState {
 }
 
 /// What the cluster shows of a sandbox, in our words.
-pub(super) fn observed(kind: Kind, name: &str, owner: &DynamicObject, pod: Option<&Pod>) -> ObservedSandbox {
+pub(super) fn observed(
+    kind: Kind,
+    name: &str,
+    owner: &DynamicObject,
+    pod: Option<&Pod>,
+    service: Option<&Service>,
+) -> ObservedSandbox {
     let labels = labels_of(owner);
     let spec = labelled_spec(&labels);
     let seen = pod.map(pod_state);
@@ -483,6 +523,13 @@ pub(super) fn observed(kind: Kind, name: &str, owner: &DynamicObject, pod: Optio
             SandboxState::Creating
         }
     };
+    let own = service.filter(|service| owner.metadata.uid.as_ref().is_some_and(|uid| owns(uid, service)));
+    notes.extend(own.and_then(|service| {
+        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        let ports: Vec<String> = ports.map(|port| port.port.to_string()).collect();
+        let (name, namespace) = (service.metadata.name.as_deref()?, service.metadata.namespace.as_deref()?);
+        Some(format!("inside the cluster: {name}.{namespace}.svc, port {}", ports.join(", ")))
+    }));
     let runs = state == SandboxState::Running;
     let status = pod.and_then(|pod| pod.status.as_ref());
     let address = status.and_then(|status| status.pod_ip.clone()).filter(|_| runs);
@@ -573,7 +620,7 @@ mod tests {
             assert_eq!(kind.powered(&stopped), Power::Stopped, "{kind:?}");
             assert_eq!(spec_of(&stopped), Some(spec()));
             assert_eq!(Identity::from_labels(&labels_of(&stopped)).unwrap(), Some(identity()));
-            let seen = observed(kind, "pocketenv-x", &stopped, None);
+            let seen = observed(kind, "pocketenv-x", &stopped, None, None);
             assert_eq!(seen.state, SandboxState::Stopped { unclean: None });
             assert_ne!(kind.powered(&object(kind, Power::Running)), Power::Stopped, "{kind:?}");
         }
@@ -586,7 +633,8 @@ mod tests {
     #[test]
     fn states_are_told_apart() {
         let of = |power, pod: Option<Pod>| {
-            observed(Kind::ConfigMap, "pocketenv-x", &object(Kind::ConfigMap, power), pod.as_ref()).state
+            observed(Kind::ConfigMap, "pocketenv-x", &object(Kind::ConfigMap, power), pod.as_ref(), None)
+                .state
         };
         let container = |state: Json| {
             pod_with(json!({ "phase": "Pending", "containerStatuses": [{
@@ -607,6 +655,25 @@ mod tests {
             of(Power::Running, Some(killed)),
             SandboxState::Stopped { unclean: Some("OOMKilled".to_owned()) }
         );
+    }
+
+    #[test]
+    fn a_service_is_named_after_the_sandbox_and_told_by_its_owner_alone() {
+        let made = |spec: &SandboxSpec| service(Kind::ConfigMap, "pocketenv-x", "u", spec, &labels());
+        assert_eq!(made(&SandboxSpec::default()), None);
+        let mut service: Service = serde_json::from_value(made(&spec()).unwrap()).unwrap();
+        let name = service.metadata.name.clone().unwrap();
+        assert!(name.starts_with("pocketenv-shop-") && is_object_name(&name), "{name}");
+        let again = Identity { intent: IntentId("another".to_owned()), ..identity() };
+        assert_eq!(service_name(&crate::provider::label::labels(&spec(), &again).unwrap()), name);
+        service.metadata.namespace = Some("n".to_owned());
+        let mut owner = object(Kind::ConfigMap, Power::Running);
+        let notes = |owner: &DynamicObject| {
+            observed(Kind::ConfigMap, "pocketenv-x", owner, None, Some(&service)).notes
+        };
+        assert!(notes(&owner).is_empty());
+        owner.metadata.uid = Some("u".to_owned());
+        assert_eq!(notes(&owner), [format!("inside the cluster: {name}.n.svc, port 80")]);
     }
 
     #[test]

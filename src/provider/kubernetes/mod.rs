@@ -1,4 +1,4 @@
-//! Kubernetes: a sandbox is one object that owns a pod, a network policy and what else it needs; volumes are claims of their own.
+//! Kubernetes: a sandbox is one object that owns a pod, a network policy and a service; volumes are claims of their own.
 
 mod api;
 mod guest;
@@ -6,10 +6,11 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 
@@ -18,13 +19,36 @@ use guest::KubernetesGuest;
 use map::{Kind, PodState, Power};
 pub use sheet::SHEET;
 
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, Volumes, label};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    Volumes, label,
+};
 use crate::model::{Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, labels as names};
 
 /// How long a pod may take to run: an image may be large, and a node may have to be made first.
 const UP: Duration = Duration::from_secs(240);
 /// How long it may take to be gone.
 const DOWN: Duration = Duration::from_secs(120);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/pods")],
+    get: &[Pattern("GET", "/configmaps/*"), Pattern("GET", "/sandboxes/*")],
+    create: &[Pattern("PATCH", "/configmaps/*"), Pattern("PATCH", "/sandboxes/*")],
+    delete: &[Pattern("DELETE", "/configmaps/*"), Pattern("DELETE", "/sandboxes/*")],
+    exec: &[Pattern("GET", "/pods/*/exec")],
+    retry_after: true,
+    refusal: |code, message, after| {
+        let reason = if code == 409 { "AlreadyExists" } else { "Refused" };
+        let details = serde_json::json!({ "retryAfterSeconds": after.map_or(0, |after| after.as_secs()) });
+        let (kind, status) = ("Status", "Failure");
+        serde_json::json!({
+            "apiVersion": "v1", "kind": kind, "metadata": {}, "status": status, "code": code, "reason": reason,
+            "message": message, "details": details,
+        })
+        .to_string()
+    },
+};
 
 /// One namespace of a cluster.
 pub struct Kubernetes {
@@ -118,6 +142,7 @@ impl Kubernetes {
         let policies: Api<NetworkPolicy> = self.objects().await?;
         let policy = map::policy(*kind, name, &uid, &spec, &labels)?;
         apply(&policies, &format!("write the network policy of sandbox {name}"), name, &policy).await?;
+        self.publish(*kind, name, &uid, &spec, &labels).await?;
 
         let pods: Api<Pod> = self.objects().await?;
         let pod_name = map::pod_name(name, owner);
@@ -154,6 +179,36 @@ impl Kubernetes {
                 let message = format!("sandbox {name} does not run after {} s: {why}", UP.as_secs());
                 Err(ProviderError::Transient { message, source: None })
             }
+        }
+    }
+
+    /// Brings the service of a sandbox to its declared ports; without ports there is none.
+    async fn publish(
+        &self,
+        kind: Kind,
+        name: &str,
+        uid: &str,
+        spec: &SandboxSpec,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        let services: Api<core::Service> = self.objects().await?;
+        let service_name = map::service_name(labels);
+        let seen = found(&format!("look at service {service_name}"), services.get(&service_name)).await?;
+        match (map::service(kind, name, uid, spec, labels), seen) {
+            (Some(_), Some(seen)) if !map::owns(uid, &seen) => Err(ProviderError::Invalid {
+                message: format!(
+                    "service {service_name} is there and not of sandbox {name}: delete it, or what owns it"
+                ),
+            }),
+            (Some(service), _) => {
+                let doing = format!("write service {service_name}");
+                apply(&services, &doing, &service_name, &service).await.map(drop)
+            }
+            (None, Some(seen)) if map::owns(uid, &seen) => {
+                let doing = format!("delete service {service_name}");
+                found(&doing, services.delete(&service_name, &DeleteParams::default())).await.map(drop)
+            }
+            (None, _) => Ok(()),
         }
     }
 
@@ -209,6 +264,11 @@ impl Provider for Kubernetes {
         let pods = all(&self.objects::<Pod>().await?, "list pods", &labels).await?;
         let pods: BTreeMap<&str, &Pod> =
             pods.iter().filter_map(|pod| Some((pod.metadata.name.as_deref()?, pod))).collect();
+        let services = all(&self.objects::<core::Service>().await?, "list services", &labels).await?;
+        let services: BTreeMap<&str, &core::Service> = services
+            .iter()
+            .filter_map(|service| Some((service.metadata.name.as_deref()?, service)))
+            .collect();
         let mut listing = ObservedProvider::default();
         for kind in self.kinds().await? {
             for owner in all(&self.owners(kind).await?, "list sandboxes", &labels).await? {
@@ -216,7 +276,8 @@ impl Provider for Kubernetes {
                     continue;
                 };
                 let pod = pods.get(map::pod_name(&name, &owner).as_str()).copied();
-                let sandbox = map::observed(kind, &name, &owner, pod);
+                let service = services.get(map::service_name(&map::labels_of(&owner)).as_str()).copied();
+                let sandbox = map::observed(kind, &name, &owner, pod, service);
                 listing.sandboxes.insert(sandbox.id.clone(), sandbox);
             }
         }
@@ -231,7 +292,10 @@ impl Provider for Kubernetes {
         let pods: Api<Pod> = self.objects().await?;
         let pod_name = map::pod_name(&id.0, &owner);
         let pod = found(&format!("look at the pod of sandbox {id}"), pods.get(&pod_name)).await?;
-        Ok(Some(map::observed(kind, &id.0, &owner, pod.as_ref())))
+        let (services, service_name): (Api<core::Service>, _) =
+            (self.objects().await?, map::service_name(&map::labels_of(&owner)));
+        let service = found(&format!("look at service {service_name}"), services.get(&service_name)).await?;
+        Ok(Some(map::observed(kind, &id.0, &owner, pod.as_ref(), service.as_ref())))
     }
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
@@ -290,6 +354,7 @@ impl Provider for Kubernetes {
         let policies: Api<NetworkPolicy> = self.objects().await?;
         let policy = map::policy(kind, &id.0, &uid, spec, &labels)?;
         apply(&policies, &format!("write the network policy of sandbox {id}"), &id.0, &policy).await?;
+        self.publish(kind, &id.0, &uid, spec, &labels).await?;
         if known == labels {
             return Ok(());
         }
@@ -334,6 +399,23 @@ impl Provider for Kubernetes {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for Kubernetes {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        let address = detour.before(Arc::new(self.cluster.clone()))?;
+        let cluster = Cluster::new(self.cluster.place.behind(address));
+        let (storage_class, volume_size) = (self.storage_class.clone(), self.volume_size.clone());
+        Ok(Arc::new(Self { cluster, storage_class, volume_size }))
     }
 }
 

@@ -20,6 +20,7 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: false,
     names_by_links: false,
+    service: true,
     max_concurrency: 8,
     processes: true,
     interactive: true,
@@ -70,12 +71,12 @@ pub static SHEET: Capabilities = Capabilities {
         refused(
             "ports.*.host_port",
             "does not forward ports from this machine",
-            "remove `host_port`; inside the cluster the port is reached at the pod's address",
+            "remove `host_port`; inside the cluster the port is reached at the sandbox's Service",
         ),
         refused(
             "ports.*.public=true",
             "opens no port to the outside of the cluster",
-            "remove `public`, and make a Service or Ingress of your own",
+            "remove `public`, and make an Ingress of your own for the sandbox's Service",
         ),
         honoured("links", ChangeClass::Recreate),
         honoured("network", ChangeClass::Live),

@@ -15,6 +15,7 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: true,
     names_by_links: true,
+    service: false,
     max_concurrency: 16,
     processes: true,
     interactive: true,

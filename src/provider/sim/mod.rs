@@ -8,6 +8,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +20,10 @@ use tokio::time::{Instant, sleep};
 pub use sheet::SHEET;
 
 use super::http::{Call, Http};
-use super::{Capabilities, Guest, Owner, Provider, ProviderContext, ProviderError, StopMeaning, Volumes};
+use super::{
+    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
+    StopMeaning, Volumes,
+};
 use crate::model::{Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, labels};
 use crate::secret::SecretValue;
 
@@ -38,6 +42,19 @@ const TRANSITION: Duration = Duration::from_secs(90);
 /// Pauses between looks at it.
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// What the kit recognises calls by.
+static CALLS: Calls = Calls {
+    list: &[Pattern("GET", "/v1/sandboxes")],
+    get: &[Pattern("GET", "/v1/sandboxes/*")],
+    create: &[Pattern("POST", "/v1/sandboxes")],
+    delete: &[Pattern("DELETE", "/v1/sandboxes/*")],
+    exec: &[],
+    retry_after: true,
+    refusal: |_, message, _| {
+        serde_json::json!({ "error": { "code": "refused", "message": message } }).to_string()
+    },
+};
 
 /// The provider `sim`.
 pub struct Sim {
@@ -292,6 +309,20 @@ impl Provider for Sim {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        Some(self)
+    }
+}
+
+impl Service for Sim {
+    fn calls(&self) -> &'static Calls {
+        &CALLS
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        Ok(Arc::new(Self { http: self.http.behind(detour)?, sheet: self.sheet.clone() }))
     }
 }
 

@@ -14,6 +14,7 @@ pub static SHEET: Capabilities = Capabilities {
     settle_ms: 0,
     forwards_from_host: false,
     names_by_links: false,
+    service: true,
     max_concurrency: 16,
     processes: false,
     interactive: false,

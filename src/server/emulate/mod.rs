@@ -7,6 +7,7 @@ pub mod daytona;
 pub mod e2b;
 mod files;
 mod forward;
+mod kept;
 mod measure;
 mod process;
 mod record;
@@ -27,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::guest::{Bundle, EnvBundle, environment, write_bundle};
 use crate::model::{
-    Address, Clock, IdSource, Identity, Image, NetworkMode, NetworkSpec, ObservedSandbox, OwnerId, SandboxId,
-    SandboxSpec, SandboxState, SpecHash, Timestamp, labels, sha256_hex,
+    Address, Clock, IdSource, Identity, Image, ObservedSandbox, OwnerId, SandboxId, SandboxSpec,
+    SandboxState, SpecHash, Timestamp, labels, sha256_hex,
 };
 use crate::provider::{Guest, GuestError, Owner, Provider, ProviderError};
 
@@ -90,6 +91,8 @@ struct NewSandbox {
     name: Option<String>,
     /// The name of its image.
     template: String,
+    /// The name may be that of any image, which is then pulled.
+    from_image: bool,
     /// For the program that made it.
     metadata: BTreeMap<String, String>,
     /// The environment of everything that runs inside.
@@ -104,8 +107,10 @@ struct NewSandbox {
     user: Option<String>,
     /// Whether a call to its inside starts it again.
     auto_resume: bool,
-    /// Whether it reaches the internet.
-    internet: bool,
+    /// The snapshot that it is made from, where its image is not what counts.
+    snapshot: Option<String>,
+    /// Its network, mounts and limits; the image follows from its name.
+    spec: SandboxSpec,
     /// Whether its ports need the token.
     private_ports: bool,
     /// Two creates with one key make one sandbox.
@@ -171,6 +176,8 @@ struct Emulation {
     creating: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Wakes the one who ends sandboxes.
     changed: Notify,
+    /// Held while something gets a name that nothing else is to have.
+    naming: tokio::sync::Mutex<()>,
 }
 
 impl Emulation {
@@ -183,6 +190,7 @@ impl Emulation {
             sandboxes: Mutex::default(),
             creating: Mutex::default(),
             changed: Notify::new(),
+            naming: tokio::sync::Mutex::default(),
             options,
         });
         let listing = emulation.listing().await?;
@@ -236,7 +244,10 @@ impl Emulation {
             dies_at: new.life.map(|life| after(now, life)),
             user: new.user.clone(),
             auto_resume: new.auto_resume,
-            internet: new.internet,
+            network: new.spec.network.clone(),
+            mounts: new.spec.mounts.clone(),
+            resources: new.spec.resources,
+            snapshot: new.snapshot.clone(),
             paused: false,
             key: new.key.clone(),
         }
@@ -265,19 +276,22 @@ impl Emulation {
         lock(&self.sandboxes).get(id).cloned().ok_or_else(|| CallError::NoSandbox(id.to_owned()))
     }
 
-    /// The image that a name means.
-    fn image(&self, name: &str) -> Result<Image, CallError> {
-        let images = &self.options.images;
-        images
-            .get(name)
-            .or_else(|| images.get("*"))
-            .cloned()
-            .ok_or_else(|| CallError::NoImage(name.to_owned()))
-    }
-
     /// Makes a sandbox, or finds the one that was made with the same key.
-    async fn create(&self, new: NewSandbox) -> Result<Arc<Sandbox>, CallError> {
-        let image = self.image(&new.template)?;
+    async fn create(&self, mut new: NewSandbox) -> Result<Arc<Sandbox>, CallError> {
+        new.spec.image = match &new.snapshot {
+            Some(snapshot) => Image::Snapshot(snapshot.clone()),
+            None => {
+                let (image, snapshot) = self.image(&new.template, new.from_image).await?;
+                if let Some(snapshot) = snapshot {
+                    // What is asked for goes before what the snapshot has.
+                    let (asked, has) = (&mut new.spec.resources, snapshot.resources);
+                    asked.cpu_millis = asked.cpu_millis.or(has.cpu_millis);
+                    asked.memory = asked.memory.or(has.memory);
+                    new.snapshot = Some(snapshot.id);
+                }
+                image
+            }
+        };
         let gate = new.key.as_ref().map(|key| lock(&self.creating).entry(key.clone()).or_default().clone());
         let _held = match &gate {
             Some(gate) => Some(gate.lock().await),
@@ -291,14 +305,6 @@ impl Emulation {
         }
         let record = self.fresh(&record::sandbox_name(), &new);
         let (id, intent) = (record.id.clone(), record.intent.clone());
-        let spec = SandboxSpec {
-            image,
-            network: NetworkSpec {
-                mode: if new.internet { NetworkMode::Isolated } else { NetworkMode::None },
-                ..Default::default()
-            },
-            ..SandboxSpec::default()
-        };
         let identity = Identity {
             project: self.options.project.clone(),
             address: Address::Sandbox(id.clone()),
@@ -309,15 +315,16 @@ impl Emulation {
             // Who ends it is this emulator; to others it is in use.
             expires_at: None,
         };
-        let sandbox = Sandbox::new(record, Some(new.env));
+        let sandbox = Sandbox::new(record, Some(std::mem::take(&mut new.env)));
         let held = sandbox.change.lock().await;
         lock(&self.sandboxes).insert(id.clone(), sandbox.clone());
         // Written down before it is made: whatever happens then, the next run finds it by its labels.
         self.save().await?;
         let made = async {
-            let provider_id = self.options.provider.create(&spec, &identity).await?;
+            let provider_id = self.options.provider.create(&new.spec, &identity).await?;
             lock(&sandbox.record).provider_id = Some(provider_id);
-            self.furnish(&sandbox).await
+            self.furnish(&sandbox).await?;
+            Ok(kept::open_volumes(&*self.inside(&sandbox).await?, &new).await?)
         };
         let made = made.await;
         if let Some(key) = &new.key {
@@ -503,6 +510,7 @@ impl Emulation {
             self.options.provider.delete(id).await?;
         }
         self.forget(sandbox).await?;
+        self.release(&record).await;
         Ok(())
     }
 
@@ -615,7 +623,7 @@ impl Emulation {
         }
     }
 
-    /// Deletes every sandbox, as far as that can be done; what cannot is said and stays in the file.
+    /// Deletes every sandbox and what outlives them, as far as that can be done; what cannot is said and stays in the file.
     async fn remove_all(&self) {
         let all: Vec<Arc<Sandbox>> = lock(&self.sandboxes).values().cloned().collect();
         let kill = |sandbox: Arc<Sandbox>| async move {
@@ -626,6 +634,7 @@ impl Emulation {
             }
         };
         futures::future::join_all(all.into_iter().map(kill)).await;
+        self.remove_kept().await;
     }
 
     /// Answers requests until `stop`. Then its sandboxes are deleted, unless they are to be kept.
@@ -664,6 +673,7 @@ impl Default for NewSandbox {
         Self {
             name: None,
             template: "base".to_owned(),
+            from_image: false,
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
             timeout: Duration::from_secs(300),
@@ -671,7 +681,8 @@ impl Default for NewSandbox {
             life: None,
             user: None,
             auto_resume: false,
-            internet: true,
+            snapshot: None,
+            spec: SandboxSpec::default(),
             private_ports: false,
             key: None,
         }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{IdSource, IntentId, OwnerId, SandboxId, Timestamp};
+use crate::model::{
+    Egress, IdSource, IntentId, Mount, NetworkMode, NetworkSpec, OwnerId, Resources, SandboxId, Timestamp,
+};
 
 /// More than this is no file of ours.
 const LIMIT: u64 = 64 << 20;
@@ -63,8 +65,18 @@ pub(super) struct Record {
     pub user: Option<String>,
     /// Whether a call to its inside starts it again.
     pub auto_resume: bool,
-    /// Whether it reaches the internet.
-    pub internet: bool,
+    /// What it reaches.
+    #[serde(default)]
+    pub network: NetworkSpec,
+    /// What of volumes is in it.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// What is set aside for it.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The snapshot that it was made from.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// Whether it is stopped.
     pub paused: bool,
     /// The key of its create.
@@ -72,6 +84,11 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// Whether it reaches whatever it likes.
+    pub fn reaches_everything(&self) -> bool {
+        self.network.mode != NetworkMode::None && self.network.egress != Some(Egress::Deny)
+    }
+
     /// When something is to happen to it next.
     pub fn ends_at(&self) -> Option<Timestamp> {
         let stops = (!self.paused).then_some(self.end_at);

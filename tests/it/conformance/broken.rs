@@ -12,8 +12,8 @@ use pocketenv::model::{
     Identity, NetworkMode, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, labels,
 };
 use pocketenv::provider::{
-    Capabilities, Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, Owner,
-    Provider, ProviderError, Pty, PtyRequest, StopMeaning, Volumes,
+    Calls, Capabilities, Command, Detour, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output,
+    Owner, Provider, ProviderError, Pty, PtyRequest, Service, Snapshots, StopMeaning, Volumes,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
@@ -39,6 +39,7 @@ enum Defect {
     SpecIsDropped,
     EverybodyShares,
     VolumesStay,
+    SnapshotsStay,
     UnknownIsFine,
     CodesAreLost,
     StreamsAreSwapped,
@@ -63,6 +64,14 @@ enum Defect {
     ExecIsSlow,
     LostListingsAreEmpty,
     LostCommandsSucceed,
+    RefusalsPass,
+    FailedGetsAreAbsence,
+    FailedDeletionsAreDone,
+    FailedCreatesPass,
+    PausesAreForgotten,
+    FailuresAreFinal,
+    ListingsAreHasty,
+    SlowOutputIsCut,
 }
 
 use Defect::*;
@@ -92,6 +101,7 @@ const OF_AN_INSIDE: &[(Defect, &[&str])] = &[
     (StopKeepsTheDisk, &["lifecycle/disk-lost"]),
     (EverybodyShares, &["create/apart"]),
     (SpecIsDropped, &["spec/hostname", "spec/no-network"]),
+    (SnapshotsStay, &["snapshots/kept"]),
     (CodesAreLost, &["exec/codes"]),
     (StreamsAreSwapped, &["exec/streams"]),
     (ArgumentsAreJoined, &["exec/arguments"]),
@@ -115,27 +125,31 @@ const OF_AN_INSIDE: &[(Defect, &[&str])] = &[
     (EndpointsAreWrong, &["ports/forwarded"]),
 ];
 
-/// What is made wrongly of a service that is in trouble, and what the attempts that find it are about.
-const OF_TROUBLE: &[(Defect, &[&str])] = &[
+/// The same at an emulator, whose service is in trouble.
+#[cfg(target_os = "linux")]
+const OF_A_SERVICE: &[(Defect, &[&str])] = &[
+    (RefusalsPass, &["service/unauthorised"]),
     (
         LostListingsAreEmpty,
         &[
-            "a listing that is refused with 401",
-            "a listing that is refused with 503",
-            "a listing that breaks off",
-            "a listing that is told to wait",
+            "service/unauthorised",
+            "service/not-found",
+            "service/conflict",
+            "service/throttled",
+            "service/fails-before",
+            "service/cut",
         ],
     ),
-    (TokensAreIgnored, &["a create whose answer broke off, again"]),
-    (
-        LostCommandsSucceed,
-        &[
-            "a command that breaks off",
-            "a download that breaks off",
-            "a command without an answer",
-            "a command that is refused with 500",
-        ],
-    ),
+    (FailedGetsAreAbsence, &["service/unauthorised", "service/fails-before", "service/cut"]),
+    (FailedDeletionsAreDone, &["service/unauthorised", "service/fails-before"]),
+    (FailedCreatesPass, &["service/not-found"]),
+    (PausesAreForgotten, &["service/throttled"]),
+    (FailuresAreFinal, &["service/fails-before", "service/fails-after", "service/cut"]),
+    (TokensAreIgnored, &["service/fails-after", "service/cut", "service/given-up"]),
+    (ListingsAreHasty, &["service/slow"]),
+    (LostCommandsSucceed, &["service/output-cut", "service/command-refused"]),
+    (SlowOutputIsCut, &["service/output-slow"]),
+    (NothingEnds, &["service/command-given-up"]),
 ];
 
 struct Broken {
@@ -163,6 +177,22 @@ impl Broken {
         self.defect == defect
     }
 
+    /// Another kind of error.
+    fn mistake(&self, error: ProviderError) -> ProviderError {
+        match error {
+            ProviderError::Unauthorised { message } if self.is(RefusalsPass) => {
+                ProviderError::Transient { message, source: None }
+            }
+            ProviderError::Transient { message, source } if self.is(FailuresAreFinal) => {
+                ProviderError::Permanent { message, source }
+            }
+            ProviderError::Throttled { .. } if self.is(PausesAreForgotten) => {
+                ProviderError::Throttled { retry_after: None }
+            }
+            error => error,
+        }
+    }
+
     fn spoil(&self, sandbox: &mut ObservedSandbox) {
         if self.is(LabelsAreForgotten) {
             sandbox.labels.remove(labels::GENERATION);
@@ -188,10 +218,14 @@ impl Provider for Broken {
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
         let all = Owner { project: None, owner: None };
-        let mut listing = match self.inner.list(if self.is(ListingIsUnfiltered) { &all } else { owner }).await
-        {
-            Err(_) if self.is(LostListingsAreEmpty) => ObservedProvider::default(),
-            other => other?,
+        let list = self.inner.list(if self.is(ListingIsUnfiltered) { &all } else { owner });
+        let patience = Duration::from_millis(if self.is(ListingsAreHasty) { 50 } else { 60_000 });
+        let mut listing = match tokio::time::timeout(patience, list).await {
+            Ok(Err(_)) if self.is(LostListingsAreEmpty) => ObservedProvider::default(),
+            Ok(listing) => listing.map_err(|error| self.mistake(error))?,
+            Err(_) => {
+                return Err(ProviderError::Transient { message: "it is slow".to_owned(), source: None });
+            }
         };
         listing.sandboxes.values_mut().for_each(|sandbox| self.spoil(sandbox));
         if let (true, Some(last)) = (self.is(ListingForgets), self.made.lock().unwrap().last()) {
@@ -206,7 +240,10 @@ impl Provider for Broken {
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
-        let mut found = self.inner.get(id).await?;
+        let mut found = match self.inner.get(id).await {
+            Err(_) if self.is(FailedGetsAreAbsence) => None,
+            found => found.map_err(|error| self.mistake(error))?,
+        };
         found.iter_mut().for_each(|sandbox| self.spoil(sandbox));
         Ok(found)
     }
@@ -229,7 +266,12 @@ impl Provider for Broken {
         if !self.is(OneSandboxForAll) {
             drop(turn);
         }
-        let id = self.inner.create(&spec, &identity).await?;
+        let id = match self.inner.create(&spec, &identity).await {
+            Err(error) if self.is(FailedCreatesPass) => {
+                return Err(ProviderError::Transient { message: error.to_string(), source: None });
+            }
+            made => made.map_err(|error| self.mistake(error))?,
+        };
         self.made.lock().unwrap().push(id.clone());
         Ok(id)
     }
@@ -271,7 +313,10 @@ impl Provider for Broken {
     }
 
     async fn delete(&self, id: &SandboxId) -> Result<(), ProviderError> {
-        self.inner.delete(id).await
+        match self.inner.delete(id).await {
+            Err(_) if self.is(FailedDeletionsAreDone) => Ok(()),
+            done => done.map_err(|error| self.mistake(error)),
+        }
     }
 
     async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError> {
@@ -283,6 +328,43 @@ impl Provider for Broken {
 
     fn volumes(&self) -> Option<&dyn Volumes> {
         Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        self.inner.snapshots().map(|_| self as &dyn Snapshots)
+    }
+
+    fn service(&self) -> Option<&dyn Service> {
+        self.inner.service().map(|_| self as &dyn Service)
+    }
+}
+
+#[async_trait]
+impl Snapshots for Broken {
+    async fn create_snapshot(
+        &self,
+        of: &SandboxId,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        self.inner.snapshots().unwrap().create_snapshot(of, name, labels).await
+    }
+
+    async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
+        if self.is(SnapshotsStay) {
+            return Ok(());
+        }
+        self.inner.snapshots().unwrap().delete_snapshot(project, name).await
+    }
+}
+
+impl Service for Broken {
+    fn calls(&self) -> &'static Calls {
+        self.inner.service().unwrap().calls()
+    }
+
+    fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
+        Ok(Self::wrap(self.inner.service().unwrap().behind(detour)?, self.defect))
     }
 }
 
@@ -412,6 +494,18 @@ impl Guest for BrokenGuest {
                 };
                 self.at_the_end(&command, io, cut).await
             }
+            SlowOutputIsCut => {
+                let begun = std::time::Instant::now();
+                let cut = |mut bytes: Vec<u8>| {
+                    bytes.truncate(if begun.elapsed() > Duration::from_millis(500) {
+                        1000
+                    } else {
+                        usize::MAX
+                    });
+                    bytes
+                };
+                self.at_the_end(&command, io, cut).await
+            }
             OutputComesLate => self.at_the_end(&command, io, |bytes| bytes).await,
             UnreadInputFails => {
                 let fed = matches!(io.stdin, Input::Reader(_));
@@ -530,20 +624,15 @@ async fn a_broken_inside_is_found_out() {
 async fn what_is_made_wrongly_of_trouble_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
     let emulator = crate::emulate::sdk::Emulator::start("e2b", dir.path(), &[]);
-    for (defect, attempts) in OF_TROUBLE {
-        let wrong = super::e2b::in_trouble(dir.path(), &emulator, |inner| Broken::wrap(inner, *defect)).await;
-        for attempt in *attempts {
-            let found = wrong.iter().any(|found| found.starts_with(attempt));
-            assert!(found, "{defect:?} is not found by {attempt:?}: {wrong:#?}");
-        }
-    }
+    are_found(super::e2b::open(dir.path(), &emulator.url).await, &pairs(OF_A_SERVICE)).await;
     emulator.stop();
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn every_case_can_fail() {
     let broken: BTreeSet<&str> =
-        pairs(OF_A_CLOUD).into_iter().chain(pairs(OF_AN_INSIDE)).map(|p| p.1).collect();
+        [OF_A_CLOUD, OF_AN_INSIDE, OF_A_SERVICE].into_iter().flat_map(pairs).map(|p| p.1).collect();
     let all: BTreeSet<&str> = cases().map(|case| case.name).collect();
     assert_eq!(broken, all);
 }

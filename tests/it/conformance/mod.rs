@@ -8,7 +8,6 @@ pub mod daytona;
 mod docker;
 #[cfg(target_os = "linux")]
 pub mod e2b;
-mod faults;
 #[cfg(target_os = "linux")]
 mod kubernetes;
 #[cfg(target_os = "linux")]

@@ -14,34 +14,34 @@ async fn with(manners: &[&str], tried_at_least: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_of_good_manners() {
-    with(&[], 13).await;
+    with(&[], 22).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_without_labels() {
-    with(&["labels=false"], 13).await;
+    with(&["labels=false"], 22).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_that_creates_twice() {
-    with(&["idempotent_create=false", "transition=100ms"], 12).await;
+    with(&["idempotent_create=false", "transition=100ms"], 21).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_whose_listing_lags_and_comes_in_pages() {
-    with(&["lag=1s", "page=2", "transition=50ms"], 13).await;
+    with(&["lag=1s", "page=2", "transition=50ms"], 22).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_that_destroys_what_stops_and_reads_nothing_back() {
-    with(&["stop=destroy", "read_back=false", "labels=false", "idempotent_create=false"], 12).await;
+    with(&["stop=destroy", "read_back=false", "labels=false", "idempotent_create=false"], 21).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_that_asks_to_slow_down_and_fails_now_and_then() {
     with(
         &["throttle=0.05", "retry_after=seconds:1s", "error_before=0.05", "error_after=0.03", "speed=10"],
-        13,
+        22,
     )
     .await;
 }

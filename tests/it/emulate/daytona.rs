@@ -2,21 +2,22 @@
 
 use std::path::Path;
 
-use super::sdk::{Emulator, sdks};
-
-/// The engine's sandboxes, as the disk has them.
-fn boxes(home: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(home.join("pocketenv/data/engine/boxes")).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-}
+use super::sdk::{Emulator, boxes, kept, sdks};
 
 fn with_sdks(program: impl FnOnce(&Emulator, &Path)) {
     let Some(sdks) = sdks() else { return };
     let home = tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap();
-    let emulator = Emulator::start("daytona", home.path(), &[]);
+    let emulator =
+        Emulator::start("daytona", home.path(), &["--template", "debian:12=host", "--template", "base=host"]);
     program(&emulator, &sdks);
     emulator.stop();
     assert_eq!(boxes(home.path()), Vec::<String>::new());
+    assert_eq!(kept(home.path()), Vec::<String>::new());
+}
+
+#[test]
+fn the_python_sdk_keeps_things() {
+    with_sdks(|emulator, sdks| emulator.python(sdks, "kept.py"));
 }
 
 #[test]
@@ -27,4 +28,35 @@ fn the_python_sdk_does_all_of_it() {
 #[test]
 fn the_javascript_sdk_does_all_of_it() {
     with_sdks(|emulator, sdks| emulator.node(sdks, "all.mjs"));
+}
+
+/// A manifest with what outlives sandboxes.
+const KEPT: &str = "\
+version: 1
+name: shop
+secrets: { KEY: { env: DAYTONA_KEY } }
+defaults: { provider: daytona }
+providers: { daytona: { api_key: { secret: KEY }, api_url: URL } }
+volumes: { data: {} }
+sandboxes:
+  api:
+    image: debian:12
+    resources: { cpu: 1, memory: 1GiB }
+    env: { GREETING: good morning }
+    volumes: [ { name: data, path: /data } ]
+    network: { egress: deny, allow: [ \"a.invalid\" ] }
+";
+
+#[test]
+fn a_project_has_snapshots_forks_and_volumes_at_daytona() {
+    let home = tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap();
+    let emulator =
+        Emulator::start("daytona", home.path(), &["--template", "debian:12=host", "--template", "base=host"]);
+    let file = home.path().join("pocketenv.yaml");
+    let manifest = KEPT.replace("URL", &emulator.url);
+    std::fs::write(&file, &manifest).unwrap();
+    super::e2b::snapshots_forks_and_volumes(home.path(), &file, &manifest, &["DAYTONA_KEY"]);
+    emulator.stop();
+    assert_eq!(boxes(home.path()), Vec::<String>::new());
+    assert_eq!(kept(home.path()), Vec::<String>::new());
 }

@@ -6,16 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::sdk::{Emulator, pocketenv, sdks};
+use super::sdk::{Emulator, boxes, kept, pocketenv, sdks};
 
 fn home() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("pocketenv-it-").tempdir().unwrap()
-}
-
-/// The engine's sandboxes, as the disk has them.
-fn boxes(home: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(home.join("pocketenv/data/engine/boxes")).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn python(name: &str, arguments: &[&str]) {
@@ -25,11 +19,17 @@ fn python(name: &str, arguments: &[&str]) {
     emulator.python(&sdks, name);
     emulator.stop();
     assert_eq!(boxes(home.path()), Vec::<String>::new());
+    assert_eq!(kept(home.path()), Vec::<String>::new());
 }
 
 #[test]
 fn the_python_sdk_finds_its_sandboxes() {
     python("lifecycle.py", &[]);
+}
+
+#[test]
+fn the_python_sdk_keeps_things() {
+    python("kept.py", &[]);
 }
 
 #[test]
@@ -177,9 +177,12 @@ async fn who_may_ask_and_how_it_says_no() {
     let key = [("x-api-key", "sesame")];
     let (status, said) = plain.send("POST", "/v3/templates", &key, Some(json!({}))).await;
     assert_eq!((status, &said["code"]), (501, &json!(501)), "{said}");
-    for body in
-        [json!({ "templateID": "other" }), json!({ "templateID": "mine", "volumeMounts": [{}] }), json!([])]
-    {
+    for body in [
+        json!({ "templateID": "other" }),
+        json!({ "templateID": "mine", "volumeMounts": [{}] }),
+        json!({ "templateID": "mine", "network": { "rules": { "a.example": [] } } }),
+        json!([]),
+    ] {
         let (status, said) = plain.send("POST", "/v2/sandboxes", &key, Some(body)).await;
         assert!([400, 404].contains(&status) && said["message"].is_string(), "{status} {said}");
     }
@@ -272,6 +275,111 @@ async fn a_project_lives_at_e2b() {
     assert_eq!(plain.listed().await, Vec::<String>::new());
     emulator.stop();
     assert_eq!(boxes(home.path()), Vec::<String>::new());
+}
+
+/// A manifest with what outlives sandboxes.
+const KEPT: &str = "\
+version: 1
+name: shop
+secrets: { KEY: { env: E2B_KEY } }
+defaults: { provider: e2b }
+providers: { e2b: { api_key: { secret: KEY }, api_url: URL, sandbox_url: URL } }
+volumes: { data: {} }
+sandboxes:
+  api:
+    env: { GREETING: good morning }
+    volumes: [ { name: data, path: /data } ]
+    network: { egress: deny, allow: [ \"a.invalid\" ] }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_has_snapshots_forks_and_volumes_at_e2b() {
+    let home = home();
+    let emulator = Emulator::start("e2b", home.path(), &[]);
+    let plain = Plain::new(&emulator);
+    let file = home.path().join("pocketenv.yaml");
+    let manifest = KEPT.replace("URL", &emulator.url);
+    std::fs::write(&file, &manifest).unwrap();
+    snapshots_forks_and_volumes(home.path(), &file, &manifest, &["E2B_KEY"]);
+    assert_eq!(plain.listed().await, Vec::<String>::new());
+    for listing in ["/snapshots", "/volumes"] {
+        assert_eq!(plain.ask("GET", listing, None).await, (200, json!([])));
+    }
+    emulator.stop();
+    assert_eq!(boxes(home.path()), Vec::<String>::new());
+    assert_eq!(kept(home.path()), Vec::<String>::new());
+}
+
+/// A project with a sandbox `api` that has the volume `data`, from its first apply to its end, at whatever cloud its manifest names.
+pub fn snapshots_forks_and_volumes(home: &Path, file: &Path, manifest: &str, keys: &[&str]) {
+    let ends = |code: i32, arguments: &[&str]| {
+        let mut command = pocketenv(home);
+        command.args(arguments).envs(keys.iter().map(|key| (key, "key-of-the-account")));
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {out}{err}");
+        (out.into_owned(), err.into_owned())
+    };
+    let run = |arguments: &[&str]| ends(0, arguments).0;
+    let inside = |name: &str, script: &str| run(&["exec", name, "--", "sh", "-c", script]);
+    run(&["apply", "--yes"]);
+    run(&["plan", "--detailed-exitcode"]);
+    inside("api", "echo one > /var/kept; echo shared > /data/kept");
+    let told = |url: &str| {
+        let proxy = "--proxy http://127.0.0.1:61080";
+        inside("api", &format!("curl -s -o /dev/null -m 20 -w '%{{http_code}}' {proxy} {url} || true"))
+    };
+    assert_eq!((told("http://a.invalid/"), told("http://b.invalid/")), ("502".to_owned(), "403".to_owned()));
+
+    run(&["snapshot", "create", "api", "Before_1"]);
+    inside("api", "echo two > /var/kept");
+    let (_, said) = ends(1, &["snapshot", "create", "api", "Before_1"]);
+    assert!(said.contains("Before_1"), "{said}");
+    let listed = |n: usize| {
+        let listed: Value = serde_json::from_str(&run(&["snapshot", "list", "-o", "json"])).unwrap();
+        let snapshots = listed["snapshots"].as_array().unwrap().clone();
+        assert_eq!(snapshots.len(), n, "{listed}");
+        snapshots
+    };
+    let snapshot = listed(1).remove(0);
+    assert_eq!((&snapshot["name"], &snapshot["of"]), (&json!("Before_1"), &json!("sandbox/api")));
+
+    // Forks start from what is there now, and are gone with the next apply.
+    run(&["fork", "api", "--count", "2"]);
+    assert_eq!(
+        inside("api-fork-2", "cat /var/kept; cat /data/kept; echo $GREETING"),
+        "two\nshared\ngood morning\n"
+    );
+    inside("api-fork-2", "echo forked > /var/kept");
+    assert_eq!(inside("api-fork-1", "cat /var/kept"), "two\n");
+    run(&["apply", "--yes", "--allow-data-loss"]);
+    run(&["gc", "--delete", "--yes"]);
+    assert_eq!(listed(1)[0]["name"], "Before_1");
+
+    // A sandbox from it is declared; what it is made from stays.
+    std::fs::write(file, format!("{manifest}  trial: {{ snapshot: Before_1 }}\n")).unwrap();
+    run(&["apply", "--yes"]);
+    run(&["plan", "--detailed-exitcode"]);
+    assert_eq!(inside("trial", "cat /var/kept"), "one\n");
+    let (_, said) = ends(1, &["snapshot", "rm", "Before_1"]);
+    assert!(said.contains("Before_1"), "{said}");
+    assert!(!listed(1)[0]["used_by"].as_array().unwrap().is_empty());
+
+    // The store is lost: volumes and snapshots are known by their names.
+    std::fs::remove_file(home.join("pocketenv/state/state.db")).unwrap();
+    run(&["apply", "--yes"]);
+    run(&["plan", "--detailed-exitcode"]);
+    assert_eq!(listed(1)[0]["name"], "Before_1");
+    std::fs::write(file, manifest).unwrap();
+    run(&["apply", "--yes", "--allow-data-loss"]);
+    run(&["snapshot", "rm", "Before_1"]);
+    listed(0);
+
+    // The volume outlives its sandbox.
+    run(&["destroy", "--yes"]);
+    run(&["apply", "--yes"]);
+    assert_eq!(inside("api", "cat /data/kept"), "shared\n");
+    run(&["destroy", "--yes", "--volumes"]);
 }
 
 async fn eventually(mut test: impl AsyncFnMut() -> bool) {

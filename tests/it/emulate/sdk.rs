@@ -24,6 +24,21 @@ pub fn sdks() -> Option<PathBuf> {
     Some(dir)
 }
 
+/// The engine's sandboxes, as the disk has them.
+pub fn boxes(home: &Path) -> Vec<String> {
+    below(home, "boxes")
+}
+
+/// What else the engine keeps: nothing outlives an emulator that is not told to keep it.
+pub fn kept(home: &Path) -> Vec<String> {
+    ["snapshots", "volumes"].into_iter().flat_map(|of| below(home, of)).collect()
+}
+
+fn below(home: &Path, of: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(home.join("pocketenv/data/engine").join(of));
+    entries.into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+}
+
 /// A running emulator. It ends, and its sandboxes with it, when this is dropped.
 pub struct Emulator {
     vendor: &'static str,

@@ -53,10 +53,13 @@ async fn what_is_made(cluster: &Cluster, provider: &Arc<dyn Provider>) {
     spec.ports.insert(8000, PortSpec::default());
     let identity = identity("api", &spec);
     let id = provider.create(&spec, &identity).await.unwrap();
+    let inventory = cluster.inventory();
+    let service = inventory.last().and_then(|last| last.strip_prefix("service/")).unwrap().to_owned();
     assert_eq!(
-        cluster.inventory(),
+        inventory[..3],
         [format!("configmap/{id}"), format!("pod/{id}"), format!("networkpolicy.networking.k8s.io/{id}"),]
     );
+    assert_eq!(inventory.len(), 4);
     let of = |kind: &str, path: &str| {
         cluster.says(&["-n", NAMESPACE, "get", kind, &id.0, "-o", &format!("jsonpath={{{path}}}")])
     };
@@ -69,6 +72,16 @@ async fn what_is_made(cluster: &Cluster, provider: &Arc<dyn Provider>) {
     assert!(of("configmap", ".metadata.annotations").contains(names::INTENT));
     let guest = provider.guest(&id).await.unwrap();
     assert_eq!(says(&*guest, &Command::new(["hostname"])).await, "front");
+    // The cluster's own controllers find the pod behind the service.
+    let behind = |what: &str| {
+        let path = format!("jsonpath={{.subsets[*].{what}}}");
+        cluster.says(&["-n", NAMESPACE, "get", "endpoints", &service, "-o", &path])
+    };
+    let address = of("pod", ".status.podIP");
+    cluster.until("the pod is behind its service", || behind("addresses[*].ip") == address);
+    assert_eq!(behind("ports[*].port"), "8000");
+    let told = provider.get(&id).await.unwrap().unwrap().notes;
+    assert_eq!(told, [format!("inside the cluster: {service}.{NAMESPACE}.svc, port 8000")]);
 
     // Ports and the way out change while it runs.
     spec.ports.insert(9000, PortSpec::default());
@@ -78,8 +91,30 @@ async fn what_is_made(cluster: &Cluster, provider: &Arc<dyn Provider>) {
     assert_eq!(of("networkpolicy", ".spec.policyTypes"), r#"["Ingress"]"#);
     assert_eq!(of("networkpolicy", ".spec.ingress[0].ports[1].port"), "9000");
     assert_eq!(of("pod", ".metadata.uid"), uid);
+    cluster.until("both ports are behind the service", || {
+        let mut ports: Vec<String> = behind("ports[*].port").split(' ').map(str::to_owned).collect();
+        ports.sort();
+        ports == ["8000", "9000"]
+    });
     let listed = provider.list(&Owner { project: Some("it".to_owned()), owner: None }).await.unwrap();
     assert_eq!(listed.sandboxes[&id].spec.as_ref(), Some(&spec));
+    assert_eq!(listed.sandboxes[&id].notes.len(), 1);
+    // The name outlives a stop, and what is behind it does not.
+    provider.stop(&id).await.unwrap();
+    cluster.until("nothing is behind the service", || behind("addresses[*].ip").is_empty());
+    provider.start(&id).await.unwrap();
+    let address = of("pod", ".status.podIP");
+    cluster.until("the new pod is behind it", || behind("addresses[*].ip") == address);
+    // Without ports there is none, and somebody else's is left alone.
+    let without = SandboxSpec { ports: Default::default(), ..spec.clone() };
+    provider.update(&id, &without, &next(&identity, &without)).await.unwrap();
+    assert!(!cluster.inventory().contains(&format!("service/{service}")));
+    cluster.says(&["-n", NAMESPACE, "create", "service", "clusterip", &service, "--tcp=1:1"]);
+    let refused = provider.update(&id, &spec, &next(&identity, &spec)).await.unwrap_err();
+    assert!(matches!(refused, ProviderError::Invalid { .. }) && refused.to_string().contains(&service));
+    cluster.says(&["-n", NAMESPACE, "delete", "service", &service]);
+    provider.update(&id, &spec, &next(&identity, &spec)).await.unwrap();
+    assert!(cluster.inventory().contains(&format!("service/{service}")));
     let other = SandboxSpec { hostname: "other".to_owned(), ..spec.clone() };
     let refused = provider.update(&id, &other, &next(&identity, &other)).await;
     assert!(matches!(refused, Err(ProviderError::Unsupported { .. })), "{refused:?}");

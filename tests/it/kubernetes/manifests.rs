@@ -41,6 +41,9 @@ pub fn grant_what_is_needed_and_no_more(cluster: &Cluster) {
         ("get", "pods/portforward"),
         ("patch", "networkpolicies.networking.k8s.io"),
         ("delete", "persistentvolumeclaims"),
+        ("list", "services"),
+        ("patch", "services"),
+        ("delete", "services"),
     ];
     for (verb, resource) in granted {
         assert!(can(SANDBOXES, verb, resource), "it may not {verb} {resource}");

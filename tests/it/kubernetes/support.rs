@@ -99,7 +99,7 @@ impl Cluster {
         self.children.push((program, command.spawn().unwrap()));
     }
 
-    fn until(&self, what: &str, mut look: impl FnMut() -> bool) {
+    pub fn until(&self, what: &str, mut look: impl FnMut() -> bool) {
         let begun = Instant::now();
         while !look() {
             if begun.elapsed() > UP {

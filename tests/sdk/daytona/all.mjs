@@ -60,6 +60,37 @@ try {
   assert.equal((await terminal.wait()).exitCode, 3)
   assert.ok(shown.includes('25 90') && shown.includes('[x y]'), shown)
 
+  // Snapshots, forks, volumes, networks.
+  await sandbox.fs.uploadFile(Buffer.from('one'), '/tmp/kept')
+  await sandbox.createSnapshot('js-snap')
+  await sandbox.fs.uploadFile(Buffer.from('two'), '/tmp/kept')
+  const older = await daytona.create({ snapshot: 'js-snap' })
+  assert.equal(String(await older.fs.downloadFile('/tmp/kept')), 'one')
+  const fork = await sandbox.fork({ name: 'js-fork' })
+  assert.equal(String(await fork.fs.downloadFile('/tmp/kept')), 'two')
+  await older.delete()
+  await fork.delete()
+  const { items } = await daytona.snapshot.list()
+  assert.deepEqual(items.map((s) => [s.name, s.state]), [['js-snap', 'active']])
+  await daytona.snapshot.delete(items[0])
+
+  const volume = await daytona.volume.get('js-data', true)
+  const mounted = await daytona.create({ volumes: [{ volumeId: volume.id, mountPath: '/data' }] })
+  await mounted.fs.uploadFile(Buffer.from('kept'), '/data/file')
+  await mounted.delete()
+  const again = await daytona.create({ volumes: [{ volumeId: 'js-data', mountPath: '/data' }] })
+  assert.equal(String(await again.fs.downloadFile('/data/file')), 'kept')
+  await again.delete()
+  await daytona.volume.delete(volume)
+  assert.deepEqual(await daytona.volume.list(), [])
+
+  const told = async (url) =>
+    (await sandbox.process.executeCommand(`curl -s -o /dev/null -m 20 -w '%{http_code}' --proxy http://127.0.0.1:61080 ${url} || true`)).result
+  await sandbox.updateNetworkSettings({ domainAllowList: 'a.invalid' })
+  assert.deepEqual([await told('http://a.invalid/'), await told('http://b.invalid/')], ['502', '403'])
+  await sandbox.updateNetworkSettings({ networkBlockAll: false })
+  assert.equal(await told('http://b.invalid/'), '502')
+
   // Ports, stop and start.
   const link = await sandbox.getPreviewLink(3000)
   assert.ok(link.url.startsWith(`http://3000-${sandbox.id}.localhost:`) && link.token)

@@ -20,6 +20,7 @@ from daytona import (
     DaytonaNotFoundError,
     FileDownloadRequest,
     FileUpload,
+    Image,
     ListSandboxesQuery,
     SessionExecuteRequest,
 )
@@ -65,7 +66,8 @@ check("by name", daytona.get("one").id, first.id)
 raises("one that is not there", DaytonaNotFoundError, lambda: daytona.get("missing"))
 raises("a name twice", DaytonaError, lambda: daytona.create(CreateSandboxFromSnapshotParams(name="one")))
 raises("an unknown image", DaytonaError, lambda: daytona.create(CreateSandboxFromSnapshotParams(snapshot="other")))
-raises("a build", DaytonaError, lambda: daytona.create(CreateSandboxFromImageParams(image="debian:12")))
+built = Image.base("debian:12").run_commands("true")
+raises("a build", DaytonaError, lambda: daytona.create(CreateSandboxFromImageParams(image=built)))
 check("what is refused leaves nothing", every(), {first.id, second.id, third.id})
 second.set_labels({"fleet": "f4"})
 check("by its new label", every(labels={"fleet": "f4"}), {second.id})
@@ -204,6 +206,12 @@ eventually("the port answers", lambda: fetch(link.token) == b"inside")
 check("without the token", fetch(None), 401)
 check("with another token", fetch("other"), 401)
 
+# What it uses.
+sample = first.get_metrics_latest()
+check("processors", sample.cpu_count >= 1)
+check("memory", 0 < sample.mem_used < sample.mem_total)
+check("disk", 0 < sample.disk_used <= sample.disk_total)
+
 # Stop and start: the disk is kept, processes are not.
 first.stop()
 check("stopped", state(first), "stopped")
@@ -228,7 +236,7 @@ def ask(method, path, key="local"):
 
 check("no key", ask("GET", "/sandbox", None), 401)
 check("below /api too", ask("GET", "/api/sandbox"), 200)
-check("what is not served", ask("POST", f"/sandbox/{first.id}/fork"), 501)
+check("what is not served", ask("POST", f"/sandbox/{first.id}/archive"), 501)
 check("what is not served inside", ask("GET", f"/toolbox/{first.id}/lsp/start"), 501)
 check("a filter that is not known", ask("GET", "/sandbox?regionIds=us"), 400)
 

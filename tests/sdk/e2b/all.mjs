@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
-import { CommandExitError, NotFoundError, Sandbox, SandboxNotFoundError, TimeoutError } from 'e2b'
+import { ALL_TRAFFIC, CommandExitError, NotFoundError, Sandbox, SandboxNotFoundError, TimeoutError, Volume } from 'e2b'
 
 async function eventually(what, test, seconds = 30) {
   const deadline = Date.now() + seconds * 1000
@@ -93,6 +93,36 @@ try {
   form.append('file', new Blob(['up']), 'ignored')
   assert.equal((await fetch(await sandbox.uploadUrl('up'), { method: 'POST', body: form })).status, 200)
   assert.equal(await sandbox.files.read('up'), 'up')
+
+  // Snapshots, forks, volumes, networks.
+  await sandbox.files.write('/home/user/kept', 'one')
+  const snapshot = await sandbox.createSnapshot({ name: 'js-snap' })
+  await sandbox.files.write('/home/user/kept', 'two')
+  const pages = Sandbox.listSnapshots()
+  assert.deepEqual((await pages.nextItems()).map((s) => s.snapshotId), [snapshot.snapshotId])
+  const older = await Sandbox.create(snapshot.snapshotId, { timeoutMs: 60_000 })
+  assert.equal(await older.files.read('/home/user/kept'), 'one')
+  const [fork] = await sandbox.fork({ timeoutMs: 60_000 })
+  assert.equal(await fork.files.read('/home/user/kept'), 'two')
+  await older.kill()
+  await fork.kill()
+  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
+  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
+
+  const volume = await Volume.create('js-data')
+  const mounted = await Sandbox.create({ timeoutMs: 60_000, volumeMounts: { '/data': volume } })
+  await mounted.commands.run('echo kept > /data/file')
+  assert.equal(await mounted.files.read('/data/file'), 'kept\n')
+  await mounted.kill()
+  assert.deepEqual((await Volume.list()).map((v) => v.name), ['js-data'])
+  assert.equal(await Volume.destroy(volume.volumeId), true)
+
+  const told = async (url) =>
+    (await sandbox.commands.run(`curl -s -o /dev/null -m 20 -w '%{http_code}' --proxy http://127.0.0.1:61080 ${url} || true`)).stdout
+  await sandbox.updateNetwork({ allowOut: ['a.invalid'], denyOut: [ALL_TRAFFIC] })
+  assert.deepEqual([await told('http://a.invalid/'), await told('http://b.invalid/')], ['502', '403'])
+  await sandbox.updateNetwork({})
+  assert.equal(await told('http://b.invalid/'), '502')
 
   // Pause, resume, kill.
   await other.pause()

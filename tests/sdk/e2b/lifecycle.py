@@ -108,8 +108,6 @@ raises("no such sandbox", SandboxNotFoundException, lambda: Sandbox.connect("ino
 check("nothing to kill", Sandbox.kill("inosuchsandbox"), False)
 raises("no such template", SandboxException, lambda: Sandbox.create("no-such-template"))
 raises("too long", Exception, lambda: Sandbox.create(timeout=100 * 3600))
-raises("snapshots are not served", SandboxException, lambda: first.create_snapshot())
-raises("volumes are not served", Exception, lambda: Sandbox.create(volume_mounts={"/mnt": "vol"}))
 offline = Sandbox.create(timeout=60, allow_internet_access=False)
 check("it knows", offline.get_info().allow_internet_access, False)
 

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use super::super::record::{self, OnTimeout, Record};
 use super::super::request::{parameter, parameters};
 use super::super::{CallError, NewSandbox, after, lock};
-use super::{Server, answer as say, body, find, refuse, refused};
-use crate::model::Timestamp;
+use super::{Server, answer as say, body, find, kept, refuse, refused};
+use crate::model::{Mount, Quantity, Resources, SandboxSpec, Timestamp};
 
 /// A sandbox stops when nothing was asked of it for this long, in minutes, unless the program says otherwise.
 const AUTO_STOP: u64 = 15;
@@ -35,7 +35,7 @@ pub(super) async fn answer(server: &Server, path: &[&str], request: Request) -> 
     let emulation = &server.emulation;
     match (method.as_str(), path) {
         ("POST", ["sandbox"]) => {
-            let new = wanted(body(request).await?)?;
+            let new = wanted(server, body(request).await?).await?;
             if let Some(name) = &new.name
                 && find(server, name).is_ok()
             {
@@ -45,6 +45,14 @@ pub(super) async fn answer(server: &Server, path: &[&str], request: Request) -> 
             return Ok(say(&sandbox(&host, &made.record())));
         }
         ("GET", ["sandbox"]) => return list(server, &host, &parameters(&request)).await,
+        (_, ["volumes", rest @ ..]) => {
+            let answered = kept::about_volumes(server, &method, rest, request).await;
+            return answered.unwrap_or_else(|| Err(unknown(&method, path)));
+        }
+        (_, ["snapshots", rest @ ..]) => {
+            let answered = kept::about_snapshots(server, &method, rest, &parameters(&request)).await;
+            return answered.unwrap_or_else(|| Err(unknown(&method, path)));
+        }
         _ => {}
     }
     let ["sandbox", id, rest @ ..] = path else { return Err(unknown(&method, path)) };
@@ -114,6 +122,13 @@ pub(super) async fn answer(server: &Server, path: &[&str], request: Request) -> 
             save(server).await?;
             emulation.changed.notify_one();
         }
+        ("POST", ["snapshot"]) => kept::take(server, id, request).await?,
+        ("POST", ["fork"]) => {
+            let made = kept::fork(server, id, request).await?;
+            return Ok(say(&sandbox(&host, &made.record())));
+        }
+        ("POST", ["resize"]) => kept::resize(server, &found, request).await?,
+        ("POST", ["network-settings"]) => kept::set_network(server, &found, request).await?,
         ("POST", ["last-activity"]) => touch(server, &found.record().id),
         ("POST", ["public", public]) => {
             let token = match *public {
@@ -189,7 +204,12 @@ struct Create {
     env: Option<BTreeMap<String, String>>,
     labels: Option<BTreeMap<String, String>>,
     public: Option<bool>,
-    network_block_all: Option<bool>,
+    #[serde(flatten)]
+    reach: kept::Reach,
+    #[serde(flatten)]
+    limits: kept::Limits,
+    volumes: Option<Vec<kept::VolumeMount>>,
+    build_info: Option<BuildInfo>,
     auto_stop_interval: Option<u32>,
     auto_delete_interval: Option<i64>,
     ttl_minutes: Option<u32>,
@@ -201,8 +221,30 @@ struct Create {
     other: Map<String, Value>,
 }
 
+/// An image, as the vendor's clients ask for one.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BuildInfo {
+    dockerfile_content: String,
+    #[serde(default)]
+    context_hashes: Option<Vec<Value>>,
+}
+
+impl BuildInfo {
+    /// The image; nothing is built here.
+    fn image(&self) -> Result<String, Response> {
+        let mut lines = self.dockerfile_content.lines().map(str::trim).filter(|line| !line.is_empty());
+        match (lines.next().and_then(|line| line.strip_prefix("FROM ")), lines.next()) {
+            (Some(image), None) if self.context_hashes.as_ref().is_none_or(Vec::is_empty) => {
+                Ok(image.trim().to_owned())
+            }
+            _ => Err(refuse(400, "the emulator builds nothing: an image by its name alone, `FROM IMAGE`")),
+        }
+    }
+}
+
 /// What of a new sandbox cannot be had here is refused and not left out.
-fn wanted(new: Create) -> Result<NewSandbox, Response> {
+async fn wanted(server: &Server, new: Create) -> Result<NewSandbox, Response> {
     let _ = new.target;
     let nothing = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
@@ -219,32 +261,57 @@ fn wanted(new: Create) -> Result<NewSandbox, Response> {
     {
         return Err(refuse(400, "name: 1 to 200 characters, and no slash"));
     }
+    let image = new.build_info.as_ref().map(BuildInfo::image).transpose()?;
+    let spec = SandboxSpec {
+        network: new.reach.network(server)?,
+        mounts: kept::mounts(server, new.volumes.unwrap_or_default()).await?,
+        resources: new.limits.resources(server)?,
+        ..SandboxSpec::default()
+    };
     let minutes = new.auto_stop_interval.unwrap_or(u32::try_from(AUTO_STOP).unwrap_or(15));
     Ok(NewSandbox {
         name: new.name,
-        template: new.snapshot.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT.to_owned()),
+        from_image: image.is_some(),
+        template: image
+            .or(new.snapshot.filter(|name| !name.is_empty()))
+            .unwrap_or_else(|| DEFAULT.to_owned()),
         metadata: new.labels.unwrap_or_default(),
         env: new.env.unwrap_or_default(),
         timeout: idle(minutes),
         on_timeout: auto_delete(new.auto_delete_interval.unwrap_or(-1))?,
         life: life(new.ttl_minutes.unwrap_or_default()),
         user: new.user.filter(|user| !user.is_empty()),
-        internet: !new.network_block_all.unwrap_or_default(),
         private_ports: !new.public.unwrap_or_default(),
+        spec,
         ..NewSandbox::default()
     })
 }
 
-fn rfc3339(at: Timestamp) -> String {
+pub(super) fn rfc3339(at: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(at.0).unwrap_or_default().to_string()
 }
 
-/// A sandbox as the vendor describes one. Of resources it says what the machine has: nothing is set aside.
-fn sandbox(host: &str, record: &Record) -> Value {
+/// Cores, memory and disk in GiB: what is set aside, else what the machine has.
+pub(super) fn limits(resources: &Resources) -> (usize, u64, u64) {
     let machine = rustix::system::sysinfo();
     let memory = (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit)) >> 30;
     let disk = rustix::fs::statvfs("/").map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize)) >> 30;
     let cpu = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let gib = |size: Option<Quantity>| size.map(|size| size.as_bytes() >> 30);
+    (
+        resources.cpu_millis.map_or(cpu, |millis| (millis / 1000) as usize),
+        gib(resources.memory).unwrap_or(memory.max(1)),
+        gib(resources.disk).unwrap_or(disk.max(1)),
+    )
+}
+
+/// A sandbox as the vendor describes one. Of resources it says what the machine has where nothing is set aside.
+fn sandbox(host: &str, record: &Record) -> Value {
+    let (cpu, memory, disk) = limits(&record.resources);
+    let (networks, names) = kept::lists(&record.network);
+    let blocked = !record.reaches_everything() && record.network.allow.is_empty();
+    let mount = |mount: &Mount| json!({ "volumeId": mount.volume, "mountPath": mount.path });
+    let mounts: Vec<Value> = record.mounts.iter().map(mount).collect();
     let minutes = if record.timeout_ms == u64::MAX { 0 } else { record.timeout_ms / 60_000 };
     let state = match (&record.provider_id, record.paused) {
         (None, _) => "creating",
@@ -260,13 +327,15 @@ fn sandbox(host: &str, record: &Record) -> Value {
         "env": {},
         "labels": record.metadata,
         "public": record.traffic_token.is_none(),
-        "networkBlockAll": !record.internet,
+        "networkBlockAll": blocked,
+        "networkAllowList": networks,
+        "domainAllowList": names,
         "kvm": false,
         "target": "local",
         "cpu": cpu,
         "gpu": 0,
-        "memory": memory.max(1),
-        "disk": disk.max(1),
+        "memory": memory,
+        "disk": disk,
         "state": state,
         "desiredState": if record.paused { "stopped" } else { "started" },
         "recoverable": false,
@@ -275,7 +344,7 @@ fn sandbox(host: &str, record: &Record) -> Value {
         "autoArchiveInterval": 0,
         "autoDeleteInterval": if record.on_timeout == OnTimeout::Kill { 0 } else { -1 },
         "autoDestroyAt": record.dies_at.map(rfc3339),
-        "volumes": [],
+        "volumes": mounts,
         "createdAt": rfc3339(record.created_at),
         "updatedAt": rfc3339(record.started_at),
         "lastActivityAt": rfc3339(record.started_at),

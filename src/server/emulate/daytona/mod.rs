@@ -9,6 +9,7 @@
 
 mod control;
 mod files;
+mod kept;
 mod session;
 mod terminal;
 mod toolbox;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::super::files::{FileError, User};
+use super::super::measure::measure;
 use super::super::process::{End, Event, Start, StartError};
 use super::super::request::parameter;
 use super::super::{CallError, Sandbox};
@@ -51,6 +52,7 @@ pub(super) async fn answer(
         ("POST", ["process", "code-run"]) => call.run_code(body(request).await?).await,
         ("GET", ["work-dir" | "user-home-dir"]) => Ok(say(&json!({ "dir": call.user.home }))),
         ("GET", ["version"]) => Ok(say(&json!({ "version": env!("CARGO_PKG_VERSION") }))),
+        ("GET", ["system", "metrics"]) => call.measured().await,
         (_, ["process", "session", rest @ ..]) => session::answer(&call, rest, request).await,
         (_, ["process", "pty", rest @ ..]) => terminal::answer(&call, rest, request).await,
         (_, ["files", rest @ ..]) => files::answer(&call, rest, request).await,
@@ -77,6 +79,25 @@ struct CodeRun {
 }
 
 impl Call<'_> {
+    /// What the sandbox uses now.
+    async fn measured(&self) -> Result<Response, Response> {
+        let usage = measure(&*self.guest).await.map_err(|error| refused(&CallError::Guest(error)))?;
+        let now = self.server.emulation.now();
+        Ok(say(&json!({
+            "timestamp": control::rfc3339(now),
+            "timestampUnix": now.0 / 1000,
+            "cpuCount": usage.cpus,
+            // Of all that it has.
+            "cpuUsedPct": usage.cpu_percent / f64::from(usage.cpus.max(1)),
+            "memUsed": usage.memory,
+            "memTotal": usage.memory_total,
+            "memCache": usage.cache,
+            "diskUsed": usage.disk,
+            "diskTotal": usage.disk_total,
+            "diskFree": usage.disk_total.saturating_sub(usage.disk),
+        })))
+    }
+
     /// A command with the environment of the sandbox.
     pub async fn command(
         &self,

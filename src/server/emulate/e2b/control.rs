@@ -16,14 +16,14 @@ use super::super::measure::measure;
 use super::super::record::{OnTimeout, Record};
 use super::super::request::{decoded, pairs, parameter, parameters};
 use super::super::{CallError, NewSandbox, Sandbox};
-use super::{ENVD_VERSION, Server, refuse, refused, same_secret};
-use crate::model::Timestamp;
+use super::{ENVD_VERSION, Server, kept, refuse, refused, same_secret};
+use crate::model::{SandboxSpec, Timestamp};
 use crate::provider::e2b::api;
 
 /// The largest request.
 const BODY_LIMIT: usize = 4 << 20;
 /// The longest page of a listing, and the usual one.
-const PAGE: usize = 100;
+pub(super) const PAGE: usize = 100;
 /// How long a sandbox lives unless the client says so: by the older call, and by the newer one.
 const TIMEOUT_V1: u64 = 15;
 const TIMEOUT_V2: u64 = 300;
@@ -86,6 +86,15 @@ async fn answer(server: &Server, request: Request, path: &[&str]) -> Result<Resp
         }
         ("POST", ["sandboxes", id, "timeout"]) => set_timeout(server, id, request).await,
         ("POST", ["sandboxes", id, "refreshes"]) => refresh(server, id, request).await,
+        ("POST", ["sandboxes", id, "fork"]) => kept::fork(server, id, request).await,
+        ("POST", ["sandboxes", id, "snapshots"]) => kept::take(server, id, request).await,
+        ("GET", ["snapshots"]) => kept::list(server, &parameters(&request)).await,
+        ("DELETE", ["templates", id]) => kept::remove(server, id).await,
+        ("PUT", ["sandboxes", id, "network"]) => kept::set_network(server, id, request).await,
+        ("GET", ["volumes"]) => kept::volumes(server).await,
+        ("POST", ["volumes"]) => kept::create_volume(server, request).await,
+        ("GET", ["volumes", id]) => kept::get_volume(server, id).await,
+        ("DELETE", ["volumes", id]) => kept::remove_volume(server, id).await,
         ("GET", ["sandboxes", id, "metrics"]) => metrics(server, id, &parameters(&request)).await,
         _ => {
             let message = format!("the emulator does not serve {method} /{}", path.join("/"));
@@ -95,12 +104,12 @@ async fn answer(server: &Server, request: Request, path: &[&str]) -> Result<Resp
     }
 }
 
-fn find(server: &Server, id: &str) -> Result<Arc<Sandbox>, Response> {
+pub(super) fn find(server: &Server, id: &str) -> Result<Arc<Sandbox>, Response> {
     server.emulation.find(id).map_err(|error| refused(&error))
 }
 
 /// Reads the body as JSON; one that is empty is an empty object.
-async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Response> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Response> {
     let bytes = axum::body::to_bytes(request.into_body(), BODY_LIMIT)
         .await
         .map_err(|_| refuse(413, "the request is too large"))?;
@@ -108,7 +117,7 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Response> {
     read.map_err(|error| refuse(400, format!("error when parsing the request: {error}")))
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
+pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     (status, axum::Json(value)).into_response()
 }
 
@@ -116,7 +125,7 @@ fn rfc3339(at: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(at.0).unwrap_or_default().to_string()
 }
 
-fn limited(seconds: u64) -> Result<Duration, Response> {
+pub(super) fn limited(seconds: u64) -> Result<Duration, Response> {
     if seconds > TIMEOUT_LIMIT {
         return Err(refuse(400, format!("timeout cannot be greater than {} hours", TIMEOUT_LIMIT / 3600)));
     }
@@ -124,7 +133,12 @@ fn limited(seconds: u64) -> Result<Duration, Response> {
 }
 
 /// What of a new sandbox cannot be had here is refused and not left out.
-fn wanted(new: api::NewSandbox, key: Option<String>, default_timeout: u64) -> Result<NewSandbox, Response> {
+async fn wanted(
+    server: &Server,
+    new: api::NewSandbox,
+    key: Option<String>,
+    default_timeout: u64,
+) -> Result<NewSandbox, Response> {
     let cannot = |what: &str| refuse(400, format!("the emulator cannot give a sandbox {what}"));
     let timeout = limited(new.timeout.unwrap_or(default_timeout))?;
     if new.template_id.is_empty() {
@@ -136,50 +150,44 @@ fn wanted(new: api::NewSandbox, key: Option<String>, default_timeout: u64) -> Re
     if new.iam.is_some() {
         return Err(cannot("workload identities"));
     }
-    if new.volume_mounts.is_some_and(|mounts| !mounts.is_empty()) {
-        return Err(cannot("volumes"));
-    }
     let network = new.network.unwrap_or_default();
-    let mut internet = new.allow_internet_access.unwrap_or(true);
-    if network.allow_out.is_some_and(|allowed| !allowed.is_empty()) {
-        return Err(cannot("a network with exceptions (allowOut)"));
-    }
-    match network.deny_out.as_deref() {
-        None | Some([]) => {}
-        Some([all]) if all == "0.0.0.0/0" => internet = false,
-        Some(_) => return Err(cannot("a network with exceptions (denyOut)")),
-    }
-    let empty = |value: &serde_json::Value| match value {
-        serde_json::Value::Null => true,
-        serde_json::Value::Array(items) => items.is_empty(),
-        serde_json::Value::Object(items) => items.is_empty(),
-        _ => false,
+    let spec = SandboxSpec {
+        network: kept::reach(server, &network, new.allow_internet_access)?,
+        mounts: kept::mounts(server, new.volume_mounts.unwrap_or_default()).await?,
+        ..SandboxSpec::default()
     };
-    if let Some((name, _)) = network.other.iter().find(|(_, value)| !empty(value)) {
-        return Err(cannot(&format!("a network with `{name}`")));
-    }
     Ok(NewSandbox {
-        template: new.template_id,
+        template: kept::plain(&new.template_id).to_owned(),
         metadata: new.metadata.unwrap_or_default(),
         env: new.env_vars.unwrap_or_default(),
         timeout,
         on_timeout: if new.auto_pause.unwrap_or_default() { OnTimeout::Pause } else { OnTimeout::Kill },
         auto_resume: new.auto_resume.unwrap_or_default().enabled,
-        internet,
+        spec,
         private_ports: network.allow_public_traffic == Some(false),
         key,
         ..NewSandbox::default()
     })
 }
 
+/// Whether a value asks for nothing.
+pub(super) fn empty(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Null => true,
+        serde_json::Value::Array(items) => items.is_empty(),
+        serde_json::Value::Object(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
 async fn create(server: &Server, request: Request, default_timeout: u64) -> Result<Response, Response> {
     let key = request.headers().get("idempotency-key").and_then(|key| key.to_str().ok()).map(str::to_owned);
-    let new = wanted(body(request).await?, key, default_timeout)?;
+    let new = wanted(server, body(request).await?, key, default_timeout).await?;
     let made = server.emulation.create(new).await.map_err(|error| refused(&error))?;
     Ok(json(StatusCode::CREATED, &sandbox(server, &made.record())))
 }
 
-fn sandbox(server: &Server, record: &Record) -> api::Sandbox {
+pub(super) fn sandbox(server: &Server, record: &Record) -> api::Sandbox {
     api::Sandbox {
         template_id: record.template.clone(),
         sandbox_id: record.id.clone(),
@@ -212,7 +220,7 @@ fn detail(server: &Server, record: &Record, alone: bool) -> api::SandboxDetail {
         state: if record.paused { "paused" } else { "running" }.to_owned(),
         envd_version: ENVD_VERSION.to_owned(),
         envd_access_token: alone.then(|| record.token.clone()),
-        allow_internet_access: alone.then_some(record.internet),
+        allow_internet_access: alone.then_some(record.reaches_everything()),
         domain: alone.then(|| server.domain.clone()),
         lifecycle: alone.then(|| api::Lifecycle {
             auto_resume: record.auto_resume,
@@ -222,13 +230,17 @@ fn detail(server: &Server, record: &Record, alone: bool) -> api::SandboxDetail {
             }
             .to_owned(),
         }),
+        network: alone.then(|| kept::network(record)),
+        volume_mounts: None,
     }
 }
 
 async fn get(server: &Server, id: &str) -> Result<Response, Response> {
     let sandbox = find(server, id)?;
     let record = server.emulation.observe(&sandbox).await.map_err(|error| refused(&error))?;
-    Ok(json(StatusCode::OK, &detail(server, &record, true)))
+    let mut shown = detail(server, &record, true);
+    shown.volume_mounts = Some(kept::mounted(server, &record).await?);
+    Ok(json(StatusCode::OK, &shown))
 }
 
 /// What a listing is about.

@@ -12,6 +12,7 @@ mod connect;
 mod control;
 mod envd;
 mod filesystem;
+mod kept;
 mod process;
 
 use std::sync::Arc;
@@ -147,9 +148,9 @@ fn refuse(status: u16, message: impl Into<String>) -> Response {
     (code, axum::Json(ErrorBody { code: status, message: message.into() })).into_response()
 }
 
-/// A failed call in the vendor's form.
-fn refused(error: &CallError) -> Response {
-    let status = match error {
+/// The status of a failed call.
+fn status(error: &CallError) -> u16 {
+    match error {
         CallError::NoSandbox(_) | CallError::NotRunning(_) | CallError::NoImage(_) => 404,
         CallError::Provider(error) => match error {
             ProviderError::Invalid { .. } | ProviderError::Unsupported { .. } => 400,
@@ -158,7 +159,12 @@ fn refused(error: &CallError) -> Response {
             _ => 500,
         },
         CallError::Guest(_) | CallError::State(_) => 500,
-    };
+    }
+}
+
+/// A failed call in the vendor's form.
+fn refused(error: &CallError) -> Response {
+    let status = status(error);
     if status == 500 {
         tracing::error!(error = with_causes(error), "a call failed");
     }

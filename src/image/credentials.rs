@@ -1,9 +1,9 @@
 //! Credentials for registries, as Docker keeps them: `config.json` of its client, in `$DOCKER_CONFIG` or `~/.docker`, and the helpers
 //! `docker-credential-NAME` that it names (Docker's documentation: "docker login", "Credential helpers").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -56,28 +56,18 @@ struct Helped {
     secret: SecretString,
 }
 
-fn path() -> Option<PathBuf> {
+/// Docker's file, as this process is set up; `None` where there is no place for one.
+pub fn config_file() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("DOCKER_CONFIG").or_else(|| Some(set("HOME")?.join(".docker"))).map(|dir| dir.join("config.json"))
 }
 
-/// Credentials for this registry; `None` where there are none, which is no mistake: most images are public.
+/// Credentials for this registry from Docker's file; `None` where there are none, which is no mistake: most images are public.
 ///
 /// # Errors
 /// [`ImageError::File`] when the file cannot be understood; [`ImageError::Unauthorised`] when a helper fails.
-pub async fn find(registry: &str, reference: &str) -> Result<Option<Credentials>, ImageError> {
-    let Some(path) = path() else { return Ok(None) };
-    let mut text = Zeroizing::new(Vec::new());
-    let read = std::fs::File::open(&path).and_then(|file| file.take(MAX).read_to_end(&mut text));
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(ImageError::file("read", &path))?,
-    };
-    // What the parser says of a mistake might repeat a part of the file; the place is enough.
-    let config: Config = serde_json::from_slice(&text).map_err(|error| {
-        let why = format!("line {}, column {}", error.line(), error.column());
-        ImageError::file("understand", &path)(io::Error::new(io::ErrorKind::InvalidData, why))
-    })?;
+pub async fn find(path: &Path, registry: &str, reference: &str) -> Result<Option<Credentials>, ImageError> {
+    let Some(config) = read(path)? else { return Ok(None) };
     let names: &[&str] = if registry == "docker.io" { &["docker.io", DOCKER_IO] } else { &[registry] };
     let is_it = |key: &str| names.contains(&host(key));
     let helper = config.cred_helpers.iter().find(|(key, _)| is_it(key)).map(|(_, helper)| helper.clone());
@@ -90,8 +80,34 @@ pub async fn find(registry: &str, reference: &str) -> Result<Option<Credentials>
     let Some((key, auth)) = config.auths.into_iter().find(|(key, _)| is_it(key)) else { return Ok(None) };
     decode(auth).map_err(|()| {
         let why = format!("`auth` of `{}` is not a user and a password in base64", key.escape_debug());
-        ImageError::file("understand", &path)(io::Error::new(io::ErrorKind::InvalidData, why))
+        ImageError::file("understand", path)(io::Error::new(io::ErrorKind::InvalidData, why))
     })
+}
+
+fn read(path: &Path) -> Result<Option<Config>, ImageError> {
+    let mut text = Zeroizing::new(Vec::new());
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX).read_to_end(&mut text));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(ImageError::file("read", path))?,
+    };
+    // What the parser says of a mistake might repeat a part of the file; the place is enough.
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        let why = format!("line {}, column {}", error.line(), error.column());
+        ImageError::file("understand", path)(io::Error::new(io::ErrorKind::InvalidData, why))
+    })
+}
+
+/// The registries that Docker's file has something to say of, as it names them.
+///
+/// # Errors
+/// [`ImageError::File`] when the file cannot be understood.
+pub fn registries(path: &Path) -> Result<BTreeSet<String>, ImageError> {
+    let config = read(path)?.unwrap_or_default();
+    let named = config.auths.keys().chain(config.cred_helpers.keys());
+    let name =
+        |key: &String| if host(key) == DOCKER_IO { "docker.io".to_owned() } else { host(key).to_owned() };
+    Ok(named.map(name).collect())
 }
 
 /// The host and port in a key, which may be a whole URL.

@@ -4,7 +4,7 @@
 //! beneath the directory they belong to. Who unpacks has the ids of the sandbox; that is the engine's part.
 
 mod compression;
-mod credentials;
+pub mod credentials;
 mod digest;
 mod error;
 mod file;

@@ -193,7 +193,10 @@ impl Registry {
     /// Gets what the registry asks for: a token from the service that it names, or the credentials themselves.
     async fn authorise(&self, asked: &[String]) -> Result<(), ImageError> {
         let denied = |why: String| ImageError::Unauthorised(self.text.clone(), why);
-        let credentials = credentials::find(&self.reference.registry, &self.text).await?;
+        let credentials = match credentials::config_file() {
+            Some(file) => credentials::find(&file, &self.reference.registry, &self.text).await?,
+            None => None,
+        };
         let bearer = asked.iter().find_map(|challenge| parameters(challenge, "Bearer"));
         let value = match (bearer, credentials) {
             (Some(parameters), credentials) => {

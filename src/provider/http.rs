@@ -396,7 +396,7 @@ fn refused(doing: &str, status: StatusCode, headers: &HeaderMap, said: Option<&s
 }
 
 /// `Retry-After`, in seconds or as a date. A date is held against the answer's own `Date`, so that the two clocks need not agree.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let value = text("retry-after")?;
     let pause = match value.parse::<u64>() {

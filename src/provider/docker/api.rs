@@ -1,5 +1,6 @@
 //! Calls to a daemon: the connection, what its answers mean for the caller, and the raw streams of commands.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,14 @@ use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, Docker};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, UPGRADE};
 use hyper_util::rt::TokioIo;
 use tokio::sync::OnceCell;
 
 use super::daemon::Daemon;
+use super::stream;
 use crate::provider::error::Cause;
+use crate::provider::http::retry_after;
 use crate::provider::script::shown;
 use crate::provider::{Answer, GuestStream, ProviderError, Upstream};
 
@@ -22,6 +25,11 @@ const ANSWER: Duration = Duration::from_secs(120);
 /// How long connecting may take, with the question which version is spoken.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// The daemon, or what stands before it, asks to slow down; perhaps with how long.
+#[derive(Debug, thiserror::Error)]
+#[error("too many requests")]
+struct TooMany(HeaderMap);
+
 /// Both directions of a command's stream.
 pub(super) type Raw = TokioIo<hyper::upgrade::Upgraded>;
 
@@ -29,13 +37,15 @@ pub(super) type Raw = TokioIo<hyper::upgrade::Upgraded>;
 #[derive(Clone)]
 pub(super) struct Api {
     pub daemon: Daemon,
+    /// Docker's file with credentials of registries.
+    pub config: Option<PathBuf>,
     /// Made when it is first needed: whoever only opens the provider asks nothing.
     client: Arc<OnceCell<Docker>>,
 }
 
 impl Api {
-    pub fn new(daemon: Daemon) -> Self {
-        Self { daemon, client: Arc::default() }
+    pub fn new(daemon: Daemon, config: Option<PathBuf>) -> Self {
+        Self { daemon, config, client: Arc::default() }
     }
 
     /// The connection, in the newest version of the interface that both sides speak.
@@ -44,13 +54,30 @@ impl Api {
     }
 
     async fn connect(&self) -> Result<Docker, ProviderError> {
-        let limit = ANSWER.as_secs();
-        let client = match &self.daemon {
-            Daemon::Unix(path) => {
-                Docker::connect_with_unix(&path.to_string_lossy(), limit, API_DEFAULT_VERSION)
+        let client = self.daemon.client();
+        let transport = move |request| {
+            let client = client.clone();
+            async move {
+                let lost = |error: hyper_util::client::legacy::Error| match io_cause(&error) {
+                    Some(io) => std::io::Error::new(io.kind(), io.to_string()),
+                    None => std::io::Error::other(error),
+                };
+                let answer = stream::ask(client, request).await.map_err(lost)?;
+                match answer.status().as_u16() {
+                    429 => {
+                        Err(Error::IOError { err: std::io::Error::other(TooMany(answer.headers().clone())) })
+                    }
+                    _ => Ok(answer),
+                }
             }
-            Daemon::Http(address) => Docker::connect_with_http(address, limit, API_DEFAULT_VERSION),
         };
+        let limit = ANSWER.as_secs();
+        let client = Docker::connect_with_custom_transport(
+            transport,
+            Some("http://docker"),
+            limit,
+            API_DEFAULT_VERSION,
+        );
         let client = client.map_err(|error| self.error("reach Docker", error))?;
         match tokio::time::timeout(CONNECT, client.negotiate_version()).await {
             Ok(client) => client.map_err(|error| self.error("reach Docker", error)),
@@ -103,12 +130,15 @@ impl Api {
             Error::SocketNotFoundError(_) => {
                 self.unreachable(doing, std::io::Error::from(std::io::ErrorKind::NotFound))
             }
-            Error::IOError { err } => self.unreachable(doing, err),
+            Error::IOError { err } => match err.get_ref().and_then(|cause| cause.downcast_ref::<TooMany>()) {
+                Some(TooMany(headers)) => ProviderError::Throttled { retry_after: retry_after(headers) },
+                None => self.unreachable(doing, err),
+            },
             Error::JsonDataError { .. } | Error::JsonSerdeError { .. } => ProviderError::permanent(
                 format!("cannot {doing}: the answer is not what was expected"),
                 error,
             ),
-            Error::HyperLegacyError { .. } | Error::HyperResponseError { .. } => {
+            Error::HyperResponseError { .. } => {
                 match io_cause(&error).map(|io| std::io::Error::new(io.kind(), io.to_string())) {
                     Some(io) => self.unreachable(doing, io),
                     None => self.silent(doing, "the connection was lost", Some(error)),
@@ -127,6 +157,14 @@ impl Api {
     fn unreachable(&self, doing: &str, error: std::io::Error) -> ProviderError {
         let daemon = &self.daemon;
         match error.kind() {
+            _ if matches!(daemon, Daemon::Ssh(_)) && error.to_string().contains("Permission denied") => {
+                let message = format!("cannot {doing}: {daemon} does not let this user in: {error}");
+                ProviderError::Unauthorised { message }
+            }
+            std::io::ErrorKind::InvalidData => ProviderError::permanent(
+                format!("cannot {doing}: there is no trust between this machine and Docker at {daemon}"),
+                error,
+            ),
             std::io::ErrorKind::PermissionDenied => ProviderError::Unauthorised {
                 message: format!(
                     "this user may not use Docker at {daemon}: add the user to the group of the socket (`sudo usermod -aG docker USER`, then log in again), or use Docker without root"
@@ -179,8 +217,8 @@ fn message(body: &[u8]) -> String {
 }
 
 /// The error of the system at the bottom.
-fn io_cause(error: &Error) -> Option<&std::io::Error> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+fn io_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
             return Some(io);
@@ -238,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_may_not_be_used_is_no_daemon_that_is_down() {
-        let api = Api::new(Daemon::Unix("/s".into()));
+        let api = Api::new(Daemon::Unix("/s".into()), None);
         let of = |kind| api.unreachable("list", std::io::Error::from(kind));
         assert!(matches!(of(std::io::ErrorKind::PermissionDenied), ProviderError::Unauthorised { .. }));
         assert!(of(std::io::ErrorKind::ConnectionRefused).is_retryable());
@@ -248,13 +286,13 @@ mod tests {
     async fn a_daemon_that_is_down_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("no.sock");
-        let error = Api::new(Daemon::Unix(path.clone())).client().await.unwrap_err();
+        let error = Api::new(Daemon::Unix(path.clone()), None).client().await.unwrap_err();
         assert!(
             error.is_retryable() && error.to_string().contains("is the Docker daemon running?"),
             "{error}"
         );
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let error = Api::new(Daemon::Unix(path)).client().await.unwrap_err();
+        let error = Api::new(Daemon::Unix(path), None).client().await.unwrap_err();
         assert!(
             error.is_retryable() && error.to_string().contains("is the Docker daemon running?"),
             "{error}"

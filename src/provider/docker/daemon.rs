@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::model::sha256_hex;
-use crate::provider::{GuestStream, ProviderContext, ProviderError};
+use crate::provider::{ProviderContext, ProviderError};
 
 /// The longest file of the `docker` command's settings that is read, in bytes.
 const SETTINGS_LIMIT: u64 = 1 << 20;
@@ -17,13 +17,39 @@ pub(super) enum Daemon {
     Unix(PathBuf),
     /// `HOST:PORT`, without encryption.
     Http(String),
+    /// `HOST:PORT`, with TLS.
+    Tls(String, Material),
+    /// Another machine, by `ssh`.
+    Ssh(Host),
+}
+
+/// What TLS with a daemon needs: files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Material {
+    /// Who vouches for the daemon.
+    pub ca: PathBuf,
+    /// The certificate and the key of whoever asks.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// A machine as `ssh` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    pub user: Option<String>,
+    pub name: String,
+    pub port: Option<u16>,
 }
 
 impl std::fmt::Display for Daemon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Http(address) => write!(f, "tcp://{address}"),
+            Self::Http(address) | Self::Tls(address, _) => write!(f, "tcp://{address}"),
+            Self::Ssh(Host { user, name, port }) => {
+                let user = user.as_ref().map_or_else(String::new, |user| format!("{user}@"));
+                let port = port.map_or_else(String::new, |port| format!(":{port}"));
+                write!(f, "ssh://{user}{name}{port}")
+            }
         }
     }
 }
@@ -51,6 +77,8 @@ struct Endpoints {
 #[serde(rename_all = "PascalCase")]
 struct Endpoint {
     host: String,
+    #[serde(default, rename = "SkipTLSVerify")]
+    skip_tls_verify: bool,
 }
 
 fn invalid(message: String) -> ProviderError {
@@ -68,13 +96,14 @@ impl Daemon {
         if let Some(host) = host {
             // A setting that the manifest does not have is read from its variable.
             let from = if var("DOCKER_HOST") == Some(host) { "DOCKER_HOST" } else { "providers.docker.host" };
-            if from == "DOCKER_HOST" && var("DOCKER_TLS_VERIFY").is_some() && !host.starts_with("unix:") {
-                return Err(no_tls("DOCKER_TLS_VERIFY"));
+            let daemon = Self::parse(host, from)?;
+            if var("DOCKER_TLS_VERIFY").is_none() && !host.starts_with("https:") {
+                return Ok(daemon);
             }
-            return Self::parse(host, from);
+            let directory = var("DOCKER_CERT_PATH").map(PathBuf::from).or_else(|| settings_dir(context));
+            return daemon.with_tls(directory.as_deref(), from);
         }
-        let settings =
-            var("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(Path::new(var("HOME")?).join(".docker")));
+        let settings = settings_dir(context);
         let chosen = match (var("DOCKER_CONTEXT"), &settings) {
             (Some(name), _) => name.to_owned(),
             (None, Some(settings)) => {
@@ -98,7 +127,44 @@ impl Daemon {
         let meta: Meta = read(&file)?.ok_or_else(|| {
             invalid(format!("the docker context `{name}` does not exist: {}", file.display()))
         })?;
-        Self::parse(&meta.endpoints.docker.host, &format!("the docker context `{name}`"))
+        let from = format!("the docker context `{name}`");
+        let Endpoint { host, skip_tls_verify } = meta.endpoints.docker;
+        let daemon = Self::parse(&host, &from)?;
+        let directory = settings.join("contexts/tls").join(sha256_hex(name.as_bytes())).join("docker");
+        match skip_tls_verify {
+            true if directory.exists() => Err(invalid(format!(
+                "{from} does not verify who the daemon is (`skip-tls-verify`); give it the certificate of the daemon's authority (`ca`)"
+            ))),
+            _ if directory.exists() || host.starts_with("https:") => daemon.with_tls(Some(&directory), &from),
+            _ => Ok(daemon),
+        }
+    }
+
+    /// The same with TLS where it is reached by TCP. `directory` has the files that `docker` wants there.
+    fn with_tls(self, directory: Option<&Path>, from: &str) -> Result<Self, ProviderError> {
+        let Self::Http(address) = self else { return Ok(self) };
+        let directory = directory.ok_or_else(|| {
+            invalid(format!("{from}: TLS needs a directory with `ca.pem`: set DOCKER_CERT_PATH"))
+        })?;
+        let file = |name: &str| directory.join(name);
+        let there = |name: &str| Some(file(name)).filter(|path| path.exists());
+        let ca = there("ca.pem").ok_or_else(|| {
+            invalid(format!(
+                "{from}: TLS needs the certificate of the daemon's authority, {}",
+                file("ca.pem").display()
+            ))
+        })?;
+        let own = match (there("cert.pem"), there("key.pem")) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(invalid(format!("{from}: {} is missing", file("key.pem").display())));
+            }
+            (None, Some(_)) => {
+                return Err(invalid(format!("{from}: {} is missing", file("cert.pem").display())));
+            }
+        };
+        Ok(Self::Tls(address, Material { ca, own }))
     }
 
     /// The first socket that exists: Docker's, a user's own Docker's, Podman's.
@@ -116,38 +182,32 @@ impl Daemon {
         let bad = |why: &str| invalid(format!("{from}: `{text}` {why}"));
         match text.split_once("://") {
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            Some(("tcp" | "http", address)) => {
+            Some((scheme @ ("tcp" | "http" | "https"), address)) => {
                 let address = address.trim_end_matches('/');
-                let (host, port) = address.rsplit_once(':').unwrap_or((address, "2375"));
+                let (host, port) = address
+                    .rsplit_once(':')
+                    .unwrap_or((address, if scheme == "https" { "2376" } else { "2375" }));
                 let fine = |b: u8| b.is_ascii_alphanumeric() || b".-_[]:".contains(&b);
                 if host.is_empty() || !host.bytes().all(fine) || port.parse::<u16>().is_err() {
                     return Err(bad("is not `tcp://HOST:PORT`"));
                 }
                 Ok(Self::Http(format!("{host}:{port}")))
             }
-            Some(("https", _)) => Err(no_tls(from)),
-            Some(("ssh", _)) => Err(ProviderError::Unsupported {
-                message: format!(
-                    "{from}: `ssh://` is not spoken here; forward the socket, `ssh -L /tmp/docker.sock:/var/run/docker.sock HOST`, and name it by `unix:///tmp/docker.sock`"
-                ),
-            }),
-            _ => Err(bad("is not an address; expected `unix:///PATH` or `tcp://HOST:PORT`")),
+            Some(("ssh", host)) => Host::parse(host.trim_end_matches('/'))
+                .map(Self::Ssh)
+                .ok_or_else(|| bad("is not `ssh://[USER@]HOST[:PORT]`")),
+            _ => {
+                Err(bad("is not an address; expected `unix:///PATH`, `tcp://HOST:PORT` or `ssh://USER@HOST`"))
+            }
         }
-    }
-
-    /// A connection to it.
-    pub async fn stream(&self) -> std::io::Result<Box<dyn GuestStream>> {
-        Ok(match self {
-            Self::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
-            Self::Http(address) => Box::new(tokio::net::TcpStream::connect(address).await?),
-        })
     }
 
     /// Whether the loopback of the machine that it runs on is ours.
     pub fn is_here(&self) -> bool {
         match self {
             Self::Unix(_) => true,
-            Self::Http(address) => {
+            Self::Ssh(_) => false,
+            Self::Http(address) | Self::Tls(address, _) => {
                 let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
                 let host = host.trim_start_matches('[').trim_end_matches(']');
                 host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
@@ -156,12 +216,28 @@ impl Daemon {
     }
 }
 
-fn no_tls(from: &str) -> ProviderError {
-    ProviderError::Unsupported {
-        message: format!(
-            "{from}: Docker over TLS is not spoken here; use its socket, or an SSH forward of it"
-        ),
+impl Host {
+    /// Reads `[USER@]HOST[:PORT]`. What begins with a dash would be taken for an option.
+    fn parse(text: &str) -> Option<Self> {
+        let (user, rest) = text.rsplit_once('@').map_or((None, text), |(user, rest)| (Some(user), rest));
+        let (name, port) = match rest.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port.parse().ok()?)),
+            None => (rest, None),
+        };
+        let fine = |word: &str| {
+            !word.is_empty()
+                && !word.starts_with('-')
+                && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        };
+        let all = fine(name) && user.is_none_or(fine);
+        all.then(|| Self { user: user.map(str::to_owned), name: name.to_owned(), port })
     }
+}
+
+/// Where the `docker` command keeps its settings.
+pub(super) fn settings_dir(context: &ProviderContext) -> Option<PathBuf> {
+    let var = |name: &str| context.vars.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")))
 }
 
 /// A JSON file; `None` if it does not exist.
@@ -211,8 +287,11 @@ mod tests {
             "tcp://a:b",
             "tcp://a/b:1",
             "ftp://x",
-            "https://x:1",
-            "ssh://x",
+            "ssh://",
+            "ssh://-oProxyCommand=x",
+            "ssh://-l@x",
+            "ssh://x:y",
+            "ssh://x/run/docker.sock",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
@@ -240,6 +319,33 @@ mod tests {
         assert_eq!(find(&vars, Some("unix:///s.sock")).unwrap(), "unix:///s.sock");
         let gone = find(&[("HOME", home), ("DOCKER_CONTEXT", "gone")], None).unwrap_err().to_string();
         assert!(gone.contains("`gone` does not exist"), "{gone}");
-        assert!(find(&[("DOCKER_HOST", "tcp://h:1"), ("DOCKER_TLS_VERIFY", "1")], None).is_err());
+    }
+
+    #[test]
+    fn tls_needs_an_authority_and_is_never_left_out_in_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let certs = dir.path().to_str().unwrap();
+        let vars = [
+            ("DOCKER_HOST", "tcp://h:1"),
+            ("DOCKER_TLS_VERIFY", "1"),
+            ("DOCKER_CERT_PATH", certs),
+            ("HOME", certs),
+        ];
+        let find = |vars: &[(&str, &str)], host| Daemon::find(&context(vars, host));
+        let error = find(&vars, None).unwrap_err().to_string();
+        assert!(error.contains("ca.pem"), "{error}");
+        for name in ["ca.pem", "cert.pem"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let error = find(&vars, None).unwrap_err().to_string();
+        assert!(error.contains("key.pem is missing"), "{error}");
+        std::fs::write(dir.path().join("key.pem"), "").unwrap();
+        assert!(matches!(find(&vars, None).unwrap(), Daemon::Tls(address, _) if address == "h:1"));
+        assert!(
+            matches!(find(&vars[1..], Some("https://h")).unwrap(), Daemon::Tls(address, _) if address == "h:2376")
+        );
+        assert!(matches!(find(&vars, Some("unix:///s")).unwrap(), Daemon::Unix(_)));
+        let host = find(&vars, Some("ssh://me@box:22")).unwrap();
+        assert_eq!(host.to_string(), "ssh://me@box:22");
     }
 }

@@ -125,7 +125,7 @@ impl DockerGuest {
         // A client belongs to the runtime that made it.
         let (daemon, container) = (self.api.daemon.clone(), self.container.clone());
         let (pid, start) = (pid.to_owned(), start.to_owned());
-        Leash::new(move || Box::pin(kill(Api::new(daemon), container, pid, start)))
+        Leash::new(move || Box::pin(kill(Api::new(daemon, None), container, pid, start)))
     }
 
     fn not_started(&self, command: &Command, error: ProviderError) -> GuestError {

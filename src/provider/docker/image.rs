@@ -1,21 +1,26 @@
 //! Images: found, pulled, or built from a directory.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bollard::auth::DockerCredentials;
 use bollard::models::ErrorDetail;
 use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder};
 use futures::StreamExt as _;
+use secrecy::ExposeSecret as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
 use super::api::Api;
-use crate::image::Hashing;
+use crate::image::{Hashing, ImageError, credentials};
 use crate::model::{Image, labels, sha256_hex};
 use crate::provider::script::shown;
 use crate::provider::{ProviderError, base};
 use crate::tree::{TreeEntry, TreeKind, scan, tree_sha256};
 
+/// The name that the daemon has for Docker's own registry.
+const DOCKER_IO: &str = "https://index.docker.io/v1/";
 /// How long a pull or a build may say nothing.
 const SILENCE: Duration = Duration::from_secs(600);
 /// What of a failed build's output is shown, in bytes.
@@ -90,21 +95,99 @@ async fn pull(api: &Api, reference: &str) -> Result<(), ProviderError> {
     let (name, tag) = parts(reference);
     tracing::info!(image = reference, "pulling");
     let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
-    let mut progress = api.client().await?.create_image(Some(options), None, None);
-    while let Some(news) = next(api, &doing, &mut progress).await? {
-        if let Some(why) = news.error_detail {
-            return Err(not_pulled(reference, &said(why)));
+    let registry = registry(name);
+    let credentials = credentials_for(api, registry, reference).await?;
+    let known = credentials.is_some();
+    let mut progress = api.client().await?.create_image(Some(options), None, credentials);
+    loop {
+        match next(api, &doing, &mut progress).await {
+            Ok(Some(news)) => {
+                if let Some(why) = news.error_detail {
+                    return Err(not_pulled(reference, registry, known, &said(why)));
+                }
+            }
+            Ok(None) => break,
+            // Docker repeats what the registry said, with a status of its own.
+            Err(error) if is_denied(&error.to_string()) => {
+                return Err(not_pulled(reference, registry, known, &error.to_string()));
+            }
+            Err(error) => return Err(error),
         }
     }
-    if exists(api, reference).await? { Ok(()) } else { Err(not_pulled(reference, "it is still not there")) }
+    if exists(api, reference).await? {
+        Ok(())
+    } else {
+        Err(not_pulled(reference, registry, known, "it is still not there"))
+    }
 }
 
-fn not_pulled(reference: &str, why: &str) -> ProviderError {
-    ProviderError::Invalid {
-        message: format!(
-            "cannot pull image {reference}: {why}; images are pulled anonymously: for one that needs an account, `docker login` and `docker pull` it first"
-        ),
+/// Whether a registry wants to know who asks, or does not let them.
+fn is_denied(said: &str) -> bool {
+    ["unauthorized", "no basic auth credentials", "denied"].iter().any(|word| said.contains(word))
+}
+
+fn not_pulled(reference: &str, registry: &str, known: bool, why: &str) -> ProviderError {
+    let message = format!("cannot pull image {reference}: {why}");
+    match (is_denied(why), known) {
+        (false, _) => ProviderError::Invalid { message },
+        (true, true) => ProviderError::Unauthorised {
+            message: format!(
+                "{message}; the credentials for {registry} in Docker's `config.json` do not open it"
+            ),
+        },
+        (true, false) => ProviderError::Unauthorised {
+            message: format!(
+                "{message}; Docker's `config.json` on this machine has no credentials for {registry}: `docker login {registry}` writes them"
+            ),
+        },
     }
+}
+
+/// The registry of a repository, as Docker tells it: what has a dot or a port is a host.
+fn registry(name: &str) -> &str {
+    match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "docker.io",
+    }
+}
+
+/// Credentials of this machine for a registry, as the daemon takes them.
+async fn credentials_for(
+    api: &Api,
+    registry: &str,
+    reference: &str,
+) -> Result<Option<DockerCredentials>, ProviderError> {
+    let Some(file) = &api.config else { return Ok(None) };
+    let found = credentials::find(file, registry, reference).await.map_err(|error| match error {
+        error @ ImageError::Unauthorised(..) => ProviderError::Unauthorised { message: error.to_string() },
+        error => ProviderError::permanent(format!("cannot find the credentials for {registry}"), error),
+    })?;
+    Ok(found.map(|found| DockerCredentials {
+        username: Some(found.user),
+        password: Some(found.password.expose_secret().to_owned()),
+        serveraddress: Some(if registry == "docker.io" { DOCKER_IO } else { registry }.to_owned()),
+        ..DockerCredentials::default()
+    }))
+}
+
+/// Credentials for the registries that a build names: no other's leave this machine.
+async fn credentials_of_build(
+    api: &Api,
+    dockerfile: &Path,
+) -> Result<HashMap<String, DockerCredentials>, ProviderError> {
+    let mut all = HashMap::new();
+    let Some(file) = &api.config else { return Ok(all) };
+    let unreadable = |error| ProviderError::permanent("cannot find the credentials of registries", error);
+    let named = credentials::registries(file).map_err(unreadable)?;
+    // What cannot be read is told by the builder.
+    let text = std::fs::read_to_string(dockerfile).unwrap_or_default();
+    for registry in named.iter().filter(|name| *name == "docker.io" || text.contains(name.as_str())) {
+        let what = dockerfile.display().to_string();
+        if let Some(found) = credentials_for(api, registry, &what).await? {
+            all.insert(found.serveraddress.clone().unwrap_or_default(), found);
+        }
+    }
+    Ok(all)
 }
 
 fn said(detail: ErrorDetail) -> String {
@@ -156,6 +239,7 @@ async fn build(
 
     tracing::info!(context = %context.display(), "building");
     let doing = format!("build {}", context.display());
+    let credentials = credentials_of_build(api, &context.join(wanted)).await?;
     let (reader, writer) = tokio::io::duplex(256 * 1024);
     let root = context.to_owned();
     let packing = tokio::task::spawn_blocking(move || pack(&root, &entries, SyncIoBridge::new(writer)));
@@ -168,7 +252,7 @@ async fn build(
         .labels(&owned)
         .build();
     let body = bollard::body_try_stream(ReaderStream::new(reader));
-    let mut progress = Box::pin(api.client().await?.build_image(options, None, Some(body)));
+    let mut progress = Box::pin(api.client().await?.build_image(options, Some(credentials), Some(body)));
     let (mut output, mut failure) = (String::new(), None);
     let built = loop {
         match next(api, &doing, &mut progress).await {
@@ -251,6 +335,8 @@ mod tests {
         assert_eq!(parts("localhost:5000/a/b"), ("localhost:5000/a/b", "latest"));
         assert_eq!(parts("localhost:5000/a/b:1.2"), ("localhost:5000/a/b", "1.2"));
         assert_eq!(parts("a/b@sha256:00"), ("a/b", "sha256:00"));
+        assert_eq!((registry("debian"), registry("acme/app")), ("docker.io", "docker.io"));
+        assert_eq!((registry("localhost:5000/a"), registry("ghcr.io/a/b")), ("localhost:5000", "ghcr.io"));
     }
 
     #[test]

@@ -9,8 +9,10 @@ mod guest;
 mod image;
 mod map;
 mod sheet;
+mod stream;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +52,7 @@ static CALLS: Calls = Calls {
     create: &[Pattern("POST", "/containers/create")],
     delete: &[Pattern("DELETE", "/containers/*")],
     exec: &[Pattern("POST", "/exec/*/start")],
-    retry_after: false,
+    retry_after: true,
     refusal: |_, message, _| serde_json::json!({ "message": message }).to_string(),
 };
 
@@ -71,11 +73,12 @@ impl Docker {
     /// # Errors
     /// [`ProviderError::Invalid`] if there is no address, or none that can be; [`ProviderError::Unsupported`] if it is of a kind not spoken here.
     pub fn open(context: &ProviderContext) -> Result<Self, ProviderError> {
-        Ok(Self::at(Daemon::find(context)?))
+        let config = daemon::settings_dir(context).map(|dir| dir.join("config.json"));
+        Ok(Self::at(Daemon::find(context)?, config))
     }
 
-    fn at(daemon: Daemon) -> Self {
-        Self { api: Api::new(daemon), networks: RwLock::default(), making: Mutex::default() }
+    fn at(daemon: Daemon, config: Option<PathBuf>) -> Self {
+        Self { api: Api::new(daemon, config), networks: RwLock::default(), making: Mutex::default() }
     }
 
     async fn call<T>(
@@ -621,7 +624,7 @@ impl Service for Docker {
 
     fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
         let address = detour.before(Arc::new(self.api.clone()))?;
-        Ok(Arc::new(Self::at(Daemon::Http(address.to_string()))))
+        Ok(Arc::new(Self::at(Daemon::Http(address.to_string()), self.api.config.clone())))
     }
 }
 

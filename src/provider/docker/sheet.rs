@@ -36,7 +36,7 @@ pub static SHEET: Capabilities = Capabilities {
         variable: Some("DOCKER_HOST"),
         secret: false,
         required: false,
-        summary: "the address of the daemon, `unix:///PATH` or `tcp://HOST:PORT`; without it that of the `docker` command",
+        summary: "the address of the daemon, `unix:///PATH`, `tcp://HOST:PORT` or `ssh://USER@HOST`; without it that of the `docker` command",
     }],
     fields: &[
         refused(

@@ -101,6 +101,8 @@ impl Place {
                 ProviderError::Invalid { message: format!("kubeconfig {}: {error}", files.join(", ")) }
             })?
         };
+        // What can be tried again is told to whoever asked: they have one policy for every provider.
+        config.default_retry = false;
         if let Some(namespace) = &self.namespace {
             config.default_namespace.clone_from(namespace);
         }

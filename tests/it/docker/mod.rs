@@ -3,5 +3,6 @@
 mod build;
 mod project;
 mod provider;
+mod reach;
 mod relay;
 pub mod support;

@@ -25,6 +25,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one, with the image; `None`, after saying what is missing, where that cannot be.
     pub fn start() -> Option<Self> {
+        Self::start_with(|_| Vec::new())
+    }
+
+    /// The same with arguments that may be about its directory.
+    pub fn start_with(arguments: impl FnOnce(&Path) -> Vec<String>) -> Option<Self> {
         if !crate::engine::support::is_root() {
             eprintln!("SKIPPED: a Docker daemon needs root");
             return None;
@@ -50,7 +55,7 @@ impl Daemon {
         ]);
         command.args(["--ip-forward=false", "--ip-masq=false", "--shutdown-timeout=5"]);
         command.args(["--data-root", &path("data"), "--exec-root", &path("exec"), "-p", &path("pid")]);
-        command.args(["-H", &format!("unix://{}", path("sock"))]);
+        command.args(["-H", &format!("unix://{}", path("sock"))]).args(arguments(dir.path()));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
         let daemon = Self { child, dir };
@@ -99,11 +104,16 @@ impl Daemon {
     }
 
     pub async fn provider(&self) -> Arc<dyn Provider> {
+        self.provider_by(&[("DOCKER_HOST", &self.host())]).await
+    }
+
+    /// The provider in another environment.
+    pub async fn provider_by(&self, vars: &[(&str, &str)]) -> Arc<dyn Provider> {
         let context = ProviderContext {
             data_dir: PathBuf::new(),
             runtime_dir: PathBuf::new(),
             executable: PathBuf::new(),
-            vars: BTreeMap::from([("DOCKER_HOST".to_owned(), self.host())]),
+            vars: vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             settings: BTreeMap::new(),
             credentials: BTreeMap::new(),
         };
@@ -127,8 +137,11 @@ impl Daemon {
         let program =
             std::env::var_os("POCKETENV_TEST_EXE").unwrap_or_else(|| env!("CARGO_BIN_EXE_pocketenv").into());
         let mut command = Command::new(program);
-        command.args(args).envs(env.iter().copied()).env("POCKETENV_HOME", self.dir.path().join("home"));
-        command.env("DOCKER_HOST", self.host()).stdin(Stdio::null()).output().unwrap()
+        command
+            .args(args)
+            .env("POCKETENV_HOME", self.dir.path().join("home"))
+            .env("DOCKER_HOST", self.host());
+        command.envs(env.iter().copied()).stdin(Stdio::null()).output().unwrap()
     }
 
     /// What it prints, of a run that must end with `code`.

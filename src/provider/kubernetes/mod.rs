@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 
@@ -167,7 +167,7 @@ impl Kubernetes {
         spec: &SandboxSpec,
         labels: &BTreeMap<String, String>,
     ) -> Result<(), ProviderError> {
-        let services: Api<Service> = self.objects().await?;
+        let services: Api<core::Service> = self.objects().await?;
         let service_name = map::service_name(labels);
         let seen = found(&format!("look at service {service_name}"), services.get(&service_name)).await?;
         match (map::service(kind, name, uid, spec, labels), seen) {
@@ -240,8 +240,8 @@ impl Provider for Kubernetes {
         let pods = all(&self.objects::<Pod>().await?, "list pods", &labels).await?;
         let pods: BTreeMap<&str, &Pod> =
             pods.iter().filter_map(|pod| Some((pod.metadata.name.as_deref()?, pod))).collect();
-        let services = all(&self.objects::<Service>().await?, "list services", &labels).await?;
-        let services: BTreeMap<&str, &Service> = services
+        let services = all(&self.objects::<core::Service>().await?, "list services", &labels).await?;
+        let services: BTreeMap<&str, &core::Service> = services
             .iter()
             .filter_map(|service| Some((service.metadata.name.as_deref()?, service)))
             .collect();
@@ -268,7 +268,7 @@ impl Provider for Kubernetes {
         let pods: Api<Pod> = self.objects().await?;
         let pod_name = map::pod_name(&id.0, &owner);
         let pod = found(&format!("look at the pod of sandbox {id}"), pods.get(&pod_name)).await?;
-        let (services, service_name): (Api<Service>, _) =
+        let (services, service_name): (Api<core::Service>, _) =
             (self.objects().await?, map::service_name(&map::labels_of(&owner)));
         let service = found(&format!("look at service {service_name}"), services.get(&service_name)).await?;
         Ok(Some(map::observed(kind, &id.0, &owner, pod.as_ref(), service.as_ref())))

@@ -135,10 +135,12 @@ pub async fn build(
         return Err(unreadable(format!("there is no {file}, or an ignore file leaves it out")));
     }
     let shown = request.context.join(file).display().to_string();
-    let text = read(&request.context.join(file)).map_err(unreadable)?;
+    let context = Context::new(request.context.to_owned(), entries);
+    // A link could lead to what is no part of the context, and a message would show it.
+    let text = context.open(file).map_err(|error| unreadable(format!("{shown}: {error}")))?;
+    let text = read(text).map_err(|why| unreadable(format!("{shown}: {why}")))?;
     let instructions = parse(&text).map_err(|wrong| wrong.within(&shown))?;
     let outlines = stage::outline(&instructions).map_err(|wrong| wrong.within(&shown))?;
-    let context = Context::new(request.context.to_owned(), entries);
 
     let hold = engine.hold_images().await?;
     let mut build = Build { engine, file: shown, images: BTreeMap::new(), say };
@@ -151,15 +153,11 @@ pub async fn build(
     Ok((image, hold))
 }
 
-fn read(path: &Path) -> Result<String, String> {
+fn read(file: std::fs::File) -> Result<String, String> {
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let read = file.take(MAX_FILE + 1).read_to_string(&mut text);
-    match read {
-        Err(error) => Err(format!("{}: {error}", path.display())),
-        Ok(_) if text.len() as u64 > MAX_FILE => {
-            Err(format!("{} is longer than {MAX_FILE} bytes", path.display()))
-        }
+    match file.take(MAX_FILE + 1).read_to_string(&mut text) {
+        Err(error) => Err(error.to_string()),
+        Ok(_) if text.len() as u64 > MAX_FILE => Err(format!("it is longer than {MAX_FILE} bytes")),
         Ok(_) => Ok(text),
     }
 }

@@ -60,6 +60,8 @@ pub struct Context {
 /// A process group and the connection of who started it.
 struct Running {
     connection: Option<OwnedFd>,
+    /// It is no use of the sandbox.
+    look: bool,
     /// Readable when the command has been executed (end) or could not be (an error).
     starting: Option<OwnedFd>,
     pty: Option<OwnedFd>,
@@ -248,7 +250,10 @@ impl Init {
                 })();
                 match prepared.and_then(|prepared| self.spawn(prepared)) {
                     Ok((pid, mut running)) => {
-                        self.used = boot_ms();
+                        running.look = head.look;
+                        if !running.look {
+                            self.used = boot_ms();
+                        }
                         running.connection = Some(connection);
                         self.running.insert(pid, running);
                     }
@@ -272,7 +277,8 @@ impl Init {
                 Err(error) => fail(&connection, "write /etc/hosts".to_owned(), &error),
             },
             Request::Idle => {
-                let waited = self.running.values().any(|running| running.connection.is_some());
+                let waited =
+                    self.running.values().any(|running| running.connection.is_some() && !running.look);
                 let idle = if waited { 0 } else { boot_ms().saturating_sub(self.used) };
                 reply(&connection, &Reply::Idle(idle), &[]);
             }
@@ -302,6 +308,7 @@ impl Init {
                 pid,
                 Running {
                     connection: None,
+                    look: false,
                     starting: Some(receiver),
                     pty: prepared.pty,
                     what: prepared.what,
@@ -346,7 +353,9 @@ impl Init {
             Ok(None) | Err(_) => {
                 signal_group(pid, libc::SIGKILL);
                 running.connection = None;
-                self.used = boot_ms();
+                if !running.look {
+                    self.used = boot_ms();
+                }
             }
         }
     }
@@ -359,7 +368,9 @@ impl Init {
                     self.started(pid); // its report, if it is still unread, comes before its end
                     let Some(running) = self.running.remove(&pid) else { continue };
                     let Some(connection) = running.connection else { continue };
-                    self.used = boot_ms();
+                    if !running.look {
+                        self.used = boot_ms();
+                    }
                     let exit = match (status.exit_status(), status.terminating_signal()) {
                         (Some(code), _) => Exit::Code(code),
                         (None, signal) => Exit::Signal(signal.unwrap_or(libc::SIGKILL)),

@@ -205,6 +205,7 @@ impl Engine {
             env: step.args.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             cwd: Some(step.working_dir.clone().into()),
             user: step.user.clone(),
+            look: false,
         };
         let mut handle = self.exec(id, request, stdio).await?;
         let mut buffer = vec![0; 16 * 1024];

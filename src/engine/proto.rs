@@ -63,6 +63,9 @@ pub struct ExecHead {
     pub user: Option<String>,
     /// Rows and columns of the terminal to make, if one is wanted.
     pub pty: Option<(u16, u16)>,
+    /// As in [`ExecRequest`].
+    #[serde(default)]
+    pub look: bool,
 }
 
 /// The answers. `Exec` is answered by `Started` or `Failed`, and later `Exited`.
@@ -126,6 +129,7 @@ pub fn pack(
         cwd: request.cwd.is_some(),
         user: request.user,
         pty,
+        look: request.look,
     };
     if request.argv.first().is_none_or(|program| program.is_empty()) {
         return Ok(Err("the command is empty".to_owned()));

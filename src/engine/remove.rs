@@ -17,6 +17,8 @@ use super::rootfs::at;
 const WORKERS: usize = 16;
 /// So many tasks wait before one thread is too few: most sandboxes are small, and threads cost more than what they remove.
 const FEW: usize = 64;
+/// How often it is tried where something appears while it goes, such as the last words of a process that ends.
+const TRIES: usize = 8;
 /// Names that one thread removes in one go.
 const CHUNK: usize = 64;
 /// What lies deeper is moved up first, so that no depth takes more open files than there may be.
@@ -27,9 +29,15 @@ const DEEP: usize = 32;
 /// # Errors
 /// What the file system reports, with the path.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match remove(path) {
-        Ok(()) => Ok(()),
-        Err(Errno::NOENT) => Ok(()),
+    let mut result = remove(path);
+    for _ in 1..TRIES {
+        if result != Err(Errno::NOTEMPTY) {
+            break;
+        }
+        result = remove(path);
+    }
+    match result {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(at(path, &error.into())),
     }
 }

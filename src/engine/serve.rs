@@ -264,7 +264,10 @@ impl Shim {
             | Request::Listen(_)
             | Request::Hosts(_)
             | Request::Idle => {
-                self.uses.touch();
+                // A connection is made by whoever checks health; those of users come through forwards.
+                if matches!(&request, Request::Exec(head) if !head.look) {
+                    self.uses.touch();
+                }
                 if matches!(request, Request::Stop(_)) {
                     self.asked.store(true, Ordering::Relaxed);
                 }

@@ -278,6 +278,8 @@ pub struct ExecRequest {
     pub cwd: Option<PathBuf>,
     /// `name[:group]` or `uid[:gid]`; root when absent.
     pub user: Option<String>,
+    /// It only looks, and is no use in the sense of [`Lifetime::idle`].
+    pub look: bool,
 }
 
 /// How a command ended.

@@ -92,6 +92,7 @@ async fn exec(
     command.env = env.clone();
     command.cwd = defaults.working_dir.map(str::to_owned);
     command.user = defaults.user.map(str::to_owned);
+    command.look = true;
     let mut output = super::script::Tail::new(REASON_LIMIT);
     let mut writer = Sink(|data: &[u8]| output.push(data));
     let io = ExecIo { stderr: Output::Writer(&mut writer), ..ExecIo::default() };
@@ -116,7 +117,10 @@ pub async fn wait_started(guest: &dyn Guest, name: &str, limit: Duration) -> Res
     let mut settle = script!("settle").command([name]);
     settle.timeout = Some(SHORT);
     loop {
-        run(guest, &format!("waiting for service {name}"), &settle, 0).await?;
+        let said = run(guest, &format!("waiting for service {name}"), &settle, 0).await?;
+        if said.stdout.trim_ascii() == b"settled" {
+            return Ok(());
+        }
         let service = look(guest).await?.services.remove(name);
         match service.as_ref().map(|service| service.state) {
             Some(ServiceStatus::Completed | ServiceStatus::Running) => return Ok(()),

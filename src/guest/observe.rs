@@ -76,6 +76,7 @@ async fn probe_again(
 pub(super) async fn look(guest: &dyn Guest) -> Result<ObservedGuest, GuestError> {
     let mut command = script!("observe").command::<_, String>([]);
     command.timeout = Some(SHORT);
+    command.look = true;
     let output = run(guest, "looking into the sandbox", &command, ANSWER_LIMIT).await?;
     if output.truncated {
         return Err(protocol("the answer is too long"));

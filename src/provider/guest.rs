@@ -54,6 +54,8 @@ pub struct Command {
     pub user: Option<String>,
     /// The command is killed after this long.
     pub timeout: Option<Duration>,
+    /// It only looks, and is no use that keeps the sandbox from being stopped for want of it.
+    pub look: bool,
 }
 
 impl Command {

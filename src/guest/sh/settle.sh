@@ -1,5 +1,5 @@
 # settle.sh NAME: comes back when the service NAME has started up, which is when all its processes wait for something and did nothing in between two
-# looks; when it does not run; and after a quarter of a second at the latest.
+# looks, and then it says `settled`; when it does not run; and after a quarter of a second at the latest.
 pe_find_run
 pe_dir=$pe_run/services/$1
 
@@ -22,7 +22,10 @@ pe_before= pe_looks=0
 while [ "$pe_looks" -lt 24 ]; do
   [ -r "$pe_dir/state" ] && read -r pe_state pe_rest <"$pe_dir/state" && [ "$pe_state" = running ] || exit 0
   if pe_alive "$pe_dir/child" && pe_look "$pe_pid"; then
-    [ "$pe_trace" != "$pe_before" ] || exit 0
+    if [ "$pe_trace" = "$pe_before" ]; then
+      ! pe_alive "$pe_dir/supervisor" || echo settled
+      exit 0
+    fi
     pe_before=$pe_trace
   else
     pe_before=

@@ -9,6 +9,8 @@ pe_open_log() {
   mkfifo -m 600 "$pe_dir/pipe" || return 1
   exec 4<>"$pe_dir/pipe" 5<"$pe_dir/pipe" 3>"$pe_dir/pipe" 4>&-
   rm -f "$pe_dir/pipe" "$pe_dir/pump"
+  # Whoever asks for the log before the pump is up finds it empty, and not missing.
+  [ -e "$pe_logs/log" ] || true >"$pe_logs/log"
   pe_detach sh "$pe_dir/pump.sh" "$pe_dir" "$pe_logs" "$pe_size" "$pe_files" <&5 >/dev/null 2>&1 3>&- 5<&-
   exec 5<&-
 }

@@ -55,6 +55,7 @@ fn request(command: &Command) -> ExecRequest {
         env: command.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         cwd: command.cwd.as_ref().map(Into::into),
         user: command.user.clone(),
+        look: command.look,
     }
 }
 

@@ -179,6 +179,14 @@ async fn what_is_not_built_is_refused_before_anything_runs() {
         assert!(error.contains("Containerfile:4: ") && error.contains(says), "{line}: {error}");
         assert!(told.done.is_empty(), "{line}: {told:?}");
     }
+    // The file itself may be no link either: what it leads to is none of the context's, and no message shows a line of it.
+    let outside = fixture.dir.path().join("outside");
+    fs::write(&outside, "top secret\n").unwrap();
+    fs::remove_file(dir.join("Containerfile")).unwrap();
+    std::os::unix::fs::symlink(&outside, dir.join("Containerfile")).unwrap();
+    let error = built(&fixture, &dir, None).await.0.unwrap_err();
+    let said = format!("{error} {error:?}");
+    assert!(said.contains("Containerfile") && !said.contains("secret"), "{said}");
     let missing = fixture.dir.path().join("data/engine/boxes");
     assert!(!missing.exists(), "nothing was ever run");
 }

@@ -24,7 +24,11 @@ fn lifetime() {
 
     // Nobody looks but at files and processes.
     eventually("the one is deleted", || !short.exists());
-    eventually("the other is stopped", || !lazy.lives());
+    // A look is no use, and neither is a check of health.
+    eventually("the other is stopped", || {
+        world.status("sandbox/lazy");
+        !lazy.lives()
+    });
     let (gone, stopped) = (world.status("sandbox/short"), world.status("sandbox/lazy"));
     assert_eq!((&gone["health"], &gone["phase"]), (&"Missing".into(), &"Absent".into()), "{gone}");
     assert_eq!(

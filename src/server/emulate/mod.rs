@@ -12,6 +12,7 @@ mod measure;
 mod process;
 mod record;
 mod request;
+mod unread;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -646,6 +647,7 @@ impl Emulation {
         stop: CancellationToken,
     ) -> std::io::Result<()> {
         let expiring = tokio::spawn(self.clone().expire());
+        let router = router.layer(axum::middleware::from_fn(unread::told));
         let stopped = stop.clone();
         let served =
             axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::ProviderError;
-use crate::model::{Identity, Image, ObservedSandbox, SandboxSpec, labels};
+use crate::model::{Identity, Image, Mount, ObservedSandbox, SandboxSpec, labels};
 
 /// The label that keeps it, as JSON.
 pub(super) const SPEC: &str = "pocketenv.io/spec";
@@ -75,6 +75,31 @@ pub(super) fn names(name: &str, project: &str, address: &str) -> bool {
     named(name).is_some_and(|labels| are_of(&labels, project, address))
 }
 
+/// The volumes of a sandbox, where only their names say whose they are and all are mounted to be written to. `name` is the provider's name of one.
+///
+/// # Errors
+/// [`ProviderError::Invalid`] for one that is to be read only, or is not there.
+pub(super) fn mounts<V, M>(
+    (vendor, spec, project): (&str, &SandboxSpec, &str),
+    volumes: &[V],
+    name: impl Fn(&V) -> &str,
+    mount: impl Fn(&V, &Mount) -> M,
+) -> Result<Vec<M>, ProviderError> {
+    let mounted = |wanted: &Mount| {
+        let (volume, address) = (&wanted.volume, format!("volume/{}", wanted.volume));
+        let found = volumes.iter().find(|volume| names(name(volume), project, &address));
+        let message = match found {
+            _ if wanted.read_only => {
+                format!("{vendor} mounts volumes to be written to: `read_only` of `{volume}`")
+            }
+            Some(found) => return Ok(mount(found, wanted)),
+            None => format!("volume `{volume}` of project `{project}` is not at {vendor}"),
+        };
+        Err(ProviderError::Invalid { message })
+    };
+    spec.mounts.iter().map(mounted).collect()
+}
+
 /// The ids of the sandboxes that are made from a snapshot of a project, by what they are to be.
 pub(super) fn made_from<'a>(
     project: &str,
@@ -87,6 +112,23 @@ pub(super) fn made_from<'a>(
             && sandbox.labels.get(labels::PROJECT).is_some_and(|of| of == project)
     });
     made.map(|sandbox| sandbox.id.0.clone()).collect()
+}
+
+/// Nothing, if no sandbox is made from a snapshot of a project.
+///
+/// # Errors
+/// [`ProviderError::Invalid`] with the ids of those that are.
+pub(super) fn unused<'a>(
+    project: &str,
+    snapshot: &str,
+    sandboxes: impl Iterator<Item = &'a ObservedSandbox>,
+) -> Result<(), ProviderError> {
+    let users = made_from(project, snapshot, sandboxes);
+    if users.is_empty() {
+        return Ok(());
+    }
+    let message = format!("snapshot {snapshot} is what {} is made from", users.join(", "));
+    Err(ProviderError::Invalid { message })
 }
 
 /// An identity, for tests.

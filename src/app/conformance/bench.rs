@@ -270,12 +270,13 @@ impl Bench {
     ) -> Result<SandboxId, Failure> {
         let mut found = Vec::new();
         if !self.sheet().idempotent_create {
-            // A second create would make a second one, so the first is waited for.
-            let look = || async {
-                let found = self.with_intent(identity).await?;
-                Ok(if found.is_empty() { Err(String::new()) } else { Ok(found) })
-            };
-            found = self.eventually(self.settle(), look).await.unwrap_or_default();
+            // A second create would make a second one, so the first is waited for. A listing that fails says nothing of it.
+            let deadline = Instant::now() + self.settle();
+            found = self.with_intent(identity).await?;
+            while found.is_empty() && Instant::now() < deadline {
+                sleep(LOOK).await;
+                found = self.with_intent(identity).await?;
+            }
         }
         let id = match found.pop() {
             Some(id) => id,

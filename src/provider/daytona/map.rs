@@ -84,22 +84,11 @@ pub(super) fn mounts(
     project: &str,
     volumes: &[api::Volume],
 ) -> Result<Vec<api::VolumeMount>, ProviderError> {
-    let mount = |mount: &Mount| {
-        let address = format!("volume/{}", mount.volume);
-        if mount.read_only {
-            return invalid(format!(
-                "Daytona mounts volumes to be written to: `read_only` of `{}`",
-                mount.volume
-            ));
-        }
-        match volumes.iter().find(|volume| label::names(&volume.name, project, &address)) {
-            Some(volume) => {
-                Ok(api::VolumeMount { volume_id: volume.id.clone(), mount_path: mount.path.clone() })
-            }
-            None => invalid(format!("volume `{}` of project `{project}` is not at Daytona", mount.volume)),
-        }
+    let mount = |volume: &api::Volume, mount: &Mount| api::VolumeMount {
+        volume_id: volume.id.clone(),
+        mount_path: mount.path.clone(),
     };
-    spec.mounts.iter().map(mount).collect()
+    label::mounts(("Daytona", spec, project), volumes, |volume| &volume.name, mount)
 }
 
 /// Cores, and memory and disk in GiB: whole ones.

@@ -488,11 +488,7 @@ impl Snapshots for Daytona {
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
         let Some(snapshot) = self.snapshot_of(project, name).await? else { return Ok(()) };
         let owner = Owner { project: Some(project.to_owned()), owner: None };
-        let users = label::made_from(project, name, self.sandboxes(&owner.labels()).await?.iter());
-        if !users.is_empty() {
-            let message = format!("snapshot {name} is what {} is made from", users.join(", "));
-            return Err(ProviderError::Invalid { message });
-        }
+        label::unused(project, name, self.sandboxes(&owner.labels()).await?.iter())?;
         let call = self.api.call(Method::DELETE, &["snapshots", &snapshot.id]).timeout(SLOW);
         match call.done(&format!("delete snapshot {name}")).await {
             Err(ProviderError::NotFound { .. }) => Ok(()),

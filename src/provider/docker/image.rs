@@ -179,8 +179,13 @@ async fn credentials_of_build(
     let Some(file) = &api.config else { return Ok(all) };
     let unreadable = |error| ProviderError::permanent("cannot find the credentials of registries", error);
     let named = credentials::registries(file).map_err(unreadable)?;
-    // What cannot be read is told by the builder.
-    let text = std::fs::read_to_string(dockerfile).unwrap_or_default();
+    let text = match std::fs::read_to_string(dockerfile) {
+        // The builder says so.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        text => text.map_err(|error| {
+            ProviderError::permanent(format!("cannot read {}", dockerfile.display()), error)
+        })?,
+    };
     for registry in named.iter().filter(|name| *name == "docker.io" || text.contains(name.as_str())) {
         let what = dockerfile.display().to_string();
         if let Some(found) = credentials_for(api, registry, &what).await? {

@@ -55,20 +55,11 @@ pub(super) fn mounts(
     project: &str,
     volumes: &[api::Volume],
 ) -> Result<Vec<api::VolumeMount>, ProviderError> {
-    let mount = |mount: &Mount| {
-        let address = format!("volume/{}", mount.volume);
-        if mount.read_only {
-            return invalid(format!(
-                "E2B mounts volumes to be written to: `read_only` of `{}`",
-                mount.volume
-            ));
-        }
-        match volumes.iter().find(|volume| label::names(&volume.name, project, &address)) {
-            Some(volume) => Ok(api::VolumeMount { name: volume.name.clone(), path: mount.path.clone() }),
-            None => invalid(format!("volume `{}` of project `{project}` is not at E2B", mount.volume)),
-        }
+    let mount = |volume: &api::Volume, mount: &Mount| api::VolumeMount {
+        name: volume.name.clone(),
+        path: mount.path.clone(),
     };
-    spec.mounts.iter().map(mount).collect()
+    label::mounts(("E2B", spec, project), volumes, |volume| &volume.name, mount)
 }
 
 /// The labels of a snapshot of ours: they are its name.

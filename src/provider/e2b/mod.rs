@@ -386,11 +386,7 @@ impl Snapshots for E2b {
     async fn delete_snapshot(&self, project: &str, name: &str) -> Result<(), ProviderError> {
         let Some(id) = self.snapshot(project, name).await? else { return Ok(()) };
         let owner = Owner { project: Some(project.to_owned()), owner: None };
-        let users = label::made_from(project, name, self.sandboxes(&owner.labels()).await?.iter());
-        if !users.is_empty() {
-            let message = format!("snapshot {name} is what {} is made from", users.join(", "));
-            return Err(ProviderError::Invalid { message });
-        }
+        label::unused(project, name, self.sandboxes(&owner.labels()).await?.iter())?;
         match self
             .api
             .call(Method::DELETE, &["templates", &id])

@@ -90,6 +90,8 @@ sandboxes:
     let fetched =
         run(&["exec", "other", "--", "sh", "-c", "wget -q -O- \"$HELLO\"; echo; echo \"$HELLO\""], 0);
     assert_eq!(fetched, format!("one\nhttp://127.0.0.1:{port}/index.html"));
+    let by_name = run(&["exec", "other", "--", "wget", "-q", "-O-", "http://hello:8000/index.html"], 0);
+    assert_eq!(by_name, "one");
     assert_eq!(
         run(&["exec", "hello", "--", "sh", "-c", "hostname; echo \"$TOKEN\"; cat /run/secrets/cert"], 0),
         format!("front\n{SECRET}\n{SECRET}")

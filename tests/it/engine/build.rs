@@ -8,7 +8,7 @@ use pocketenv::build::{BuildError, Event, Request, build};
 use pocketenv::engine::{BoxSpec, EngineError, Image, OciImage};
 use pocketenv::image::Reference;
 
-use super::images::{archive, busybox, file, made_by_umoci, pocketenv, registry, symlink, tool};
+use super::images::{archive, busybox, file, pocketenv, served, symlink};
 use super::support::Fixture;
 
 /// A context with an archive in it that has a shell, and two users.
@@ -293,11 +293,7 @@ async fn what_was_built_is_kept_until_it_is_collected() {
 #[tokio::test]
 async fn a_build_begins_with_an_image_of_a_registry() {
     let fixture = Fixture::new();
-    let Some(layout) = made_by_umoci(fixture.dir.path()) else { return };
-    let Some(registry) = registry(fixture.dir.path()).await else { return };
-    let source = format!("oci:{}:v1", layout.display());
-    let target = format!("docker://{}/test/image:v1", registry.host);
-    tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target]);
+    let Some((_, registry, _)) = served(fixture.dir.path()).await else { return };
     let dir = fixture.dir.path().join("context");
     fs::create_dir(&dir).unwrap();
     let from = format!("{}/test/image", registry.host);

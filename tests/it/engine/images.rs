@@ -573,21 +573,32 @@ pub(super) async fn registry(dir: &Path) -> Option<Registry> {
     Some(registry)
 }
 
+/// An image of umoci's, and a registry that has it: where it lies, the registry, and its name without the registry's.
+pub(super) async fn served(dir: &Path) -> Option<(String, Registry, String)> {
+    let source = format!("oci:{}:v1", made_by_umoci(dir)?.display());
+    let registry = registry(dir).await?;
+    let name = format!("{}/test/image:v1", registry.host);
+    push(&source, &name);
+    Some((source, registry, name))
+}
+
+fn push(source: &str, name: &str) {
+    let target = format!("docker://{name}");
+    tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", source, &target]);
+}
+
 #[tokio::test]
 async fn an_image_is_pulled_from_a_registry_and_kept_until_it_is_pulled_again() {
     let fixture = Fixture::new();
-    let Some(layout) = made_by_umoci(fixture.dir.path()) else { return };
-    let Some(registry) = registry(fixture.dir.path()).await else { return };
-    let source = format!("oci:{}:v1", layout.display());
-    let target = format!("docker://{}/test/image:v1", registry.host);
-    tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target]);
-    let reference: Reference = format!("{}/test/image:v1", registry.host).parse().unwrap();
+    let Some((source, registry, name)) = served(fixture.dir.path()).await else { return };
+    let push = || push(&source, &name);
+    let reference: Reference = name.parse().unwrap();
     let first = create(&fixture, "a", &reference).await;
     assert_eq!(fixture.sh("a", SEEN).await.ok(), "2\numoci\ngone");
 
     // The tag moves on; the name stands for what was pulled until somebody pulls again.
     tool("umoci", &["config", "--image", &source[4..], "--config.env", "MADE_BY=somebody else"]);
-    tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target]);
+    push();
     assert_eq!(image(&fixture, &reference).await.unwrap().digest, first.digest);
     let (again, hold) = fixture.engine.image(&reference, true, &|_| ()).await.unwrap();
     drop(hold);
@@ -614,13 +625,8 @@ async fn an_image_is_pulled_from_a_registry_and_kept_until_it_is_pulled_again() 
 #[tokio::test]
 async fn a_lock_keeps_the_digest_of_a_tag() {
     let (fixture, other) = (Fixture::new(), Fixture::new());
-    let Some(layout) = made_by_umoci(fixture.dir.path()) else { return };
-    let Some(registry) = registry(fixture.dir.path()).await else { return };
-    let source = format!("oci:{}:v1", layout.display());
-    let name = format!("{}/test/image:v1", registry.host);
-    let target = format!("docker://{name}");
-    let push = || tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", &source, &target]);
-    push();
+    let Some((source, _registry, name)) = served(fixture.dir.path()).await else { return };
+    let push = || push(&source, &name);
     let manifest = format!("version: 1\nname: locked\nsandboxes: {{ box: {{ image: '{name}' }} }}\n");
     for fixture in [&fixture, &other] {
         fs::write(fixture.dir.path().join("pocketenv.yaml"), &manifest).unwrap();

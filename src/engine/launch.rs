@@ -170,8 +170,8 @@ pub enum Step {
     PivotRoot,
     /// The same where the old root cannot be pivoted away.
     MoveRoot,
-    /// No new privileges, few capabilities, opaque to the processes inside.
-    Lockdown,
+    /// No new privileges, few capabilities, opaque to the processes inside, and perhaps a second fence around it all.
+    Lockdown { fence: bool },
     /// Try one way; if the machine refuses it, the other, and say so.
     Either { first: Box<Step>, second: Box<Step>, choice: &'static str },
 }
@@ -206,7 +206,8 @@ impl fmt::Display for Step {
             Step::MakeDir(path) => write!(f, "make {}", path.display()),
             Step::PivotRoot => f.write_str("pivot the root"),
             Step::MoveRoot => f.write_str("move the root"),
-            Step::Lockdown => f.write_str("drop privileges"),
+            Step::Lockdown { fence: true } => f.write_str("put up a second fence"),
+            Step::Lockdown { fence: false } => f.write_str("drop privileges"),
             Step::Either { first, second, .. } => write!(f, "{first}, or {second}"),
         }
     }
@@ -306,7 +307,8 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     }
     let choice = "the root was moved, not pivoted";
     steps.push(Step::Either { first: Box::new(Step::PivotRoot), second: Box::new(Step::MoveRoot), choice });
-    steps.push(Step::Lockdown);
+    let lockdown = |fence| Box::new(Step::Lockdown { fence });
+    steps.push(Step::Either { first: lockdown(true), second: lockdown(false), choice: "no second fence" });
     steps
 }
 
@@ -466,16 +468,23 @@ mod tests {
         let outer = position(&steps, |s| matches!(s, Step::Mount { slot: 1, .. }));
         let inner = position(&steps, |s| matches!(s, Step::Mount { slot: 0, .. }));
         assert!(outer < inner, "a mount below another comes after it");
-        assert!(matches!(steps[steps.len() - 2..], [Step::PivotRoot, Step::Lockdown]));
+        assert!(matches!(steps[steps.len() - 2..], [Step::PivotRoot, Step::Lockdown { fence: true }]));
     }
 
     #[test]
     fn every_rung_of_the_ladder_is_taken_and_reported() {
         let mut recorder = recorder(|s| {
-            matches!(s, Step::OverlayRoot { .. } | Step::Overlay { .. } | Step::Proc | Step::PivotRoot)
+            matches!(
+                s,
+                Step::OverlayRoot { .. }
+                    | Step::Overlay { .. }
+                    | Step::Proc
+                    | Step::PivotRoot
+                    | Step::Lockdown { fence: true }
+            )
         });
         let choices = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap();
-        assert_eq!(choices.len(), 5, "{choices:?}");
+        assert_eq!(choices.len(), 6, "{choices:?}");
         assert!(choices[0].starts_with("the root is a copy"), "{choices:?}");
         assert!(choices[2].starts_with("/etc is a copy"), "{choices:?}");
         assert!(
@@ -505,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_refused_step_without_another_way_is_named() {
-        let mut recorder = recorder(|s| matches!(s, Step::Lockdown));
+        let mut recorder = recorder(|s| matches!(s, Step::Lockdown { .. }));
         let (step, error) = execute(&plan(&request(Network::None), &facts()), &mut recorder).unwrap_err();
         assert_eq!((step.as_str(), error.kind()), ("drop privileges", io::ErrorKind::PermissionDenied));
     }

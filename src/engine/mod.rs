@@ -17,6 +17,7 @@ mod destination;
 mod egress;
 mod error;
 mod export;
+mod fence;
 mod hello;
 mod hosts;
 mod images;

@@ -200,6 +200,8 @@ pub fn program(fake_root: bool) -> Vec<sock_filter> {
     // typing into a terminal that is shared with the caller
     refuse_argument(libc::SYS_ioctl, ARGUMENT[1], BPF_JEQ, libc::TIOCSTI as u32, libc::EPERM);
     refuse_argument(libc::SYS_ioctl, ARGUMENT[1], BPF_JEQ, libc::TIOCLINUX as u32, libc::EPERM);
+    // the first process is the engine's, by the same user: without descriptors or memory it could not answer any more
+    refuse_argument(libc::SYS_prlimit64, ARGUMENT[0], BPF_JEQ, 1, libc::EPERM);
     program.extend([
         jump(BPF_JEQ, libc::SYS_personality as u32, 0, PERSONALITIES.len() as u8 + 2),
         load(ARGUMENT[0]),
@@ -288,6 +290,8 @@ mod tests {
         assert_eq!(verdict(false, libc::SYS_socket, [libc::AF_ALG as u32, 0]), errno(libc::EAFNOSUPPORT));
         assert_eq!(verdict(false, libc::SYS_ioctl, [0, libc::TIOCSTI as u32]), errno(libc::EPERM));
         assert_eq!(verdict(false, libc::SYS_ioctl, [0, libc::TIOCGWINSZ as u32]), SECCOMP_RET_ALLOW);
+        assert_eq!(verdict(false, libc::SYS_prlimit64, [1, 7]), errno(libc::EPERM));
+        assert_eq!(verdict(false, libc::SYS_prlimit64, [0, 7]), SECCOMP_RET_ALLOW);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::fence;
 use super::launch::{ROOT, Step, Syscalls};
 use super::skeleton;
 use super::sys::{self, MountAttributes};
@@ -139,7 +140,10 @@ impl Syscalls for Real {
                 rustix::process::chroot(".")?;
                 Ok(rustix::process::chdir("/")?)
             }
-            Step::Lockdown => {
+            Step::Lockdown { fence } => {
+                if *fence {
+                    fence::put_up()?;
+                }
                 sys::limit_bounding_set(CAPABILITIES)?;
                 sys::set_no_new_privs()?;
                 sys::allow_dump(false)

@@ -44,7 +44,7 @@ pub struct ExecArgs {
     /// For habit: standard input is passed in any case
     #[arg(short, long)]
     pub interactive: bool,
-    /// Run it on a terminal
+    /// Run it on a terminal; where input and output are one it always is
     #[arg(short, long)]
     pub tty: bool,
     /// Set a variable of its environment; a bare NAME takes it from ours

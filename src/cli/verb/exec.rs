@@ -36,7 +36,9 @@ pub async fn exec(cx: &Context, args: &ExecArgs) -> Result<Exit, CliError> {
     command.timeout = args.timeout.map(Into::into);
     let project = cx.find().await?;
     let sandbox = project.sandbox(&parse_target(&args.name).sandbox).await?;
-    run(cx, &project, &sandbox, command, args.tty).await
+    // Who types a command and reads what it says is at a terminal, and so is the command.
+    let terminal = args.tty || std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    run(cx, &project, &sandbox, command, terminal).await
 }
 
 /// Opens a shell.

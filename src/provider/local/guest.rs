@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
+use rustix::fs::{FileType, SeekFrom};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::unix::pipe;
@@ -115,9 +116,20 @@ impl Guest for LocalGuest {
 
 impl LocalGuest {
     async fn run(&self, command: &Command, io: ExecIo<'_>) -> Result<ExitStatus, GuestError> {
-        let (stdin, feed) = input(io.stdin).map_err(local_io("make a pipe"))?;
-        let (stdout, out) = output(io.stdout, Standard::Out).map_err(local_io("make a pipe"))?;
-        let (stderr, err) = output(io.stderr, Standard::Err).map_err(local_io("make a pipe"))?;
+        let (mut own_in, mut own_out, mut own_err) =
+            (tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr());
+        // Where our input can be set back to: a file.
+        let offset = match io.stdin {
+            Input::Inherit => rustix::fs::seek(&own_in, SeekFrom::Current(0)).ok(),
+            _ => None,
+        };
+        let (stdin, feed) = input(io.stdin, &mut own_in).map_err(local_io("make a pipe"))?;
+        let (stdout, out) = output(io.stdout, &mut own_out).map_err(local_io("make a pipe"))?;
+        let (stderr, err) = output(io.stderr, &mut own_err).map_err(local_io("make a pipe"))?;
+        let rewind = match (offset, &feed) {
+            (Some(offset), Some(_)) => Some((offset, stdin.try_clone().map_err(local_io("make a pipe"))?)),
+            _ => None,
+        };
         let stdio = Stdio::Files { stdin, stdout, stderr };
         let mut handle = self
             .engine
@@ -131,70 +143,92 @@ impl LocalGuest {
             ended.cancel();
             exit
         };
+        let mut fed = 0;
         let feed = async {
-            if let Some((reader, pipe)) = feed {
-                tokio::select! {
-                    result = feed_input(reader, pipe) => result,
-                    () = ended.cancelled() => Ok(()),
-                }
-            } else {
-                Ok(())
+            let Some((reader, pipe)) = feed else { return Ok(()) };
+            tokio::select! {
+                result = feed_input(reader, pipe, &mut fed) => result,
+                () = ended.cancelled() => Ok(()),
             }
         };
-        let (exit, fed, out, err) = tokio::join!(wait, feed, drain(out, &ended), drain(err, &ended));
-        fed.map_err(local_io("pass the input on"))?;
+        let (exit, passed, out, err) = tokio::join!(wait, feed, drain(out, &ended), drain(err, &ended));
+        passed.map_err(local_io("pass the input on"))?;
+        if let Some((offset, pipe)) = rewind {
+            // What the command left of a file is for whoever reads it next, as if it had been given the file itself.
+            let left = rustix::io::ioctl_fionread(&pipe).unwrap_or(0);
+            let _ = rustix::fs::seek(io::stdin(), SeekFrom::Start(offset + fed - left.min(fed)));
+        }
         out.and(err).map_err(local_io("pass the output on"))?;
         exit.map(status).map_err(|error| self.error(command, error))
     }
-}
-
-enum Standard {
-    Out,
-    Err,
 }
 
 type Reader<'a> = &'a mut (dyn AsyncRead + Send + Unpin);
 type Writer<'a> = &'a mut (dyn AsyncWrite + Send + Unpin);
 type Draining<'a> = (pipe::Receiver, Writer<'a>);
 
-fn input(input: Input<'_>) -> io::Result<(OwnedFd, Option<(Reader<'_>, pipe::Sender)>)> {
-    match input {
-        Input::Null => Ok((null()?, None)),
-        Input::Inherit => Ok((io::stdin().as_fd().try_clone_to_owned()?, None)),
-        Input::Reader(reader) => {
-            let (sender, receiver) = pipe::pipe()?;
-            Ok((receiver.into_blocking_fd()?, Some((reader, sender))))
-        }
-    }
+/// A stream of ours that a sandbox may be given itself. A terminal is none: what is left running inside could read what is typed there long after.
+/// Nor is a file or a directory, which can be opened again with other rights, or be a way to others.
+fn may_be_given(stream: &impl AsFd) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(stream)?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo | FileType::Socket => true,
+        FileType::CharacterDevice => stat.st_rdev == rustix::fs::stat("/dev/null")?.st_rdev,
+        _ => false,
+    })
 }
 
-fn output(output: Output<'_>, standard: Standard) -> io::Result<(OwnedFd, Option<Draining<'_>>)> {
-    match (output, standard) {
-        (Output::Null, _) => Ok((null()?, None)),
-        (Output::Inherit, Standard::Out) => Ok((io::stdout().as_fd().try_clone_to_owned()?, None)),
-        (Output::Inherit, Standard::Err) => Ok((io::stderr().as_fd().try_clone_to_owned()?, None)),
-        (Output::Writer(writer), _) => {
-            let (sender, receiver) = pipe::pipe()?;
-            Ok((sender.into_blocking_fd()?, Some((receiver, writer))))
-        }
-    }
+fn input<'a, 'b: 'a>(
+    input: Input<'b>,
+    own: &'a mut tokio::io::Stdin,
+) -> io::Result<(OwnedFd, Option<(Reader<'a>, pipe::Sender)>)> {
+    let reader: Reader<'a> = match input {
+        Input::Null => return Ok((null()?, None)),
+        Input::Inherit if may_be_given(own)? => return Ok((own.as_fd().try_clone_to_owned()?, None)),
+        Input::Inherit => own,
+        Input::Reader(reader) => reader,
+    };
+    let (sender, receiver) = pipe::pipe()?;
+    Ok((receiver.into_blocking_fd()?, Some((reader, sender))))
+}
+
+fn output<'a, 'b: 'a, W: AsFd + AsyncWrite + Send + Unpin>(
+    output: Output<'b>,
+    own: &'a mut W,
+) -> io::Result<(OwnedFd, Option<Draining<'a>>)> {
+    let writer: Writer<'a> = match output {
+        Output::Null => return Ok((null()?, None)),
+        Output::Inherit if may_be_given(own)? => return Ok((own.as_fd().try_clone_to_owned()?, None)),
+        Output::Inherit => own,
+        Output::Writer(writer) => writer,
+    };
+    let (sender, receiver) = pipe::pipe()?;
+    Ok((sender.into_blocking_fd()?, Some((receiver, writer))))
 }
 
 fn null() -> io::Result<OwnedFd> {
     Ok(std::fs::File::options().read(true).write(true).open("/dev/null")?.into())
 }
 
-async fn feed_input(reader: Reader<'_>, mut pipe: pipe::Sender) -> io::Result<()> {
+/// Passes input on, and counts it in `fed`.
+async fn feed_input(reader: Reader<'_>, mut pipe: pipe::Sender, fed: &mut u64) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
         let read = reader.read(&mut buffer).await?;
         if read == 0 {
             return Ok(());
         }
-        match pipe.write_all(&buffer[..read]).await {
-            // The command does not want the rest.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            other => other?,
+        let mut piece = &buffer[..read];
+        while !piece.is_empty() {
+            match pipe.write(piece).await {
+                Ok(written) => {
+                    *fed += written as u64;
+                    piece = &piece[written..];
+                }
+                // The command does not want the rest.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(error),
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-use pocketenv::engine::Exit;
+use pocketenv::engine::{BoxSpec, Exit, Network};
 
 use super::support::{Fixture, is_root, request};
 
@@ -103,6 +103,68 @@ async fn nothing_private_of_the_host_is_visible() {
         assert_ne!(read.exit, Exit::Code(0));
         assert!(read.stdout.is_empty());
     }
+}
+
+/// The second fence: whoever starts a command may hand it a directory of the machine by mistake.
+#[tokio::test]
+async fn a_descriptor_of_another_place_leads_nowhere() {
+    let fixture = Fixture::new();
+    let info = fixture.create("one").await;
+    assert!(!info.choices.iter().any(|choice| choice.starts_with("no second fence")), "{:?}", info.choices);
+    let outside = fixture.dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("file"), "of the machine").unwrap();
+    std::fs::set_permissions(&outside, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    for script in [
+        "cat /proc/self/fd/0/file",
+        "ls /proc/self/fd/0/",
+        "ls /proc/self/fd/0/..",
+        "cd /proc/self/fd/0 && cat file",
+        "echo changed > /proc/self/fd/0/file",
+        "echo new > /proc/self/fd/0/new",
+        "mkdir /proc/self/fd/0/new",
+        "ln -s x /proc/self/fd/0/new",
+        "rm /proc/self/fd/0/file",
+        "mv /proc/self/fd/0/file /proc/self/fd/0/new",
+    ] {
+        let directory = std::fs::File::open(&outside).unwrap().into();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let command = request(["sh", "-c", script]);
+        let mut handle = fixture
+            .start("one", command, directory, writer.try_clone().unwrap().into(), writer.into())
+            .await
+            .unwrap();
+        assert_ne!(handle.wait().await.unwrap(), Exit::Code(0), "{script}");
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut said).unwrap();
+        assert!(said.contains("denied"), "{script}: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(outside.join("file")).unwrap(), "of the machine");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+}
+
+/// In the machine's own network, abstract sockets are in sight.
+#[tokio::test]
+async fn abstract_sockets_of_the_machine_are_closed() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    let fixture = Fixture::new();
+    fixture.create_with("one", BoxSpec { network: Network::Host, ..BoxSpec::default() }).await;
+    let name = format!("pocketenv-test-{}", std::process::id());
+    let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let connect = |listens: &str| {
+        format!(
+            "use Socket; socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die; {listens}
+             print connect($s, pack_sockaddr_un(qq(\\0{name}))) ? 'connected' : $!"
+        )
+    };
+    let answer = fixture.run("one", request(["perl", "-e", &connect("")])).await.unwrap();
+    assert_eq!(answer.ok(), "Operation not permitted");
+    // One of its own is open to it.
+    let own = "socket(my $l, AF_UNIX, SOCK_STREAM, 0) or die; bind($l, pack_sockaddr_un(qq(\\0own))) or die $!; listen($l, 1) or die;";
+    let script = connect(own).replace(&format!("qq(\\0{name})"), "qq(\\0own)");
+    assert_eq!(fixture.run("one", request(["perl", "-e", &script])).await.unwrap().ok(), "connected");
 }
 
 #[tokio::test]

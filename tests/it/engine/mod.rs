@@ -4,6 +4,7 @@
 
 mod base_images;
 mod build;
+mod escape;
 mod exec;
 mod export;
 mod hardening;

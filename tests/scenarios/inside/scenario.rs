@@ -1,7 +1,7 @@
 //! People work inside sandboxes: commands with their streams and codes, terminals, files in and out, logs, stop and start.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
 
@@ -16,6 +16,7 @@ fn inside() {
     let world = World::scenario("inside");
     world.apply();
     commands(&world);
+    streams(&world);
     files(&world);
     logs(&world);
     control(&world);
@@ -89,6 +90,45 @@ fn commands(world: &World) {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stdout).contains("from a shell"));
+}
+
+/// Files and terminals of ours are not given to what runs inside, but it seems so.
+fn streams(world: &World) {
+    let file = |name: &str| {
+        let path = world.project().join(name);
+        fs::File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap()
+    };
+    let run = |script: &str, input: fs::File| {
+        let (mut out, err) = (file("out"), file("err"));
+        let mut command = world.command(&["exec", "box", "--", "sh", "-c", script]);
+        command.stdin(input).stdout(out.try_clone().unwrap()).stderr(err);
+        let code = command.status().unwrap().code();
+        let mut text = String::new();
+        out.rewind().unwrap();
+        out.read_to_string(&mut text).unwrap();
+        (code, text)
+    };
+
+    // what a command leaves of a file is there for the next one
+    let mut lines = file("lines");
+    lines.write_all(b"one\ntwo\nthree\n").unwrap();
+    lines.rewind().unwrap();
+    for line in ["one\n", "two\n"] {
+        assert_eq!(run("read line; echo $line", lines.try_clone().unwrap()), (Some(0), line.to_owned()));
+    }
+    assert_eq!(lines.stream_position().unwrap(), 8);
+    assert_eq!(run("cat", lines.try_clone().unwrap()), (Some(0), "three\n".to_owned()));
+
+    // streams can be opened again by their names
+    lines.rewind().unwrap();
+    let script = "cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr";
+    assert_eq!(run(script, lines), (Some(0), "one\ntwo\nthree\nout\n".to_owned()));
+    assert_eq!(fs::read_to_string(world.project().join("err")).unwrap(), "err\n");
+    assert_eq!(run("cat /dev/stdin", fs::File::open("/dev/null").unwrap()), (Some(0), String::new()));
+
+    // a directory is no input, and no way into it
+    let (code, text) = run("ls -a /proc/self/fd/0/", fs::File::open(world.project()).unwrap());
+    assert!(code != Some(0) && !text.contains("pocketenv.yaml"), "{code:?} {text}");
 }
 
 fn files(world: &World) {
@@ -176,9 +216,10 @@ fn terminal(world: &World) {
     terminal.shows("got keys");
     assert_eq!(terminal.end(), 5);
 
-    // Ctrl-C belongs to the command
-    let mut terminal =
-        Terminal::new(world, &["exec", "-it", "box", "--", "sh", "-c", "echo ready; exec sleep 1000"]);
+    // at a terminal there is one without asking, of its own; Ctrl-C belongs to the command
+    let script = "readlink /proc/self/fd/0; echo ready; exec sleep 1000";
+    let mut terminal = Terminal::new(world, &["exec", "box", "--", "sh", "-c", script]);
+    terminal.shows("/dev/pts/0");
     terminal.shows("ready");
     terminal.keys.write_all(&[3]).unwrap();
     assert_eq!(terminal.end(), 130);

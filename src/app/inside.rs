@@ -68,6 +68,8 @@ impl Sandbox {
         for (name, usage) in uses {
             let value = match usage {
                 SecretUse::Env(variable) => env.get(variable).cloned(),
+                // It is not in place.
+                SecretUse::Bound { .. } => None,
                 SecretUse::File(path) => {
                     let mut bytes = Vec::new();
                     let command = Command::new(["head", "-c", MAX_SECRET_BYTES, "--", path]);

@@ -12,7 +12,7 @@ use super::{Environment, Error, credentials, ports};
 use crate::manifest::{self, Confinement, DeclaredPort, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
     Address, Desired, DriftPolicy, LinkSpec, NetworkMode, Observation, Observed, ObservedGuest, PortRef,
-    ProbeResult, Recorded, SandboxId, Timestamp,
+    ProbeResult, Recorded, SandboxId, SecretUse, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, Registry, builtin_capabilities};
@@ -402,6 +402,7 @@ impl Project<'_> {
         if let Some(drift) = self.drift {
             desired.sandboxes.values_mut().for_each(|sandbox| sandbox.drift = drift);
         }
+        self.place_secrets(&mut desired);
         let (secrets, warnings) = self.secrets(&desired, values).await?;
         let mut guests = observe::guests(&self.registry, &desired, &listings).await;
         redact(&mut guests, &desired, &secrets);
@@ -453,6 +454,19 @@ impl Project<'_> {
         self.place_links(desired);
     }
 
+    /// Writes what stands for bound secrets into the desired state.
+    fn place_secrets(&self, desired: &mut Desired) {
+        for (sandbox, declared) in &mut desired.sandboxes {
+            for (name, bound) in &mut declared.spec.bound {
+                let of = format!("{}/{sandbox}", self.name);
+                bound.placeholder = secret::placeholder(self.store.digest_key(), &of, name);
+                if let Some(SecretUse::Bound { placeholder, .. }) = declared.guest.secrets.get_mut(name) {
+                    placeholder.clone_from(&bound.placeholder);
+                }
+            }
+        }
+    }
+
     /// Who depends on a sandbox reaches its declared ports by its name; where the provider needs a link for that, here it is.
     fn place_links(&self, desired: &mut Desired) {
         let by_links =
@@ -492,6 +506,7 @@ impl Project<'_> {
             (None, None) => return Err(Error::NoManifest),
         };
         desired.project.clone_from(&self.name);
+        self.place_secrets(&mut desired);
         let (secrets, warnings) = self.secrets(&desired, true).await?;
         let digests = secrets.digests(self.store.digest_key());
         let owner = self.store.owner();

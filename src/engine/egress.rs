@@ -113,7 +113,7 @@ impl Policy {
         let mut rules = rules.iter().filter(|rule| rule.port.is_none_or(|only| only == port));
         match host.parse() {
             Ok(address) if rules.any(|rule| rule.contains(address)) => Verdict::Address,
-            Err(_) if rules.any(|rule| rule.names(host)) => Verdict::Name,
+            Err(_) if rules.any(|rule| rule.host.names(host)) => Verdict::Name,
             _ => Verdict::Denied,
         }
     }
@@ -130,10 +130,11 @@ impl Policy {
     }
 }
 
-impl EgressRule {
-    fn names(&self, host: &str) -> bool {
+impl EgressHost {
+    /// Whether it names this host.
+    pub(super) fn names(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
-        match &self.host {
+        match self {
             EgressHost::Name(name) => *name == host,
             EgressHost::Subdomains(name) => {
                 host.strip_suffix(name.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
@@ -141,7 +142,9 @@ impl EgressRule {
             EgressHost::Network { .. } => false,
         }
     }
+}
 
+impl EgressRule {
     fn contains(&self, address: IpAddr) -> bool {
         let EgressHost::Network { address: network, prefix } = &self.host else { return false };
         let same = |a: u128, b: u128, width: u32| {

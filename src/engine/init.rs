@@ -44,6 +44,15 @@ pub enum Launched {
     },
 }
 
+/// What the shim gives init, once the id maps are written.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Given {
+    /// Slots of the mounts that it made; their descriptors come along.
+    pub slots: Vec<usize>,
+    /// The certificate of its authority, where its proxy ends TLS itself.
+    pub authority: Option<String>,
+}
+
 /// What commands get whoever runs them.
 #[derive(Debug)]
 pub struct Context {
@@ -97,8 +106,8 @@ enum Source {
     Dial(usize),
 }
 
-/// Runs as the first process of the new namespaces; never returns. `shim` is the socket to the parent, which first sends the
-/// slots of the mounts it made, with their descriptors, once the id maps are written.
+/// Runs as the first process of the new namespaces; never returns. `shim` is the socket to the parent, which first sends
+/// [`Given`].
 pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
     sys::set_process_name(c"pocketenv-init");
     let result = launch(&shim, plan).and_then(|choices| {
@@ -161,9 +170,10 @@ fn open_run_file(run: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
 fn launch(shim: &OwnedFd, plan: &[Step]) -> Result<Vec<String>, (String, io::Error)> {
     let start = || -> io::Result<Real> {
         let (bytes, fds) = seq::recv(shim)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let slots: Vec<usize> = seq::decode(&bytes)?;
+        let given: Given = seq::decode(&bytes)?;
         let mut real = Real::default();
-        for (slot, fd) in slots.into_iter().zip(fds) {
+        real.authority = given.authority;
+        for (slot, fd) in given.slots.into_iter().zip(fds) {
             real.sources.resize_with(real.sources.len().max(slot + 1), || None);
             real.sources[slot] = Some(fd);
         }

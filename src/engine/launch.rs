@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::bound;
 use super::skeleton;
 use super::spec::{BoxSpec, Image, MountSource, Network};
 
@@ -164,6 +165,8 @@ pub enum Step {
     Protect(&'static str),
     /// Put mount number `slot` in place, resolving `target` beneath the new root.
     Mount { slot: usize, target: PathBuf, read_only: bool },
+    /// Put the authorities that the root's system trusts, and that of the proxy, into one file.
+    Trust,
     /// Make a directory of the new root, resolved beneath it, unless it is there.
     MakeDir(PathBuf),
     /// Swap the root and let the old one go.
@@ -203,6 +206,7 @@ impl fmt::Display for Step {
             Step::Mask { path, .. } => write!(f, "mask {path}"),
             Step::Protect(path) => write!(f, "protect {path}"),
             Step::Mount { target, .. } => write!(f, "mount {}", target.display()),
+            Step::Trust => f.write_str("write whom to trust"),
             Step::MakeDir(path) => write!(f, "make {}", path.display()),
             Step::PivotRoot => f.write_str("pivot the root"),
             Step::MoveRoot => f.write_str("move the root"),
@@ -272,6 +276,9 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     steps.push(Step::Mkdir { at: "rootfs/run/lock".into(), mode: 0o1777 });
     steps
         .extend(spec.run_dirs.iter().map(|dir| Step::Mkdir { at: format!("rootfs/run/{dir}"), mode: 0o711 }));
+    if bound::ends_tls(spec) {
+        steps.push(Step::Trust);
+    }
     let host_proc =
         Step::Bind { from: "/proc".into(), to: format!("{ROOT}/proc"), read_only: true, recursive: true };
     steps.push(Step::Either {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Controller};
 use super::client;
 use super::error::EngineError;
@@ -346,8 +347,13 @@ impl Engine {
             _ => None,
         };
         let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
+        let bound = match state.pid() {
+            Some(_) if !record.spec.bound.is_empty() => self.bound(&record.id).await,
+            _ => BTreeMap::new(),
+        };
         let left = self.left(&record)?;
         Ok(BoxInfo {
+            bound,
             limits,
             lost,
             expires_at: left.map(|left| state::now_ms().saturating_add(left)),
@@ -425,6 +431,7 @@ impl Engine {
             names: record.names.clone(),
             created: (record.created_at, record.born.clone()),
             upstream: Upstream::from_environment(),
+            trust: Trust::from_environment(),
         };
         let failed = |step: &str, reason: String| EngineError::Launch {
             id: id.to_owned(),
@@ -629,6 +636,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         forwards: Vec::new(),
         links: Vec::new(),
         names: Vec::new(),
+        bound: BTreeMap::new(),
         choices: Vec::new(),
         limits: None,
         lost: Vec::new(),
@@ -712,6 +720,7 @@ fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
             check_name(name)?;
         }
     }
+    bound::check(spec)?;
     for dir in &spec.run_dirs {
         dir.split('/').try_for_each(check_name)?;
     }

@@ -9,6 +9,8 @@
 //! `skeletons/<hash>/` with what sandboxes have in common, `images/` (see `image::Store`), `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
+mod authority;
+mod bound;
 mod cgroup;
 mod client;
 mod command;
@@ -22,6 +24,7 @@ mod hello;
 mod hosts;
 mod images;
 mod init;
+mod intercept;
 mod launch;
 mod layers;
 mod lifecycle;
@@ -47,6 +50,7 @@ mod syscalls;
 mod user;
 mod volume;
 
+pub use bound::{BoundHost, BoundSecret, BoundValue};
 pub use client::{ExecHandle, Stdio, resize};
 pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;

@@ -46,6 +46,10 @@ pub enum Request {
     Idle,
     /// Replace when it ends by itself.
     SetLifetime(Lifetime),
+    /// Replace the values of bound secrets. Descriptor: the packed values.
+    Bind,
+    /// Which bound secrets have a value.
+    Bound,
     /// Replace the rules of egress.
     SetEgress(Option<Vec<EgressRule>>),
 }
@@ -87,6 +91,8 @@ pub enum Reply {
     },
     /// So many milliseconds.
     Idle(u64),
+    /// Digests of the values of bound secrets, by name.
+    Bound(BTreeMap<String, String>),
     /// The forwards.
     Status(Vec<ForwardInfo>),
 }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::bound::Bound;
 use super::destination::{self, Refused};
 use super::egress::{Account, Outcome, Policy, Verdict};
 use super::hello::{self, Hello};
@@ -89,6 +90,7 @@ const MAX_CONNECTIONS: usize = 1024;
 pub struct Proxy {
     upstream: Upstream,
     policy: Arc<Policy>,
+    pub(super) bound: Arc<Bound>,
     account: Arc<Account>,
     named: watch::Receiver<Named>,
 }
@@ -125,10 +127,11 @@ impl Proxy {
     pub fn new(
         upstream: Upstream,
         policy: Arc<Policy>,
+        bound: Arc<Bound>,
         account: Arc<Account>,
         named: watch::Receiver<Named>,
     ) -> Proxy {
-        Proxy { upstream, policy, account, named }
+        Proxy { upstream, policy, bound, account, named }
     }
 
     /// Serves until dropped.
@@ -151,52 +154,60 @@ impl Proxy {
         }
     }
 
-    async fn client(&self, mut client: TcpStream) -> io::Result<()> {
+    async fn client(&self, client: TcpStream) -> io::Result<()> {
         let mut first = [0];
         if timeout(HEAD_TIMEOUT, client.peek(&mut first)).await.map_err(|_| io::ErrorKind::TimedOut)?? == 0 {
             return Ok(());
         }
-        if first[0] == 5 { self.socks(client).await } else { self.http(&mut client).await }
+        if first[0] == 5 { self.socks(client).await } else { self.http(client).await }
     }
 
-    async fn http(&self, client: &mut TcpStream) -> io::Result<()> {
-        let Ok(head) = timeout(HEAD_TIMEOUT, read_head(client)).await else {
-            return refuse(client, "408 Request Timeout", "").await;
+    async fn http(&self, mut client: TcpStream) -> io::Result<()> {
+        let Ok(head) = timeout(HEAD_TIMEOUT, read_head(&mut client)).await else {
+            return refuse(&mut client, "408 Request Timeout", "").await;
         };
         let Some((head, rest)) = head? else {
-            return refuse(client, "431 Request Header Fields Too Large", "").await;
+            return refuse(&mut client, "431 Request Header Fields Too Large", "").await;
         };
         let mut headers = [httparse::EMPTY_HEADER; 128];
         let mut request = httparse::Request::new(&mut headers);
         if !request.parse(&head).is_ok_and(|status| status.is_complete()) {
-            return refuse(client, "400 Bad Request", "not an HTTP request").await;
+            return refuse(&mut client, "400 Bad Request", "not an HTTP request").await;
         }
         let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
         if method == "CONNECT" {
             let Some((host, port)) = split_authority(target, None) else {
-                return refuse(client, "400 Bad Request", "not a host and port").await;
+                return refuse(&mut client, "400 Bad Request", "not a host and port").await;
             };
             return match self.tunnel(&host, port).await {
                 Ok((outside, verdict)) => {
                     client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-                    self.relay(client, outside, rest, &host, port, verdict).await
+                    self.carry(client, outside, rest, (&host, port), verdict).await
                 }
-                Err(denied) => refuse_for(client, denied).await,
+                Err(denied) => refuse_for(&mut client, denied).await,
             };
         }
         let parts =
             target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")).map(|_| &target[7..]);
         let Some(parts) = parts else {
-            return refuse(client, "400 Bad Request", "this is a proxy: it needs an http:// URL or CONNECT")
-                .await;
+            return refuse(
+                &mut client,
+                "400 Bad Request",
+                "this is a proxy: it needs an http:// URL or CONNECT",
+            )
+            .await;
         };
         let (authority, path) = parts.split_at(parts.find(['/', '?']).unwrap_or(parts.len()));
         let Some((host, port)) = split_authority(authority, Some(80)) else {
-            return refuse(client, "400 Bad Request", "not a host and port").await;
+            return refuse(&mut client, "400 Bad Request", "not a host and port").await;
         };
+        // An answer to TRACE is the request, with all that it carries.
+        if method.eq_ignore_ascii_case("TRACE") && self.bound.has(&host, port, true) {
+            return refuse(&mut client, "405 Method Not Allowed", "secrets are bound to this host").await;
+        }
         let outside = match self.plain(&host, port).await {
             Ok(outside) => outside,
-            Err(denied) => return refuse_for(client, denied).await,
+            Err(denied) => return refuse_for(&mut client, denied).await,
         };
         let slash = if path.starts_with('/') { "" } else { "/" };
         let mut forwarded = match &outside.absolute {
@@ -208,7 +219,11 @@ impl Proxy {
             let own =
                 ["connection", "proxy-connection", "keep-alive", "proxy-authorization", "upgrade", "host"];
             if !own.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
-                forwarded.extend([header.name.as_bytes(), b": ", header.value, b"\r\n"].concat());
+                let value = match self.bound.fill(&host, port, true, header.value) {
+                    Ok(filled) => filled.unwrap_or_else(|| header.value.to_owned()),
+                    Err(why) => return refuse(&mut client, "502 Bad Gateway", &why.to_string()).await,
+                };
+                forwarded.extend([header.name.as_bytes(), b": ", &value, b"\r\n"].concat());
             }
         }
         // The host that was checked, whatever the client's header says; one request for each connection.
@@ -218,7 +233,7 @@ impl Proxy {
         }
         forwarded.extend(b"\r\n");
         forwarded.extend(rest);
-        self.relay(client, outside.stream, forwarded, &host, port, Verdict::Open).await
+        self.relay(&mut client, outside.stream, forwarded, &host, port, Verdict::Open).await
     }
 
     async fn socks(&self, mut client: TcpStream) -> io::Result<()> {
@@ -233,7 +248,7 @@ impl Proxy {
         match self.tunnel(&host, port).await {
             Ok((outside, verdict)) => {
                 client.write_all(&answer(0)).await?;
-                self.relay(&mut client, outside, Vec::new(), &host, port, verdict).await
+                self.carry(client, outside, Vec::new(), (&host, port), verdict).await
             }
             Err(Denied::Refused(_) | Denied::NoRule(..)) => client.write_all(&answer(2)).await,
             Err(Denied::Failed(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -315,7 +330,7 @@ impl Proxy {
     }
 
     /// Copies both ways, `first` before all that the client sends, until both are done or the destination is no longer allowed.
-    async fn relay(
+    pub(super) async fn relay(
         &self,
         client: &mut TcpStream,
         mut outside: TcpStream,
@@ -350,7 +365,7 @@ impl Proxy {
     }
 
     /// Comes back when the destination may not be reached any more.
-    async fn withdrawn(&self, host: &str, port: u16) {
+    pub(super) async fn withdrawn(&self, host: &str, port: u16) {
         if self.named(host, port).is_none() {
             return self.policy.withdrawn(host, port).await;
         }
@@ -360,7 +375,7 @@ impl Proxy {
     }
 
     /// Reads on until it is clear that a TLS client asks for the name that was allowed, or that it is no TLS client.
-    async fn same_name(
+    pub(super) async fn same_name(
         &self,
         client: &mut ReadHalf<'_>,
         first: &mut Vec<u8>,
@@ -505,7 +520,7 @@ async fn socks_request(client: &mut TcpStream) -> io::Result<Result<(String, u16
 }
 
 /// Host (without brackets) and port.
-fn split_authority(authority: &str, default: Option<u16>) -> Option<(String, u16)> {
+pub(super) fn split_authority(authority: &str, default: Option<u16>) -> Option<(String, u16)> {
     if authority.contains(|c: char| c == '@' || c.is_whitespace() || c.is_control()) {
         return None;
     }
@@ -546,6 +561,7 @@ fn percent_decode(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::bound::Trust;
     use super::*;
 
     #[test]
@@ -570,6 +586,7 @@ mod tests {
         let proxy = Proxy::new(
             upstream,
             Arc::new(Policy::new(None)),
+            Arc::new(Bound::new(Vec::new(), None, Trust::default())),
             Arc::new(Account::default()),
             watch::channel(Named::new()).1,
         );

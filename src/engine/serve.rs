@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::authority::Authority;
+use super::bound::Bound;
 use super::cgroup;
 use super::egress::{Account, Policy};
 use super::lifetime::{self, Over, Uses};
@@ -119,6 +121,7 @@ struct Shim {
     names: Mutex<Relays>,
     named: watch::Sender<Named>,
     policy: Arc<Policy>,
+    bound: Arc<Bound>,
     account: Arc<Account>,
 }
 
@@ -141,6 +144,7 @@ pub async fn serve(
     init: OwnedFd,
     pidfd: OwnedFd,
     listener: OwnedFd,
+    authority: Option<Authority>,
 ) -> io::Result<End> {
     let (lifetime, lifetime_changes) = watch::channel(order.request.spec.lifetime);
     let created = order.created.clone();
@@ -154,6 +158,7 @@ pub async fn serve(
         names: Mutex::default(),
         named: watch::Sender::default(),
         policy: Arc::new(Policy::new(order.request.spec.egress.clone())),
+        bound: Arc::new(Bound::new(order.request.spec.bound.clone(), authority, order.trust.clone())),
         account: Arc::new(Account::open()),
     });
     let gone = sys::watch(pidfd, tokio::io::Interest::READABLE)?;
@@ -214,9 +219,9 @@ impl Shim {
                 Ok(listener) => {
                     let (policy, account) = (Arc::clone(&self.policy), Arc::clone(&self.account));
                     tokio::spawn(Arc::clone(&account).keep());
+                    let (bound, named) = (Arc::clone(&self.bound), self.named.subscribe());
                     tokio::spawn(
-                        Arc::new(Proxy::new(order.upstream, policy, account, self.named.subscribe()))
-                            .run(listener),
+                        Arc::new(Proxy::new(order.upstream, policy, bound, account, named)).run(listener),
                     );
                 }
                 Err(error) => eprintln!("egress proxy: {error}"),
@@ -285,6 +290,14 @@ impl Shim {
                 self.lifetime.send_replace(lifetime);
                 client.try_send(&Reply::Done)
             }
+            Request::Bind => {
+                let taken = fds.into_iter().next().ok_or(io::ErrorKind::InvalidInput.into());
+                match taken.and_then(|payload| self.bound.take(payload)) {
+                    Ok(()) => client.try_send(&Reply::Done),
+                    Err(error) => client.try_send(&failed("take the values".to_owned(), &error)),
+                }
+            }
+            Request::Bound => client.try_send(&Reply::Bound(self.bound.digests())),
             Request::SetEgress(rules) => {
                 self.policy.replace(rules);
                 client.try_send(&Reply::Done)

@@ -16,8 +16,10 @@ use rustix::process::WaitOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::authority::Authority;
+use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Group};
-use super::init::{self, Launched};
+use super::init::{self, Given, Launched};
 use super::launch::{self, HostFacts, IdMap, LaunchRequest, Places, wants_idmap};
 use super::lifecycle::Engine;
 use super::lifetime::{Moment, Over};
@@ -109,6 +111,8 @@ pub struct Order {
     pub created: (u64, Option<Moment>),
     /// The host's own proxies.
     pub upstream: Upstream,
+    /// Whom its proxy believes, where it ends TLS itself.
+    pub trust: Trust,
 }
 
 /// What the shim answers, once.
@@ -301,6 +305,7 @@ struct Live {
     pidfd: OwnedFd,
     listener: OwnedFd,
     skeleton: Skeleton,
+    authority: Option<Authority>,
     run: Run,
 }
 
@@ -349,7 +354,11 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     write_id_maps(pid, &request.id_map).map_err(step("write the id maps"))?;
     let (slots, mounts, mut choices) = mapped_mounts(pid, request);
     let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
-    seq::send(&ours, &slots, &fds).map_err(step("talk to init"))?;
+    // Made after init was: nothing inside ever has its key.
+    let authority = bound::ends_tls(&request.spec).then(Authority::new).transpose();
+    let authority = authority.map_err(step("make an authority for its proxy"))?;
+    let given = Given { slots, authority: authority.as_ref().map(|authority| authority.pem().to_owned()) };
+    seq::send(&ours, &given, &fds).map_err(step("talk to init"))?;
     drop(mounts);
     let answer = seq::recv(&ours).map_err(step("talk to init"))?;
     let (bytes, _) =
@@ -373,7 +382,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         ended: None,
     };
     state::write(Path::new("run.json"), &run, false).map_err(step("record the run"))?;
-    Ok(Live { init: ours, pidfd, listener, skeleton, run })
+    Ok(Live { init: ours, pidfd, listener, skeleton, authority, run })
 }
 
 /// Control groups that are removed unless the launch succeeds.
@@ -424,6 +433,11 @@ fn environment(order: &Order) -> BTreeMap<Vec<u8>, Vec<u8>> {
     }
     if order.request.spec.network == Network::Isolated {
         for (name, value) in super::proxy::environment() {
+            env.insert(name.as_bytes().to_vec(), value.into_bytes());
+        }
+    }
+    if bound::ends_tls(&order.request.spec) {
+        for (name, value) in bound::environment() {
             env.insert(name.as_bytes().to_vec(), value.into_bytes());
         }
     }
@@ -495,11 +509,11 @@ fn mapped_mounts(pid: i32, request: &LaunchRequest) -> (Vec<usize>, Vec<OwnedFd>
 }
 
 fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
-    let Live { init, pidfd, listener, skeleton: _held, mut run } = live;
+    let Live { init, pidfd, listener, skeleton: _held, authority, mut run } = live;
     let control = order.control.clone();
     let (id, dir) = (order.request.id.clone(), order.dir.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener));
+    let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener, authority));
     let status = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
     let asked = asked?;
     run.ended = Some(match (asked, status.and_then(|(_, status)| status.terminating_signal())) {

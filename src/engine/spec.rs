@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::bound::BoundSecret;
 use super::egress::EgressRule;
 
 /// Where a sandbox's root file system comes from.
@@ -102,6 +103,9 @@ pub struct BoxSpec {
     /// What an isolated sandbox may connect to; everything but the host itself when absent.
     #[serde(default)]
     pub egress: Option<Vec<EgressRule>>,
+    /// Secrets that the proxy of an isolated sandbox puts into requests to some hosts. Without their values, see `Engine::bind`.
+    #[serde(default)]
+    pub bound: Vec<BoundSecret>,
     /// Volumes and host directories.
     pub mounts: Vec<Mount>,
     /// What all that runs inside may use together.
@@ -259,6 +263,8 @@ pub struct BoxInfo {
     pub links: Vec<Link>,
     /// Ports of other sandboxes, by name.
     pub names: Vec<Name>,
+    /// Digests of the values of bound secrets that its proxy has, while it runs.
+    pub bound: BTreeMap<String, String>,
     /// The ways chosen when it last started: id map, and every fallback taken.
     pub choices: Vec<String>,
     /// Its limits, while it runs and has any.

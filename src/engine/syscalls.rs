@@ -1,7 +1,7 @@
 //! The launch steps, carried out for real by init.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::bound;
 use super::fence;
 use super::launch::{ROOT, Step, Syscalls};
 use super::skeleton;
@@ -30,12 +31,16 @@ const CAPABILITIES: u64 = 1 << 0 // CHOWN
 
 /// The most that the copy fallback copies, in bytes.
 const MAX_COPY: u64 = 64 * 1024 * 1024;
+/// The most bytes of certificates that are read.
+const MAX_ROOTS: u64 = 8 * 1024 * 1024;
 
 /// Does the steps. `sources` are the detached mounts by slot; the shim may have filled some before.
 #[derive(Debug, Default)]
 pub struct Real {
     /// Detached mounts by slot.
     pub sources: Vec<Option<OwnedFd>>,
+    /// The certificate of the authority of the sandbox's proxy, if it has one.
+    pub authority: Option<String>,
     /// The skeleton, once it is open.
     skeleton: Option<OwnedFd>,
     /// The snapshots, the uppermost first, once they are open.
@@ -127,6 +132,11 @@ impl Syscalls for Real {
                 absent_is_fine(bind(path, path, MountAttributes { read_only: true, recursive: true }))
             }
             Step::Mount { slot, target, read_only } => self.mount(*slot, target, *read_only),
+            Step::Trust => {
+                let mut roots = system_roots()?;
+                roots.extend(self.authority.as_ref().ok_or(io::ErrorKind::NotFound)?.bytes());
+                fs::write(format!("{ROOT}{}", bound::ROOTS), roots)
+            }
             Step::MakeDir(path) => make_target(path, true).map(drop),
             Step::PivotRoot => {
                 rustix::process::chdir(ROOT)?;
@@ -296,20 +306,48 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Makes the mount point beneath the new root and opens it; links inside resolve beneath it too.
+/// The authorities that the system of the new root trusts, from where the one or other distribution keeps them; none if it has none.
+fn system_roots() -> io::Result<Vec<u8>> {
+    let files = [
+        "etc/ssl/certs/ca-certificates.crt",
+        "etc/pki/tls/certs/ca-bundle.crt",
+        "etc/ssl/ca-bundle.pem",
+        "etc/ssl/cert.pem",
+    ];
+    let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for file in files {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = match open_in_root(&root, Path::new(file), flags) {
+            Ok(file) => fs::File::from(file),
+            Err(_) => continue, // whatever is in the way of it is in the way of programs, too
+        };
+        if file.metadata()?.is_file() {
+            let mut roots = Vec::new();
+            file.take(MAX_ROOTS).read_to_end(&mut roots)?;
+            roots.push(b'\n');
+            return Ok(roots);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Opens what a path means beneath the new root; links inside resolve beneath it too.
+fn open_in_root(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, rustix::io::Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    // The kernel asks to try again while anything on the machine is renamed or mounted during a path with `..`.
+    for _ in 0..1000 {
+        match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    Err(rustix::io::Errno::AGAIN)
+}
+
+/// Makes the mount point beneath the new root and opens it.
 fn make_target(target: &Path, directory: bool) -> io::Result<OwnedFd> {
     let root = rustix::fs::open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let open = |path: &Path| {
-        // The kernel asks to try again while anything on the machine is renamed or mounted during a path with `..`.
-        for _ in 0..1000 {
-            match rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
-                Err(rustix::io::Errno::AGAIN) => {}
-                other => return other,
-            }
-        }
-        Err(rustix::io::Errno::AGAIN)
-    };
+    let open = |path: &Path| open_in_root(&root, path, OFlags::PATH);
     let names: Vec<_> =
         target.components().filter(|component| matches!(component, Component::Normal(_))).collect();
     let (mut at, mut reached) = (PathBuf::from("."), open(Path::new("."))?);

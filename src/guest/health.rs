@@ -166,8 +166,8 @@ pub async fn wait_healthy(
         if !matches!(state, Some(ServiceStatus::Running | ServiceStatus::Backoff)) {
             return Err(ended(guest, name, service.as_ref(), &last).await);
         }
-        let due = counted.is_none_or(|at| at.elapsed() >= check.interval.into());
-        if begun.elapsed() >= check.start_period.into() && due {
+        let due = counted.is_none_or(|at| at.elapsed() >= Duration::from(check.interval));
+        if begun.elapsed() >= Duration::from(check.start_period) && due {
             failures += 1;
             counted = Some(Instant::now());
         }

@@ -89,7 +89,7 @@ pub async fn start_service(
         arguments
     };
     let what = format!("starting service {name}");
-    let limit = SHORT + spec.stop_timeout.into();
+    let limit = SHORT + std::time::Duration::from(spec.stop_timeout);
     let (mut dir, mut logs) = (String::new(), String::new());
     if user.is_some() {
         let mut prepare = service_script!("start").command(arguments("prepare", "", ""));

@@ -126,6 +126,9 @@ pub struct SandboxSpec {
     pub links: BTreeSet<LinkSpec>,
     /// Reach of the network.
     pub network: NetworkSpec,
+    /// Secrets that the way out puts into requests to some hosts, by name. Left out where there is none, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bound: BTreeMap<String, BoundSecret>,
     /// The weakest isolation accepted.
     pub isolation: Option<Isolation>,
     /// Lifetime.
@@ -292,6 +295,15 @@ pub struct NetworkSpec {
     pub allow: Vec<String>,
 }
 
+/// A secret whose value never enters a sandbox. Inside there is a placeholder.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundSecret {
+    /// What stands for the value inside. Nobody can guess it who is not told; filled in before planning.
+    pub placeholder: String,
+    /// Who gets the value instead, see [`BoundHost`](super::BoundHost).
+    pub hosts: Vec<String>,
+}
+
 /// How much network a sandbox has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -374,6 +386,13 @@ pub enum SecretUse {
     Env(String),
     /// As a file, mode 0400, on a memory-backed filesystem.
     File(String),
+    /// As a placeholder in an environment variable, see [`SandboxSpec::bound`].
+    Bound {
+        /// The variable's name.
+        variable: String,
+        /// The placeholder.
+        placeholder: String,
+    },
 }
 
 /// A managed file or directory.

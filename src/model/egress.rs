@@ -108,6 +108,57 @@ impl FromStr for EgressHost {
     }
 }
 
+/// A host that a secret is bound to: `api.example.com`, `*.example.com`, each with an optional port, which is 443 otherwise. It is spoken to by TLS,
+/// unless it is written `http://internal.example.com`, with the port 80 otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundHost {
+    /// Which hosts; never a network.
+    pub host: EgressHost,
+    /// Which port of theirs.
+    pub port: u16,
+    /// Without TLS.
+    pub plain: bool,
+}
+
+impl FromStr for BoundHost {
+    type Err = ParseEgressRuleError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = |text: &str| Err(ParseEgressRuleError(text.to_owned()));
+        let (plain, rest) = match text.split_once("://") {
+            Some(("http", rest)) => (true, rest),
+            Some(_) => {
+                return wrong("has a scheme: write the host alone, or `http://HOST` where there is no TLS");
+            }
+            None => (false, text),
+        };
+        let EgressRule { host, port } = rest.parse()?;
+        match &host {
+            EgressHost::Network { .. } => wrong("is an address: a secret is bound to names"),
+            EgressHost::Subdomains(name) if !name.contains('.') => {
+                wrong("is every name of a whole top level: name the domain below it")
+            }
+            _ => Ok(Self { host, port: port.unwrap_or(if plain { 80 } else { 443 }), plain }),
+        }
+    }
+}
+
+impl BoundHost {
+    /// Whether a rule lets through whatever this means.
+    pub fn is_allowed_by(&self, rule: &EgressRule) -> bool {
+        let below = |name: &str, of: &str| name.strip_suffix(of).is_some_and(|rest| rest.ends_with('.'));
+        let named = match (&self.host, &rule.host) {
+            (EgressHost::Name(name), EgressHost::Name(allowed)) => name == allowed,
+            (EgressHost::Name(name), EgressHost::Subdomains(allowed)) => below(name, allowed),
+            (EgressHost::Subdomains(name), EgressHost::Subdomains(allowed)) => {
+                name == allowed || below(name, allowed)
+            }
+            _ => false,
+        };
+        named && rule.port.is_none_or(|only| only == self.port)
+    }
+}
+
 /// What became of attempts to reach one destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EgressAttempt {

@@ -22,7 +22,7 @@ pub use causes::with_causes;
 pub use condition::{Condition, ConditionStatus, Health, Sync};
 pub use desired::*;
 pub use duration::{Duration, ParseDurationError};
-pub use egress::{EgressAttempt, EgressHost, EgressRule, ParseEgressRuleError};
+pub use egress::{BoundHost, EgressAttempt, EgressHost, EgressRule, ParseEgressRuleError};
 pub use hash::{SpecHash, hash_of, sha256_hex};
 pub use id::{Clock, IdSource, IntentId, OwnerId, SandboxId, Timestamp};
 pub use label::{Identity, ParseIdentityError};

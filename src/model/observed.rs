@@ -69,6 +69,9 @@ pub struct ObservedSandbox {
     pub endpoints: BTreeMap<u16, Endpoint>,
     /// Paths of mounts that are in the spec and not in place, while it runs.
     pub missing_mounts: Vec<String>,
+    /// Keyed digests of the values of bound secrets that its way out has, while it runs.
+    #[serde(default)]
+    pub bound: BTreeMap<String, String>,
     /// What else is worth telling, such as fallbacks the engine took.
     pub notes: Vec<String>,
 }

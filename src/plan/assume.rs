@@ -25,7 +25,7 @@ pub fn assume(
         listings.entry(volume.provider.clone()).or_default().volumes.insert(name.clone(), observed);
     }
     for (name, sandbox) in &recorded.sandboxes {
-        let observed = observed(project, owner, name, sandbox);
+        let observed = observed(project, owner, name, sandbox, secrets);
         listings.entry(sandbox.provider.clone()).or_default().sandboxes.insert(sandbox.id.clone(), observed);
         let inside = sandbox.guest.as_ref().map(|g| guest(g, secrets)).unwrap_or_default();
         guests.insert(sandbox.id.clone(), Observation::Complete(inside));
@@ -34,7 +34,13 @@ pub fn assume(
     Observed { providers: providers.collect(), guests }
 }
 
-fn observed(project: &str, owner: &OwnerId, name: &str, recorded: &RecordedSandbox) -> ObservedSandbox {
+fn observed(
+    project: &str,
+    owner: &OwnerId,
+    name: &str,
+    recorded: &RecordedSandbox,
+    secrets: &BTreeMap<String, String>,
+) -> ObservedSandbox {
     let identity = Identity {
         project: project.to_owned(),
         address: crate::model::Address::Sandbox(name.to_owned()),
@@ -48,6 +54,8 @@ fn observed(project: &str, owner: &OwnerId, name: &str, recorded: &RecordedSandb
         let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: spec.host_port?, listening: true };
         Some((*port, endpoint))
     });
+    let names = recorded.spec.bound.keys();
+    let bound = names.filter_map(|name| Some((name.clone(), secrets.get(name)?.clone())));
     ObservedSandbox {
         id: recorded.id.clone(),
         labels: identity.to_labels(),
@@ -57,6 +65,7 @@ fn observed(project: &str, owner: &OwnerId, name: &str, recorded: &RecordedSandb
         spec: Some(recorded.spec.clone()),
         endpoints: endpoints.collect(),
         missing_mounts: Vec::new(),
+        bound: bound.collect(),
         notes: Vec::new(),
     }
 }

@@ -60,6 +60,11 @@ fn manifest_path(path: &[String]) -> Vec<String> {
                 path[1] = "context".to_owned();
             }
         }
+        // Whatever differs of a secret that is bound is where and how it is bound.
+        Some("bound") => {
+            let name = path.get(1).cloned().unwrap_or_else(|| "*".to_owned());
+            path = vec!["secrets".to_owned(), name, "hosts".to_owned()];
+        }
         Some("isolation") => path.insert(1, "require".to_owned()),
         Some("resources") if path.get(1).is_some_and(|p| p == "cpu_millis") => path[1] = "cpu".to_owned(),
         _ => {}

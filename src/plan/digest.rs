@@ -18,15 +18,22 @@ pub fn env_digest<'a>(guest: &'a GuestSpec, secrets: &BTreeMap<String, String>) 
     Ok(hash_of(&Content { env: &guest.env, secrets: env_secrets(guest, secrets)? }).0)
 }
 
-fn env_secrets<'a, 'b>(
+fn env_secrets<'a: 'b, 'b>(
     guest: &'a GuestSpec,
     secrets: &'b BTreeMap<String, String>,
 ) -> Result<BTreeMap<&'a str, &'b str>, &'a str> {
     let mut found = BTreeMap::new();
     for (name, usage) in &guest.secrets {
-        if let SecretUse::Env(variable) = usage {
-            let digest = secrets.get(name).ok_or(name.as_str())?;
-            found.insert(variable.as_str(), digest.as_str());
+        match usage {
+            SecretUse::Env(variable) => {
+                let digest = secrets.get(name).ok_or(name.as_str())?;
+                found.insert(variable.as_str(), digest.as_str());
+            }
+            // Another value changes nothing inside.
+            SecretUse::Bound { variable, placeholder } => {
+                found.insert(variable.as_str(), placeholder.as_str());
+            }
+            SecretUse::File(_) => {}
         }
     }
     Ok(found)

@@ -54,6 +54,7 @@ pub(super) fn plan_inside<'a>(
     };
     planner.recorded = planner.b.input.recorded.sandboxes.get(inside.name).and_then(|r| r.guest.as_ref());
     planner.removed_services();
+    planner.bind();
     planner.setup();
     if let Some(name) = planner.repositories() {
         planner.b.wait(address, WaitingOn::Secret { name });
@@ -125,6 +126,54 @@ impl<'a> Planner<'a, '_, '_> {
         }
     }
 
+    /// The values of bound secrets, before anything inside may ask for them.
+    fn bind(&mut self) {
+        let bound = &self.inside.sandbox.spec.bound;
+        let known = self.b.input.secrets;
+        // Missing secrets were found before.
+        let digests: BTreeMap<String, String> =
+            bound.keys().filter_map(|name| Some((name.clone(), known.get(name)?.clone()))).collect();
+        let seen = self.bound();
+        if digests == *seen.unwrap_or(&BTreeMap::new()) {
+            return;
+        }
+        let address = Address::Env(self.inside.name.to_owned());
+        if let Some(seen) = seen.filter(|_| self.inside.observed.is_some()) {
+            let mut reasons = Vec::new();
+            for (name, digest) in &digests {
+                match seen.get(name) {
+                    Some(found) if found == digest => {}
+                    Some(_) => {
+                        let path = format!("secrets.{name}");
+                        let at = self.b.origin(&self.sandbox_address(), &path);
+                        reasons.push(Reason::Changed(FieldChange { path, old: None, new: None, at }));
+                    }
+                    None => {
+                        let what = format!("the value of secret `{name}` is not with the way out");
+                        reasons.push(Reason::Drifted { what });
+                    }
+                }
+            }
+            if let [Reason::Drifted { what }, ..] = &reasons[..]
+                && !self.heals(&address, what)
+            {
+                return;
+            }
+            self.b.change(address.clone(), Verdict::Live, reasons);
+        }
+        // Of a start it is a part, and of a create as well.
+        let address = if self.is_restart() { self.sandbox_address() } else { address };
+        let id = self.step(&address, Action::Bind { digests }, self.last.clone());
+        self.last = BTreeSet::from([id]);
+    }
+
+    /// Digests of the values that the way out has; `None` while nothing is known of the sandbox.
+    fn bound(&self) -> Option<&'a BTreeMap<String, String>> {
+        let listing = self.b.input.observed.providers.get(&self.inside.sandbox.provider)?;
+        let id = self.inside.id.as_ref().filter(|_| self.inside.observed.is_some())?;
+        Some(&listing.complete()?.sandboxes.get(id)?.bound)
+    }
+
     fn setup(&mut self) {
         let mut setup = Setup { env: self.env(), ..Setup::default() };
         for (path, file) in &self.guest.files {
@@ -174,7 +223,8 @@ impl<'a> Planner<'a, '_, '_> {
     fn env(&mut self) -> Option<String> {
         // Missing secrets were found before.
         let wanted = env_digest(self.guest, self.b.input.secrets).ok()?;
-        let has_secrets = self.guest.secrets.values().any(|u| matches!(u, SecretUse::Env(_)));
+        let in_env = |u: &SecretUse| matches!(u, SecretUse::Env(_) | SecretUse::Bound { .. });
+        let has_secrets = self.guest.secrets.values().any(in_env);
         let nothing = self.guest.env.is_empty() && !has_secrets;
         match &self.observed.env {
             Some(found) if *found == wanted => return None,

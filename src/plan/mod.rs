@@ -351,6 +351,11 @@ pub enum Action {
         /// Its token.
         intent: IntentId,
     },
+    /// Give the way out of a sandbox the values of the secrets that are bound to hosts, and no others.
+    Bind {
+        /// Keyed digests of the values, by the names of the secrets.
+        digests: BTreeMap<String, String>,
+    },
     /// Put environment and files in place.
     Setup(Setup),
     /// Clone a repository or bring it to its ref.
@@ -422,6 +427,7 @@ impl Action {
             Self::Stop => "stop",
             Self::Discard => "discard",
             Self::Settle { .. } => "settle",
+            Self::Bind { .. } => "bind",
             Self::Setup(_) => "set up",
             Self::BringRepository { .. } => "check out",
             Self::ForgetRepository { .. } | Self::ForgetPresetSteps { .. } => "forget",

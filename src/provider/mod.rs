@@ -43,6 +43,7 @@ pub use service::{Answer, Calls, Detour, Pattern, Service, Upstream};
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
 };
+use crate::secret::SecretValue;
 
 /// Which objects a listing is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,10 +137,33 @@ pub trait Provider: Send + Sync {
         None
     }
 
+    /// Secrets bound to hosts, where it can bind them.
+    fn bound_secrets(&self) -> Option<&dyn BoundSecrets> {
+        None
+    }
+
     /// The account of outbound connections, where the provider decides on them itself.
     fn egress(&self) -> Option<&dyn EgressLog> {
         None
     }
+}
+
+/// The value of a secret that is bound to hosts.
+#[derive(Clone, Debug)]
+pub struct BoundValue {
+    /// The secret's name.
+    pub name: String,
+    /// The keyed digest of the value, by which [`ObservedSandbox::bound`] tells that it is there.
+    pub digest: String,
+    /// The value.
+    pub value: SecretValue,
+}
+
+/// Secrets that the way out of a sandbox puts into requests, see `SandboxSpec::bound`: an optional power of a provider.
+#[async_trait]
+pub trait BoundSecrets: Send + Sync {
+    /// Gives the way out of a running sandbox these values, in memory, in place of all that it had.
+    async fn bind(&self, id: &SandboxId, values: &[BoundValue]) -> Result<(), ProviderError>;
 }
 
 /// What sandboxes tried to reach: an optional power of a provider.

@@ -20,7 +20,7 @@ use crate::model::{
     RecordedSandbox, RecordedVolume, RunState, SandboxId, SandboxSpec, labels,
 };
 use crate::plan::{Action, Plan, Step, StepId};
-use crate::provider::{GuestError, Owner, Provider, ProviderError, Registry};
+use crate::provider::{BoundValue, GuestError, Owner, Provider, ProviderError, Registry};
 use crate::secret::Secrets;
 use crate::store::{Change, Outcome, Store, StoreError};
 
@@ -409,6 +409,7 @@ impl Run<'_> {
                     Err(error) => Err(error.into()),
                 }
             }
+            Action::Bind { digests } => self.bind(step, provider, digests).await,
             action => {
                 let sandbox = self.id(step).await?;
                 let guest = provider.guest(&sandbox).await?;
@@ -423,6 +424,25 @@ impl Run<'_> {
                 Inside { guest: guest.as_ref(), spec, secrets: cx.secrets, say: &say }.carry_out(action).await
             }
         }
+    }
+
+    /// Hands the values of bound secrets to the way out.
+    async fn bind(
+        &self,
+        step: &Step,
+        provider: &dyn Provider,
+        digests: &BTreeMap<String, String>,
+    ) -> Result<(), StepError> {
+        let values = digests.iter().map(|(name, digest)| {
+            let missing = || StepError::Plan(format!("the value of secret `{name}` is not known"));
+            let value = self.cx.secrets.get(name).ok_or_else(missing)?;
+            Ok(BoundValue { name: name.clone(), digest: digest.clone(), value: value.clone() })
+        });
+        let values = values.collect::<Result<Vec<_>, StepError>>()?;
+        let bound = provider.bound_secrets().ok_or_else(|| {
+            StepError::Plan(format!("provider `{}` binds no secrets to hosts", step.provider))
+        })?;
+        Ok(bound.bind(&self.id(step).await?, &values).await?)
     }
 
     /// Asks services to end. What goes wrong is told and holds nothing up: the stop or delete that follows ends them all the same.

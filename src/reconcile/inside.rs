@@ -27,7 +27,7 @@ impl Inside<'_> {
             Action::Setup(setup) => self.setup(setup).await,
             Action::BringRepository { path, spec, digest } => {
                 let token = match &spec.credentials {
-                    Some(name) => Some(self.secret(name)?.expose().into()),
+                    Some(name) => Some(self.token(name)?.into()),
                     None => None,
                 };
                 let (env, user) = (self.env(None)?, self.spec.user.as_deref());
@@ -77,6 +77,14 @@ impl Inside<'_> {
         self.secrets.get(name).ok_or_else(missing)
     }
 
+    /// What a repository is asked for with: of a secret that is bound to hosts only what stands for it.
+    fn token(&self, name: &str) -> Result<&str, StepError> {
+        match self.spec.secrets.get(name) {
+            Some(SecretUse::Bound { placeholder, .. }) => Ok(placeholder),
+            _ => Ok(self.secret(name)?.expose()),
+        }
+    }
+
     /// The environment that a process sees: the sandbox's, then its secrets, then the service's own.
     fn env(&self, service: Option<&ServiceSpec>) -> Result<BTreeMap<String, String>, StepError> {
         let mut env = self.spec.env.clone();
@@ -84,8 +92,14 @@ impl Inside<'_> {
             env.extend(service.env.clone());
         }
         for (name, usage) in &self.spec.secrets {
-            if let SecretUse::Env(variable) = usage {
-                env.insert(variable.clone(), self.secret(name)?.expose().to_owned());
+            match usage {
+                SecretUse::Env(variable) => {
+                    env.insert(variable.clone(), self.secret(name)?.expose().to_owned());
+                }
+                SecretUse::Bound { variable, placeholder } => {
+                    env.insert(variable.clone(), placeholder.clone());
+                }
+                SecretUse::File(_) => {}
             }
         }
         Ok(env)

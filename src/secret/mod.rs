@@ -55,6 +55,13 @@ pub fn digest(key: &[u8; 32], name: &str, value: &SecretValue) -> String {
     hex::encode(mac.finalize().into_bytes())
 }
 
+/// What stands for a secret inside `sandbox`, where the value itself must not be: known to whoever is told it, and to nobody else.
+pub fn placeholder(key: &[u8; 32], sandbox: &str, name: &str) -> String {
+    // No secret has a name with spaces in it.
+    let of = digest(key, "the placeholder of", &SecretValue::new(format!("{name} in {sandbox}")));
+    format!("pocketenv-bound-{}", &of[..40])
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

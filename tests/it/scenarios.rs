@@ -5,6 +5,8 @@
 #[path = "../scenarios/world.rs"]
 pub mod world;
 
+#[path = "../scenarios/bound/scenario.rs"]
+mod bound;
 #[path = "../scenarios/concurrency/scenario.rs"]
 mod concurrency;
 #[path = "../scenarios/consent/scenario.rs"]

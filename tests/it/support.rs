@@ -32,6 +32,7 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("secrets", "", "secrets: [KEY]"),
     ("secrets.*.as_env", "secrets: [KEY]", "secrets: { KEY: { as_env: RENAMED } }"),
     ("secrets.*.as_file", "secrets: [KEY]", "secrets: { KEY: { as_file: /run/key } }"),
+    ("secrets.*.hosts", "secrets: [KEY]", "secrets: { KEY: { hosts: [api.example.com] } }"),
     ("volumes", "", "volumes: ['data:/data']"),
     ("volumes.*.name", "", "volumes: [{ name: data, path: /data }]"),
     ("volumes.*.path", "volumes: [{ name: data, path: /data }]", "volumes: [{ name: data, path: /other }]"),

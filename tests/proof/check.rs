@@ -92,7 +92,7 @@ fn inside(name: &str, wanted: &GuestSpec, is: &crate::inside::Inside) -> Result<
     let files: BTreeSet<&str> = is.files.values().map(|f| f[4].as_str()).collect();
     let secret = |usage: &SecretUse| match usage {
         SecretUse::File(path) => Some(path.clone()),
-        SecretUse::Env(_) => None,
+        SecretUse::Env(_) | SecretUse::Bound { .. } => None,
     };
     let wanted_files: BTreeSet<String> =
         wanted.files.keys().cloned().chain(wanted.secrets.values().filter_map(secret)).collect();

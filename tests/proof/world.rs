@@ -438,6 +438,7 @@ fn observed(vendor: &Vendor, id: &SandboxId, sandbox: &Sandbox, now: i64) -> Obs
         started_at: None,
         spec: vendor.manners.reads_back.then(|| sandbox.spec.clone()),
         endpoints: ports.map(|(port, spec)| (*port, endpoint(spec))).collect(),
+        bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
         notes: Vec::new(),
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::short::{self, OneOrMany};
 use super::{
-    Cpu, EgressRule, EnvName, EnvText, GuestPath, HostPath, ImageRef, Mode, Name, PortNumber, RepoUrl,
-    SecretRef, Service, Text, User, env_name_schema, name_schema,
+    BoundHost, Cpu, EgressRule, EnvName, EnvText, GuestPath, HostPath, ImageRef, Mode, Name, PortNumber,
+    RepoUrl, SecretRef, Service, Text, User, env_name_schema, name_schema,
 };
 use crate::model::{
     DependencyCondition, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol, Quantity,
@@ -141,6 +141,10 @@ pub(crate) struct SecretUse {
     pub as_env: Option<EnvName>,
     /// A file inside, on a memory-backed filesystem, mode 0400, instead of an environment variable.
     pub as_file: Option<GuestPath>,
+    /// The only hosts that get the value. It never enters the sandbox: the variable holds a placeholder, and the way out puts the value in its
+    /// place in the headers of requests to these hosts.
+    #[schemars(length(min = 1))]
+    pub hosts: Option<Vec<BoundHost>>,
 }
 
 /// A mounted volume.

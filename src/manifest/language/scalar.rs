@@ -100,6 +100,11 @@ const TYPES: &[ScalarType] = &[
         check: egress_rule,
     },
     ScalarType {
+        name: "BoundHost",
+        expected: "a host: `api.example.com` or `*.example.com`, with an optional `:port`, or `http://…` where there is no TLS",
+        check: |t| t.parse::<crate::model::BoundHost>().map(drop).map_err(|error| error.to_string()),
+    },
+    ScalarType {
         name: "Restart",
         expected: "`always`, `on-failure`, `on-failure:N` or `never`",
         check: |t| parse_restart(t).map(drop),
@@ -408,6 +413,10 @@ scalar!(
     EgressRule, "string", "minLength": 1
 );
 scalar!(
+    /// A host that a secret is bound to: a host name or `*.name`, with an optional `:port` (443 if absent); `http://NAME` where there is no TLS.
+    BoundHost, "string", "minLength": 1
+);
+scalar!(
     /// `always`, `on-failure`, `on-failure:N` or `never`.
     Restart, "string", "pattern": "^(always|never|on-failure(:[1-9][0-9]*)?)$"
 );
@@ -434,6 +443,11 @@ mod tests {
                 "EgressRule",
                 &["github.com", "*.a.b:443", "10.0.0.1", "10.0.0.1:80"],
                 &["", "*", "a..b", "a:0"],
+            ),
+            (
+                "BoundHost",
+                &["a.org", "*.a.org:8443", "http://a.org", "http://a.org:8080"],
+                &["", "*.org", "https://a.org", "10.0.0.1", "10.0.0.0/8", "a.org/x", "a.org:0"],
             ),
             ("Restart", &["always", "on-failure:3"], &["on-failure:0", "sometimes"]),
             ("ImageRef", &["host", "a/b:c@sha256:0"], &["", "https://x", "a b"]),

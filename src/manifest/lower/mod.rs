@@ -1,5 +1,6 @@
 //! One sandbox from its typed, normalised form to the desired state, with every check that needs more than the schema.
 
+mod bound;
 mod files;
 mod image;
 mod presets;
@@ -124,6 +125,7 @@ impl Lowering<'_> {
                 ports: self.ports(raw),
                 links: BTreeSet::new(),
                 network: self.network(raw),
+                bound: self.bound(raw),
                 isolation: raw.isolation.as_ref().and_then(|i| i.require),
                 lifecycle: self.lifecycle(raw),
             },
@@ -244,15 +246,23 @@ impl Lowering<'_> {
         let mut uses = BTreeMap::new();
         for (name, how) in &raw.secrets {
             self.secret(&["secrets", name], name);
-            if !self.exactly_one(
-                &["secrets", name],
-                &["as_env", "as_file"],
-                &[how.as_env.is_some(), how.as_file.is_some()],
-                false,
-            ) {
+            let (by_env, by_file) = (how.as_env.is_some(), how.as_file.is_some());
+            let fine =
+                self.exactly_one(&["secrets", name], &["as_env", "as_file"], &[by_env, by_file], false)
+                    && self.exactly_one(
+                        &["secrets", name],
+                        &["as_file", "hosts"],
+                        &[by_file, how.hosts.is_some()],
+                        false,
+                    );
+            if !fine {
                 continue;
             }
             let given = match (&how.as_env, &how.as_file) {
+                (variable, None) if how.hosts.is_some() => SecretUse::Bound {
+                    variable: variable.as_ref().map_or_else(|| name.clone(), |variable| variable.0.clone()),
+                    placeholder: String::new(),
+                },
                 (_, Some(path)) => SecretUse::File(path.0.clone()),
                 (Some(variable), None) => SecretUse::Env(variable.0.clone()),
                 (None, None) => SecretUse::Env(name.clone()),

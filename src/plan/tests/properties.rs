@@ -90,7 +90,7 @@ fn check_inside(name: &str, wanted: &GuestSpec, found: &ObservedGuest) -> Result
     let mut files: BTreeSet<&str> = wanted.files.keys().map(String::as_str).collect();
     files.extend(wanted.secrets.values().filter_map(|u| match u {
         SecretUse::File(path) => Some(path.as_str()),
-        SecretUse::Env(_) => None,
+        SecretUse::Env(_) | SecretUse::Bound { .. } => None,
     }));
     if found.files.keys().map(String::as_str).collect::<BTreeSet<_>>() != files {
         return say("other files");

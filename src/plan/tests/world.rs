@@ -549,6 +549,7 @@ impl World {
             started_at: Some(Timestamp(self.now)),
             spec: None,
             endpoints: BTreeMap::new(),
+            bound: BTreeMap::new(),
             missing_mounts: Vec::new(),
             notes: Vec::new(),
         };

@@ -300,6 +300,7 @@ pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
         created_at: sandbox.created_at.as_deref().and_then(timestamp),
         started_at: None,
         endpoints,
+        bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
         notes,
         spec,

@@ -264,6 +264,7 @@ pub(super) fn observed(
         |path: &str| container.mounts.iter().flatten().any(|m| m.destination.as_deref() == Some(path));
     let missing = spec.iter().flat_map(|spec| &spec.mounts).filter(|mount| runs && !mounted(&mount.path));
     Some(ObservedSandbox {
+        bound: BTreeMap::new(),
         missing_mounts: missing.map(|mount| mount.path.clone()).collect(),
         id: SandboxId(id),
         state,

@@ -180,6 +180,7 @@ pub(super) fn observed(sandbox: api::SandboxDetail, domain: &str) -> ObservedSan
         state: state.clone(),
         created_at: None,
         started_at: timestamp(&sandbox.started_at),
+        bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
         notes: match (state == SandboxState::Running, timestamp(&sandbox.end_at)) {
             (true, Some(at)) => {

@@ -76,6 +76,11 @@ pub static SHEET: Capabilities = Capabilities {
         made_anew("lifecycle"),
         refused("lifecycle.on_delete", "does not make backups yet", "copy the data out with `pocketenv cp`"),
         FieldSupport { path: "sync", support: Support::Honoured(ChangeClass::Live) },
+        refused(
+            "secrets.*.hosts",
+            "cannot bind a secret to hosts",
+            "remove `hosts`: the value is then given to the sandbox; or use provider `local`",
+        ),
         refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
         refused("tailscale", "does not join a tailnet yet", "use `ports`"),
         refused("volumes.s3", "cannot mount object storage yet", "copy the data in with `files`"),

@@ -544,6 +544,7 @@ pub(super) fn observed(
         created_at: owner.metadata.creation_timestamp.as_ref().map(|at| timestamp(&at.0)),
         started_at: status.and_then(|status| status.start_time.as_ref()).map(|at| timestamp(&at.0)),
         // A pod does not start without every one of its mounts.
+        bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
         notes,
         spec,

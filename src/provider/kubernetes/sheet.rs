@@ -112,6 +112,11 @@ pub static SHEET: Capabilities = Capabilities {
             "shares no directory of this machine",
             "leave `mode` out: the directory is copied and kept in step",
         ),
+        refused(
+            "secrets.*.hosts",
+            "cannot bind a secret to hosts",
+            "remove `hosts`: the value is then given to the sandbox; or use provider `local`",
+        ),
         refused("ssh", "does not serve SSH", "use `pocketenv shell`"),
         refused("tailscale", "does not join a tailnet yet", "use `ports`"),
     ],

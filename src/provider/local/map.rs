@@ -5,15 +5,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::build::BuildError;
 use crate::engine::{
-    Attempt, BoxInfo, BoxSpec, BoxState, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
-    Forward, Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource,
-    Name, Network, Outcome, SnapshotInfo,
+    Attempt, BoundHost as EngineBoundHost, BoundSecret as EngineBound, BoxInfo, BoxSpec, BoxState,
+    EgressHost as EngineHost, EgressRule as EngineRule, EngineError, Forward, Image as EngineImage, Lifetime,
+    Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Name, Network, Outcome, SnapshotInfo,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
-    Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity, Image, LifecycleSpec,
-    NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources, SandboxId, SandboxSpec, SandboxState,
-    Timestamp, labels as names, sha256_hex,
+    BoundHost, BoundSecret, Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity,
+    Image, LifecycleSpec, NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources, SandboxId,
+    SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -108,6 +108,7 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
             NetworkMode::None => Network::None,
         },
         egress: egress(&spec.network)?,
+        bound: bound(&spec.bound)?,
         mounts: volumes.chain(binds).collect(),
         limits: limits(&spec.resources),
         lifetime: lifetime(&spec.lifecycle),
@@ -133,6 +134,25 @@ fn egress(network: &NetworkSpec) -> Result<Option<Vec<EngineRule>>, ProviderErro
         Ok(EngineRule { host, port: rule.port })
     });
     rules.collect::<Result<_, _>>().map(Some)
+}
+
+fn bound(secrets: &BTreeMap<String, BoundSecret>) -> Result<Vec<EngineBound>, ProviderError> {
+    let secrets = secrets.iter().map(|(name, secret)| {
+        let hosts = secret.hosts.iter().map(|text| {
+            let bound: BoundHost = text.parse().map_err(|error| ProviderError::Invalid {
+                message: format!("`{text}`, to which secret `{name}` is bound, {error}"),
+            })?;
+            let host = match bound.host {
+                EgressHost::Name(name) => EngineHost::Name(name),
+                EgressHost::Subdomains(name) => EngineHost::Subdomains(name),
+                EgressHost::Network { address, prefix } => EngineHost::Network { address, prefix },
+            };
+            Ok(EngineBoundHost { host, port: bound.port, plain: bound.plain })
+        });
+        let hosts = hosts.collect::<Result<_, ProviderError>>()?;
+        Ok(EngineBound { name: name.clone(), placeholder: secret.placeholder.clone(), hosts })
+    });
+    secrets.collect()
 }
 
 fn shown(rule: &EngineRule) -> String {
@@ -279,6 +299,7 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         spec: read_back(&info),
         endpoints,
         missing_mounts: Vec::new(),
+        bound: info.bound.clone(),
         notes: lifetime_notes(&info)
             .into_iter()
             .chain(info.choices)
@@ -306,6 +327,12 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
             spec.network.egress = info.spec.egress.as_ref().map(|_| Egress::Deny);
             spec.network.allow = info.spec.egress.iter().flatten().map(shown).collect();
         }
+        for secret in &info.spec.bound {
+            if let Some(found) = spec.bound.get_mut(&secret.name) {
+                found.placeholder.clone_from(&secret.placeholder);
+            }
+        }
+        spec.bound.retain(|name, _| info.spec.bound.iter().any(|secret| secret.name == *name));
         if lifetime(&spec.lifecycle) != info.spec.lifetime {
             let Lifetime { ttl, idle } = info.spec.lifetime;
             spec.lifecycle.ttl = ttl.map(Duration::from_millis);

@@ -13,11 +13,11 @@ use async_trait::async_trait;
 pub use sheet::SHEET;
 
 use super::{
-    Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext, ProviderError, Snapshots,
-    Volumes, base, label,
+    BoundSecrets, BoundValue, Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext,
+    ProviderError, Snapshots, Volumes, base, label,
 };
 use crate::build;
-use crate::engine::{BoxSpec, Engine, EngineConfig, EngineError, Image, OciImage};
+use crate::engine::{self, BoxSpec, Engine, EngineConfig, EngineError, Image, OciImage};
 use crate::image::Hold;
 use crate::model::{
     EgressAttempt, Identity, Image as ModelImage, ObservedProvider, ObservedSandbox, ObservedSnapshot,
@@ -253,6 +253,10 @@ impl Provider for Local {
         Some(self)
     }
 
+    fn bound_secrets(&self) -> Option<&dyn BoundSecrets> {
+        Some(self)
+    }
+
     fn egress(&self) -> Option<&dyn EgressLog> {
         Some(self)
     }
@@ -299,6 +303,18 @@ impl Images for Local {
             Some(digest) => Ok(Some(digest)),
             None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
         }
+    }
+}
+
+#[async_trait]
+impl BoundSecrets for Local {
+    async fn bind(&self, id: &SandboxId, values: &[BoundValue]) -> Result<(), ProviderError> {
+        let values = values.iter().map(|BoundValue { name, digest, value }| engine::BoundValue {
+            name: name.clone(),
+            digest: digest.clone(),
+            value: value.expose().into(),
+        });
+        self.engine.bind(&id.0, &values.collect::<Vec<_>>()).await.map_err(map::error)
     }
 }
 

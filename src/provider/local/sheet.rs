@@ -37,6 +37,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("network.egress", ChangeClass::Live),
         honoured("network.allow", ChangeClass::Live),
         honoured("network", ChangeClass::Restart),
+        honoured("secrets.*.hosts", ChangeClass::Restart),
         honoured("hostname", ChangeClass::Restart),
         honoured("volumes", ChangeClass::Restart),
         honoured("ports", ChangeClass::Live),

@@ -88,6 +88,7 @@ pub(super) fn observed(sandbox: api::Sandbox) -> ObservedSandbox {
         created_at: Some(Timestamp(sandbox.created_at)),
         started_at: sandbox.started_at.map(Timestamp),
         endpoints: endpoints.collect(),
+        bound: BTreeMap::new(),
         missing_mounts: mounts.filter(|m| missing(&m.volume)).map(|m| m.path.clone()).collect(),
         notes: Vec::new(),
         id: SandboxId(sandbox.id),

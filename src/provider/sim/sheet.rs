@@ -53,6 +53,11 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("lifecycle", ChangeClass::Live),
         refused("lifecycle.on_delete", "does not make backups", "keep the data in a volume"),
         refused("sync", "has no files to follow", "use `files: [{ path, source }]`"),
+        refused(
+            "secrets.*.hosts",
+            "cannot bind a secret to hosts",
+            "remove `hosts`: the value is then given to the sandbox; or use provider `local`",
+        ),
         refused("ssh", "does not serve SSH", "use `pocketenv exec`"),
         refused("tailscale", "does not join a tailnet", "use `ports`"),
         refused("volumes.s3", "cannot mount object storage", "use a managed volume: `{}`"),

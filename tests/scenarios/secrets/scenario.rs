@@ -96,7 +96,7 @@ fn secrets() {
 }
 
 /// Files below `dir` that hold `needle`.
-fn find(dir: &Path, needle: &[u8], found: &mut Vec<String>) {
+pub fn find(dir: &Path, needle: &[u8], found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let kind = entry.file_type().unwrap();

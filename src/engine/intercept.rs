@@ -153,7 +153,7 @@ fn server() -> hyper::server::conn::http1::Builder {
     builder
         .preserve_header_case(true)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD)
+        .max_header_size(MAX_HEAD)
         .auto_date_header(false);
     builder
 }

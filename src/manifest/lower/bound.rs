@@ -18,10 +18,6 @@ impl Lowering<'_> {
         for (name, how) in &raw.secrets {
             let Some(hosts) = &how.hosts else { continue };
             let path = ["secrets", name, "hosts"];
-            if hosts.is_empty() {
-                let problem = self.error("bad-value", &path, "the secret is bound to no host".to_owned());
-                self.push(problem.help("name the hosts that get it"));
-            }
             if mode != NetworkMode::Isolated {
                 let what = "a secret is bound to hosts by the way out of the network mode `isolated`";
                 let problem = self.error("conflict", &path, what.to_owned());

@@ -49,7 +49,7 @@ fn guest() -> impl Strategy<Value = RawGuest> {
     (
         btree_map(0..2u8, 0..3u8, 0..2),
         btree_map(0..3u8, 0..3u8, 0..3),
-        0..3u8,
+        0..5u8,
         prop::option::of(0..2u8),
         vec(0..3u8, 0..3),
     )
@@ -154,6 +154,7 @@ pub fn build((volumes, sandboxes): &RawDesired) -> Desired {
                 mounts: mounts
                     .map(|n| Mount { path: format!("/v{n}"), volume: format!("v{n}"), read_only: false })
                     .collect(),
+                bound: bound(raw),
                 ..SandboxSpec::default()
             },
             guest: guest_spec(raw),
@@ -178,11 +179,28 @@ pub fn port_spec(host_port: u16) -> PortSpec {
     PortSpec { host_port: Some(host_port), ..PortSpec::default() }
 }
 
+const PLACEHOLDER: &str = "placeholder";
+
+/// One of two hosts, if the secret is bound.
+fn bound(raw: &Raw) -> BTreeMap<String, BoundSecret> {
+    let host = match raw.guest.secret {
+        2 => "a.example",
+        3 => "b.example",
+        _ => return BTreeMap::new(),
+    };
+    let bound = BoundSecret { placeholder: PLACEHOLDER.into(), hosts: vec![host.into()] };
+    BTreeMap::from([("KEY".to_owned(), bound)])
+}
+
 fn guest_spec(raw: &Raw) -> GuestSpec {
     let guest = &raw.guest;
     let secret = match guest.secret {
         0 => None,
         1 => Some(("KEY".to_owned(), SecretUse::Env("KEY".into()))),
+        2 | 3 => {
+            let placeholder = PLACEHOLDER.to_owned();
+            Some(("KEY".to_owned(), SecretUse::Bound { variable: "KEY".into(), placeholder }))
+        }
         _ => Some(("KEY".to_owned(), SecretUse::File("/run/key".into()))),
     };
     GuestSpec {

@@ -19,6 +19,7 @@ const FIELDS: &[FieldSupport] = &[
     row("hostname", ChangeClass::Restart),
     row("volumes", ChangeClass::Restart),
     row("network", ChangeClass::Restart),
+    row("secrets.*.hosts", ChangeClass::Restart),
     row("ports", ChangeClass::Live),
     row("lifecycle", ChangeClass::Live),
     row("resources", ChangeClass::Live),
@@ -75,6 +76,7 @@ impl Sandbox {
     /// What stopping leaves of the inside.
     fn stop(&mut self, sheet: &Capabilities) {
         self.seen.state = SandboxState::Stopped { unclean: None };
+        self.seen.bound.clear();
         self.guest.services.clear();
         self.guest.env = None;
         if sheet.stop == StopMeaning::Destroy {
@@ -452,6 +454,13 @@ impl World {
                         }
                     }
                     Action::Stop => sandbox.stop(sheet),
+                    Action::Bind { digests } if sandbox.seen.state == SandboxState::Running => {
+                        let declared = |name: &String| sandbox.spec.bound.contains_key(name);
+                        if !digests.keys().all(declared) {
+                            return Err("it binds what the spec does not".into());
+                        }
+                        sandbox.seen.bound.clone_from(digests);
+                    }
                     action if sandbox.seen.state == SandboxState::Running => {
                         let ran = inside(action, &mut sandbox.guest)?;
                         self.ran.extend(ran.map(|step| (id, step)));

@@ -97,14 +97,17 @@ fn client(
         let authorized = head.to_ascii_lowercase().contains("\r\nauthorization:");
         let answer = match path {
             "/ws" => {
-                let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+                let answer =
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
                 tls.write_all(answer.as_bytes()).ok()?;
                 let mut said = [0; 4];
                 tls.read_exact(&mut said).ok()?;
                 tls.write_all(&said).ok()?;
                 return tls.flush().ok();
             }
-            "/redirect" => "HTTP/1.1 302 Found\r\nLocation: https://other.example.invalid/redirected\r\nContent-Length: 0\r\n\r\n",
+            "/redirect" => {
+                "HTTP/1.1 302 Found\r\nLocation: https://other.example.invalid/redirected\r\nContent-Length: 0\r\n\r\n"
+            }
             path if path.contains("info/refs") && !authorized => {
                 "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n"
             }
@@ -131,7 +134,10 @@ fn head(stream: &mut impl Read) -> Option<String> {
 fn body(stream: &mut impl Read, head: &str) -> Option<String> {
     let field = |name: &str| {
         let lines = head.lines().filter_map(|line| line.split_once(':'));
-        lines.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned()).next()
+        lines
+            .filter(|(field, _)| field.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim().to_owned())
+            .next()
     };
     let mut exactly = |length: usize| {
         let mut bytes = vec![0; length];

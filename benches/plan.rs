@@ -170,6 +170,7 @@ fn reality(desired: &Desired) -> (Recorded, Observed) {
             started_at: Some(Timestamp(0)),
             spec: Some(sandbox.spec.clone()),
             endpoints: BTreeMap::new(),
+            bound: BTreeMap::new(),
             missing_mounts: Vec::new(),
             notes: Vec::new(),
         };

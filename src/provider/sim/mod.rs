@@ -8,7 +8,7 @@ mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,10 +21,12 @@ pub use sheet::SHEET;
 
 use super::http::{Call, Http};
 use super::{
-    Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
-    StopMeaning, Volumes,
+    BoundSecrets, BoundValue, Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext,
+    ProviderError, Service, StopMeaning, Volumes,
 };
-use crate::model::{Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, labels};
+use crate::model::{
+    Identity, ObservedProvider, ObservedSandbox, SandboxId, SandboxSpec, SandboxState, labels,
+};
 use crate::secret::SecretValue;
 
 /// The environment variable with its address.
@@ -60,6 +62,9 @@ static CALLS: Calls = Calls {
 pub struct Sim {
     http: Http,
     sheet: Capabilities,
+    /// Digests of the values of bound secrets, in a rehearsal of a manifest for a provider that binds them. Its sandboxes have no way out that
+    /// could use them.
+    bound: Mutex<BTreeMap<SandboxId, BTreeMap<String, String>>>,
 }
 
 impl Sim {
@@ -90,7 +95,16 @@ impl Sim {
             Err(error @ ProviderError::Unauthorised { .. }) => return Err(error),
             Err(error) => tracing::warn!(%error, "the simulated cloud does not answer"),
         }
-        Ok(Self { http, sheet })
+        Ok(Self { http, sheet, bound: Mutex::default() })
+    }
+
+    fn observed(&self, sandbox: api::Sandbox) -> ObservedSandbox {
+        let seen = map::observed(sandbox);
+        let mut known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.state != SandboxState::Running {
+            known.remove(&seen.id);
+        }
+        ObservedSandbox { bound: known.get(&seen.id).cloned().unwrap_or_default(), ..seen }
     }
 
     fn sandbox(&self, method: Method, id: &SandboxId, rest: &[&str]) -> Call<'_> {
@@ -226,7 +240,7 @@ impl Provider for Sim {
             self.pages::<api::Sandbox>("sandboxes", &filter),
             self.pages::<api::Volume>("volumes", &volume_filter),
         )?;
-        let sandboxes = sandboxes.into_iter().map(map::observed).filter(|s| owner.has(&s.labels));
+        let sandboxes = sandboxes.into_iter().map(|s| self.observed(s)).filter(|s| owner.has(&s.labels));
         let volumes =
             volumes.into_iter().filter_map(map::observed_volume).filter(|(_, v)| owner.has(&v.labels));
         Ok(ObservedProvider {
@@ -237,7 +251,7 @@ impl Provider for Sim {
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
-        Ok(self.look(id).await?.map(map::observed))
+        Ok(self.look(id).await?.map(|sandbox| self.observed(sandbox)))
     }
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
@@ -311,6 +325,10 @@ impl Provider for Sim {
         Some(self)
     }
 
+    fn bound_secrets(&self) -> Option<&dyn BoundSecrets> {
+        Some(self)
+    }
+
     fn service(&self) -> Option<&dyn Service> {
         Some(self)
     }
@@ -322,7 +340,20 @@ impl Service for Sim {
     }
 
     fn behind(&self, detour: Arc<dyn Detour>) -> Result<Arc<dyn Provider>, ProviderError> {
-        Ok(Arc::new(Self { http: self.http.behind(detour)?, sheet: self.sheet.clone() }))
+        Ok(Arc::new(Self {
+            http: self.http.behind(detour)?,
+            sheet: self.sheet.clone(),
+            bound: Mutex::default(),
+        }))
+    }
+}
+
+#[async_trait]
+impl BoundSecrets for Sim {
+    async fn bind(&self, id: &SandboxId, values: &[BoundValue]) -> Result<(), ProviderError> {
+        let digests = values.iter().map(|value| (value.name.clone(), value.digest.clone())).collect();
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), digests);
+        Ok(())
     }
 }
 

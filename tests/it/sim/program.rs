@@ -203,7 +203,11 @@ fn an_address_is_asked_for_where_there_is_none() {
 #[test]
 fn a_rehearsal_passes_in_a_storm_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let manifest = MANIFEST.replace("defaults: { provider: sim }", "defaults: { provider: local }");
+    let manifest = MANIFEST.replace("defaults: { provider: sim }", "defaults: { provider: local }").replace(
+        "    env: { A: b }\n",
+        "    env: { A: b }\n    secrets: { TOKEN: { hosts: [api.example.com] } }\n",
+    );
+    assert!(manifest.contains("hosts:"));
     std::fs::write(dir.path().join("pocketenv.yaml"), manifest).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_pocketenv"))
         .args(["rehearse", "--chaos", "stormy", "--seed", "3", "-o", "json"])

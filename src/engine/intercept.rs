@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ struct Relay {
     host: String,
     port: u16,
     outside: tokio::sync::Mutex<SendRequest<Incoming>>,
+    /// A request is under way after which the connection may go on as something else: that ends the host's as HTTP, too.
+    upgrading: AtomicBool,
     /// Both sides of a connection that goes on as something else.
     upgraded: Mutex<Option<(OnUpgrade, OnUpgrade)>>,
 }
@@ -116,6 +119,7 @@ async fn serve(
         host,
         port,
         outside: tokio::sync::Mutex::new(sender),
+        upgrading: AtomicBool::new(false),
         upgraded: Mutex::default(),
     });
     let passing = Arc::clone(&relay);
@@ -136,7 +140,9 @@ async fn serve(
             _ = &mut outside, if lives => {
                 // What the host has said is passed on; the client learns that no more comes.
                 lives = false;
-                inside.as_mut().graceful_shutdown();
+                if !relay.upgrading.load(Ordering::Relaxed) {
+                    inside.as_mut().graceful_shutdown();
+                }
             }
         }
     }
@@ -186,6 +192,7 @@ impl Relay {
         }
         let inside =
             request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+        self.upgrading.store(inside.is_some(), Ordering::Relaxed);
         let mut outside = self.outside.lock().await;
         outside.ready().await?;
         let mut response = outside.send_request(request).await?;
@@ -195,6 +202,8 @@ impl Relay {
             };
             let outside = hyper::upgrade::on(&mut response);
             *self.upgraded.lock().unwrap_or_else(PoisonError::into_inner) = Some((inside, outside));
+        } else {
+            self.upgrading.store(false, Ordering::Relaxed);
         }
         Ok(response.map(Either::Left))
     }

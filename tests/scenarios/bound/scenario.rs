@@ -245,7 +245,7 @@ stream = ssl.create_default_context().wrap_socket(plain, server_hostname="api.ex
 stream.sendall(("GET /ws HTTP/1.1\r\nHost: api.example.invalid\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nAuthorization: Bearer " + os.environ["API_KEY"] + "\r\n\r\n").encode())
 head = b""
 while b"\r\n\r\n" not in head: head += stream.recv(1)
-assert head.startswith(b"HTTP/1.1 101 "), head
+assert head.startswith(b"HTTP/1.1 101 ") and b"close" not in head.lower(), head
 stream.sendall(b"ping")
 got = b""
 while len(got) < 4: got += stream.recv(4)

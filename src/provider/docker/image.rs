@@ -13,6 +13,7 @@ use secrecy::ExposeSecret as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 
 use super::api::Api;
+use super::map;
 use crate::image::{Hashing, ImageError, credentials};
 use crate::model::{Image, labels, sha256_hex};
 use crate::provider::script::shown;
@@ -28,16 +29,11 @@ const OUTPUT_LIMIT: usize = 2000;
 /// Repository of the images that are built here; the tag is the hash of what they were built from.
 const BUILT: &str = "pocketenv-build";
 
-/// The reference of an image that is there now.
+/// The reference of an image that is there now. Snapshots are those of the project.
 ///
 /// # Errors
 /// [`ProviderError::Invalid`] if there is no such image or it cannot be built.
-pub(super) async fn ensure(api: &Api, image: &Image) -> Result<String, ProviderError> {
-    let unsupported = |what: &str| {
-        Err(ProviderError::Unsupported {
-            message: format!("provider `docker` cannot make a sandbox from {what}; use `image`"),
-        })
-    };
+pub(super) async fn ensure(api: &Api, image: &Image, project: &str) -> Result<String, ProviderError> {
     match image {
         Image::Oci(reference) => {
             if !exists(api, reference).await? {
@@ -48,12 +44,23 @@ pub(super) async fn ensure(api: &Api, image: &Image) -> Result<String, ProviderE
         Image::Build { context, dockerfile, sha256 } => {
             build(api, &context.0, dockerfile.as_deref(), sha256).await
         }
-        Image::Host => unsupported("the system of this machine"),
+        Image::Host => Err(ProviderError::Unsupported {
+            message: "provider `docker` cannot make a sandbox from the system of this machine; use `image`"
+                .to_owned(),
+        }),
         Image::Base(name) => {
             let (context, sha256) = base::context(name)?;
             build(api, context.path(), None, &sha256).await
         }
-        Image::Snapshot(_) => unsupported("a snapshot"),
+        Image::Snapshot(name) => {
+            for reference in [map::snapshot_reference(project, name), name.clone()] {
+                if map::is_snapshot(&reference) && exists(api, &reference).await? {
+                    return Ok(reference);
+                }
+            }
+            let message = format!("there is no snapshot `{name}` of project `{project}` at this daemon");
+            Err(ProviderError::Invalid { message })
+        }
     }
 }
 
@@ -170,7 +177,7 @@ async fn credentials_for(
     }))
 }
 
-/// Credentials for the registries that a build names: no other's leave this machine.
+/// Credentials for the registries that a build names, and for Docker's own: no other's leave this machine.
 async fn credentials_of_build(
     api: &Api,
     dockerfile: &Path,
@@ -178,7 +185,7 @@ async fn credentials_of_build(
     let mut all = HashMap::new();
     let Some(file) = &api.config else { return Ok(all) };
     let unreadable = |error| ProviderError::permanent("cannot find the credentials of registries", error);
-    let named = credentials::registries(file).map_err(unreadable)?;
+    let mut wanted = credentials::registries(file).map_err(unreadable)?;
     let text = match std::fs::read_to_string(dockerfile) {
         // The builder says so.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
@@ -186,13 +193,25 @@ async fn credentials_of_build(
             ProviderError::permanent(format!("cannot read {}", dockerfile.display()), error)
         })?,
     };
-    for registry in named.iter().filter(|name| *name == "docker.io" || text.contains(name.as_str())) {
+    wanted.retain(|name| name == "docker.io" || text.contains(name.as_str()));
+    // One that keeps the credentials of all is named for none.
+    wanted.extend(bases(&text).filter(|name| !name.contains('$')).map(registry).map(str::to_owned));
+    for registry in &wanted {
         let what = dockerfile.display().to_string();
         if let Some(found) = credentials_for(api, registry, &what).await? {
             all.insert(found.serveraddress.clone().unwrap_or_default(), found);
         }
     }
     Ok(all)
+}
+
+/// What the lines `FROM` of a Dockerfile name.
+fn bases(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        words.next().filter(|word| word.eq_ignore_ascii_case("from"))?;
+        words.find(|word| !word.starts_with("--"))
+    })
 }
 
 fn said(detail: ErrorDetail) -> String {
@@ -342,6 +361,12 @@ mod tests {
         assert_eq!(parts("a/b@sha256:00"), ("a/b", "sha256:00"));
         assert_eq!((registry("debian"), registry("acme/app")), ("docker.io", "docker.io"));
         assert_eq!((registry("localhost:5000/a"), registry("ghcr.io/a/b")), ("localhost:5000", "ghcr.io"));
+    }
+
+    #[test]
+    fn the_bases_of_a_build_are_what_it_names() {
+        let text = "ARG X\nFROM --platform=linux/amd64 r.test/a AS one\n  from b:1\nRUN echo FROM c\nFROM\n";
+        assert_eq!(bases(text).collect::<Vec<_>>(), ["r.test/a", "b:1"]);
     }
 
     #[test]

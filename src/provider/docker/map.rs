@@ -4,6 +4,7 @@
 //! stands in the labels of a small volume beside it, its *record*, which is made anew with each change.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 
 use bollard::models::{
     ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum as State, ContainerUpdateBody,
@@ -14,8 +15,8 @@ use bollard::models::{
 use super::guest::{PERL, PYTHON};
 use super::sheet::{MIN_CPU_MILLIS, MIN_MEMORY};
 use crate::model::{
-    Endpoint, Identity, NetworkMode, ObservedSandbox, Resources, SandboxId, SandboxSpec, SandboxState,
-    Timestamp, labels as names, sha256_hex,
+    Egress, Endpoint, Identity, NetworkMode, NetworkSpec, ObservedSandbox, Resources, SandboxId, SandboxSpec,
+    SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -24,6 +25,10 @@ use crate::provider::label::labelled_spec;
 pub(super) const RECORD_OF: &str = "pocketenv.io/record-of";
 /// Begins the name of everything of ours.
 const PREFIX: &str = "pocketenv.";
+/// Ends the name of a network without a way out.
+const SHUT: &str = ".shut";
+/// Begins the references of snapshots.
+const SNAPSHOTS: &str = "pocketenv-snapshot:";
 /// The first process.
 const INIT: &str = include_str!("../script/init.sh");
 /// The file with the links, for the first process.
@@ -50,8 +55,40 @@ pub(super) fn volume_name(project: &str, name: &str) -> String {
     format!("{PREFIX}{project}.{name}")
 }
 
-pub(super) fn network_name(project: &str) -> String {
-    format!("{PREFIX}{project}")
+/// The network of a project, or the one without a way out.
+pub(super) fn network_name(project: &str, shut: bool) -> String {
+    let kind = if shut { SHUT } else { "" };
+    format!("{PREFIX}{project}{kind}")
+}
+
+/// Whether nothing gets out.
+pub(super) fn is_shut(network: &NetworkSpec) -> bool {
+    network.egress == Some(Egress::Deny)
+}
+
+/// The last address of an IPv4 network before that of everybody; `None` where it is too small for one.
+pub(super) fn last_address(subnet: &str) -> Option<Ipv4Addr> {
+    let (base, bits) = subnet.split_once('/')?;
+    let (base, bits) = (u32::from(base.parse::<Ipv4Addr>().ok()?), bits.parse::<u32>().ok()?);
+    (bits <= 29).then(|| Ipv4Addr::from((base | (u32::MAX >> bits)) - 1))
+}
+
+/// The image that a snapshot is.
+pub(super) fn snapshot_reference(project: &str, name: &str) -> String {
+    format!("{SNAPSHOTS}{}", &sha256_hex(format!("{project}/{name}").as_bytes())[..32])
+}
+
+/// Whether an image is a snapshot, by its reference.
+pub(super) fn is_snapshot(reference: &str) -> bool {
+    reference.starts_with(SNAPSHOTS)
+}
+
+/// What is ours among labels: a container has those of its image as well.
+pub(super) fn own_labels(labels: HashMap<String, String>) -> BTreeMap<String, String> {
+    labels
+        .into_iter()
+        .filter(|(name, value)| name.starts_with("pocketenv.io/") && !value.is_empty())
+        .collect()
 }
 
 /// The volume's name in its project; `None` for a record and for what is not ours.
@@ -86,8 +123,13 @@ pub(super) fn records(volumes: &[Volume]) -> HashMap<&str, (u64, &Volume)> {
 /// What Docker cannot do for this combination of fields, each of which it honours alone.
 pub(super) fn check(spec: &SandboxSpec) -> Result<(), ProviderError> {
     let invalid = |message: &str| Err(ProviderError::Invalid { message: message.to_owned() });
-    if !spec.binds.is_empty() {
-        return invalid("Docker shares no directory of this machine yet; leave out `mode: bind`");
+    if !spec.network.allow.is_empty() {
+        return invalid("Docker lets a sandbox out everywhere or nowhere; leave out `allow`");
+    }
+    if is_shut(&spec.network) && spec.network.mode == NetworkMode::Host {
+        return invalid(
+            "with `network: host` the way out is that of the host itself; leave out `egress`, or the `network`",
+        );
     }
     match spec.network.mode {
         NetworkMode::Isolated => {}
@@ -129,7 +171,7 @@ pub(super) fn container(
 ) -> ContainerCreateBody {
     let (quota, memory) = limits(&spec.resources);
     let network = match spec.network.mode {
-        NetworkMode::Isolated => network_name(&identity.project),
+        NetworkMode::Isolated => network_name(&identity.project, is_shut(&spec.network)),
         NetworkMode::Host => "host".to_owned(),
         NetworkMode::None => "none".to_owned(),
     };
@@ -140,6 +182,14 @@ pub(super) fn container(
         let binding =
             PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some(host.to_string()) };
         (tcp(port), Some(vec![binding]))
+    });
+    let is_shut = is_own && is_shut(&spec.network);
+    let binds = spec.binds.iter().map(|bind| DockerMount {
+        target: Some(bind.path.clone()),
+        source: Some(bind.from.display().to_string()),
+        typ: Some(MountType::BIND),
+        read_only: Some(bind.read_only),
+        ..DockerMount::default()
     });
     let mounts = spec.mounts.iter().map(|mount| DockerMount {
         target: Some(mount.path.clone()),
@@ -152,6 +202,11 @@ pub(super) fn container(
         aliases: Some(vec![identity.address.sandbox().unwrap_or("sandbox").to_owned()]),
         ..EndpointSettings::default()
     };
+    let mut labels: HashMap<String, String> = labels.into_iter().collect();
+    if is_snapshot(&image) {
+        // A container has what its image says, unless it says otherwise.
+        labels.extend([names::SNAPSHOT_OF, names::FOR_FORKS].map(|label| (label.to_owned(), String::new())));
+    }
     ContainerCreateBody {
         image: Some(image),
         // The host's own network comes with the host's name.
@@ -159,7 +214,7 @@ pub(super) fn container(
             .filter(|h| !h.is_empty() && spec.network.mode != NetworkMode::Host),
         entrypoint: Some(["sh", "-c", INIT, "pocketenv-init", PERL, PYTHON].map(str::to_owned).to_vec()),
         cmd: Some(Vec::new()),
-        labels: Some(labels.into_iter().collect()),
+        labels: Some(labels),
         exposed_ports: is_own.then(|| spec.ports.keys().map(tcp).collect()),
         // An image's own health check would only start processes that nobody asks for.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
@@ -167,7 +222,10 @@ pub(super) fn container(
         host_config: Some(HostConfig {
             network_mode: Some(network.clone()),
             port_bindings: Some(bindings.collect()),
-            mounts: Some(mounts.collect()),
+            mounts: Some(mounts.chain(binds).collect()),
+            // Who may write frames by hand needs no way out that the kernel knows; and the daemon would ask for names outside.
+            cap_drop: is_shut.then(|| vec!["NET_RAW".to_owned()]),
+            dns: is_shut.then(|| vec!["127.0.0.1".to_owned()]),
             // Where the guest keeps environments, secrets and the state of services: in memory, gone with a stop.
             tmpfs: Some(HashMap::from([(
                 "/run/pocketenv".to_owned(),
@@ -206,7 +264,8 @@ pub(super) fn update(resources: &Resources) -> ContainerUpdateBody {
 pub(super) fn can_become(old: &SandboxSpec, new: &SandboxSpec) -> bool {
     fn fixed(spec: &SandboxSpec) -> impl PartialEq + '_ {
         let ports: Vec<_> = spec.ports.iter().map(|(port, p)| (*port, p.host_port)).collect();
-        (&spec.image, &spec.hostname, &spec.mounts, ports, spec.network.mode)
+        let network = (spec.network.mode, is_shut(&spec.network));
+        (&spec.image, &spec.hostname, &spec.mounts, &spec.binds, ports, network)
     }
     fixed(old) == fixed(new)
 }
@@ -248,8 +307,7 @@ pub(super) fn observed(
     notes: Vec<String>,
 ) -> Option<ObservedSandbox> {
     let id = name(container)?.to_owned();
-    let mut labels: BTreeMap<String, String> =
-        container.labels.clone().unwrap_or_default().into_iter().collect();
+    let mut labels = own_labels(container.labels.clone().unwrap_or_default());
     // The token of the create stays.
     let newer = record
         .into_iter()
@@ -262,10 +320,13 @@ pub(super) fn observed(
     let endpoints = spec.iter_mut().flat_map(|spec| endpoints(container, spec, runs)).collect();
     let mounted =
         |path: &str| container.mounts.iter().flatten().any(|m| m.destination.as_deref() == Some(path));
-    let missing = spec.iter().flat_map(|spec| &spec.mounts).filter(|mount| runs && !mounted(&mount.path));
+    let wanted = spec.iter().flat_map(|spec| {
+        spec.mounts.iter().map(|mount| &mount.path).chain(spec.binds.iter().map(|bind| &bind.path))
+    });
+    let missing = wanted.filter(|path| runs && !mounted(path.as_str()));
     Some(ObservedSandbox {
         bound: BTreeMap::new(),
-        missing_mounts: missing.map(|mount| mount.path.clone()).collect(),
+        missing_mounts: missing.cloned().collect(),
         id: SandboxId(id),
         state,
         created_at: container.created.map(|seconds| Timestamp(seconds.saturating_mul(1000))),
@@ -287,6 +348,14 @@ fn endpoints(container: &ContainerSummary, spec: &mut SandboxSpec, runs: bool) -
         Some(_) => NetworkMode::Isolated,
         None => spec.network.mode,
     };
+    if let (NetworkMode::Isolated, Some(mode)) = (spec.network.mode, mode) {
+        let others =
+            container.network_settings.iter().flat_map(|settings| settings.networks.iter().flatten());
+        let shut = mode.ends_with(SHUT) && others.into_iter().all(|(name, _)| name == mode);
+        if shut != is_shut(&spec.network) {
+            spec.network.egress = shut.then_some(Egress::Deny);
+        }
+    }
     let mut found = BTreeMap::new();
     for (port, declared) in &mut spec.ports {
         let published =

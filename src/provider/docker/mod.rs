@@ -8,7 +8,9 @@ mod daemon;
 mod guest;
 mod image;
 mod map;
+mod network;
 mod sheet;
+mod snapshot;
 mod stream;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,9 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::Docker as Client;
-use bollard::models::{
-    ContainerSummary, ContainerSummaryStateEnum as State, NetworkCreateRequest, Volume, VolumeCreateRequest,
-};
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum as State, Volume, VolumeCreateRequest};
 use bollard::query_parameters as query;
 use tokio::sync::{Mutex, RwLock};
 use tokio::time::{Instant, sleep};
@@ -33,10 +33,11 @@ use self::guest::DockerGuest;
 use super::http::timestamp;
 use super::{
     Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
-    Volumes, label,
+    Snapshots, Volumes, label,
 };
 use crate::model::{
-    Identity, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec, labels,
+    Identity, Image, NetworkMode, ObservedProvider, ObservedSandbox, ObservedVolume, SandboxId, SandboxSpec,
+    labels,
 };
 
 /// After which Docker kills the first process that was asked to stop, in seconds; by itself it ends after ten.
@@ -154,70 +155,6 @@ impl Docker {
         }
     }
 
-    /// Ids of the networks of this name: to Docker names of networks are not unique.
-    async fn networks_named(&self, name: &str) -> Result<Vec<String>, ProviderError> {
-        let filters = HashMap::from([("name".to_owned(), vec![name.to_owned()])]);
-        let options = query::ListNetworksOptionsBuilder::new().filters(&filters).build();
-        let found =
-            self.call("list networks", async |client| client.list_networks(Some(options)).await).await?;
-        let same = found.into_iter().filter(|network| network.name.as_deref() == Some(name));
-        Ok(same.filter_map(|network| network.id).collect())
-    }
-
-    async fn ensure_network(&self, project: &str) -> Result<(), ProviderError> {
-        let _one = self.making.lock().await;
-        let name = map::network_name(project);
-        if !self.networks_named(&name).await?.is_empty() {
-            return Ok(());
-        }
-        let labels = Labels::from([
-            (labels::MANAGED_BY.to_owned(), "pocketenv".to_owned()),
-            (labels::PROJECT.to_owned(), project.to_owned()),
-        ]);
-        let wanted = NetworkCreateRequest {
-            name: name.clone(),
-            driver: Some("bridge".to_owned()),
-            labels: Some(labels),
-            ..Default::default()
-        };
-        let doing = format!("create network {name}");
-        let made = match self.call(&doing, async |client| client.create_network(wanted).await).await {
-            Ok(made) => made.id,
-            Err(ProviderError::AlreadyExists { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        // Another process may have made one at the same moment; of two the same one stays, whoever looks.
-        match self.networks_named(&name).await?.into_iter().min() {
-            Some(first) if first != made => self.remove_network(&made).await,
-            _ => Ok(()),
-        }
-    }
-
-    async fn remove_network(&self, id: &str) -> Result<(), ProviderError> {
-        let doing = format!("remove network {id}");
-        match self.call(&doing, async |client| client.remove_network(id).await).await {
-            Ok(()) | Err(ProviderError::NotFound { .. }) => Ok(()),
-            // Somebody put something else into it.
-            Err(ProviderError::Unauthorised { message } | ProviderError::AlreadyExists { what: message }) => {
-                tracing::warn!("{message}");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Removes the project's network if no container of the project is left.
-    async fn release_network(&self, project: &str) -> Result<(), ProviderError> {
-        let _alone = self.networks.write().await;
-        if !self.containers_of(Some(project)).await?.is_empty() {
-            return Ok(());
-        }
-        for id in self.networks_named(&map::network_name(project)).await? {
-            self.remove_network(&id).await?;
-        }
-        Ok(())
-    }
-
     /// Docker would make a volume that does not exist, without labels.
     async fn check_mounts(&self, spec: &SandboxSpec, project: &str) -> Result<(), ProviderError> {
         for mount in &spec.mounts {
@@ -232,6 +169,18 @@ impl Docker {
             }
         }
         Ok(())
+    }
+
+    /// A path on another machine would be another directory.
+    fn check_binds(&self, spec: &SandboxSpec) -> Result<(), ProviderError> {
+        if spec.binds.is_empty() || self.api.daemon.is_here() {
+            return Ok(());
+        }
+        let daemon = &self.api.daemon;
+        let message = format!(
+            "the daemon at {daemon} is on another machine and shares no directory of this one; leave `mode: bind` out"
+        );
+        Err(ProviderError::Unsupported { message })
     }
 
     /// A limit that the daemon cannot enforce is no limit.
@@ -328,10 +277,11 @@ impl Docker {
         let doing = format!("create {}", identity.address);
         self.check_mounts(spec, &identity.project).await?;
         self.check_limits(spec).await?;
-        let image = image::ensure(&self.api, &spec.image).await?;
+        self.check_links(spec, &identity.project).await?;
+        let image = image::ensure(&self.api, &spec.image, &identity.project).await?;
         let _network = self.networks.read().await;
         if spec.network.mode == NetworkMode::Isolated {
-            self.ensure_network(&identity.project).await?;
+            self.ensure_network(&identity.project, map::is_shut(&spec.network)).await?;
         }
         let body = map::container(spec, identity, image, label::labels(spec, identity)?);
         let options = query::CreateContainerOptionsBuilder::new().name(name).build();
@@ -351,7 +301,9 @@ impl Docker {
                 what: format!("container {name}, which another create made,"),
             });
         }
-        if found.state == Some(State::CREATED) && !spec.links.is_empty() {
+        // A snapshot has the links of what it was taken of.
+        let has_links = !spec.links.is_empty() || matches!(spec.image, Image::Snapshot(_));
+        if found.state == Some(State::CREATED) && has_links {
             self.put_links(name, spec, false).await?;
         }
         self.run(&found).await?;
@@ -447,13 +399,19 @@ impl Provider for Docker {
         let volumes = self.volumes_of(project).await?;
         let records = map::records(&volumes);
         let matches = |found: Option<&String>| owner.owner.as_ref().is_none_or(|o| found == Some(&o.0));
-        let mut listing = ObservedProvider::default();
-        for container in &containers {
+        let seen = containers.iter().filter_map(|container| {
             let record = map::name(container).and_then(|name| records.get(name)).map(|(_, volume)| *volume);
-            let seen = map::observed(container, record, self.notes());
-            if let Some(sandbox) = seen.filter(|s| matches(s.labels.get(labels::OWNER))) {
-                listing.sandboxes.insert(sandbox.id.clone(), sandbox);
+            map::observed(container, record, self.notes())
+        });
+        let seen: Vec<ObservedSandbox> = seen.collect();
+        let mut listing = ObservedProvider::default();
+        for (id, snapshot) in self.snapshots_of(project, &seen).await? {
+            if matches(snapshot.labels.get(labels::OWNER)) {
+                listing.snapshots.insert(id, snapshot);
             }
+        }
+        for sandbox in seen.into_iter().filter(|sandbox| matches(sandbox.labels.get(labels::OWNER))) {
+            listing.sandboxes.insert(sandbox.id.clone(), sandbox);
         }
         for volume in &volumes {
             if let Some(name) =
@@ -476,6 +434,7 @@ impl Provider for Docker {
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {
         map::check(spec)?;
+        self.check_binds(spec)?;
         self.sweep_records(&identity.project).await?;
         let name = map::container_name(identity);
         if let Err(error) = self.make(&name, spec, identity).await {
@@ -483,7 +442,7 @@ impl Provider for Docker {
             if !error.is_retryable() && !theirs {
                 // What will never run must not look like something that is being made.
                 self.remove(&name).await?;
-                self.release_network(&identity.project).await?;
+                self.release_networks(&identity.project).await?;
             }
             return Err(error);
         }
@@ -526,6 +485,7 @@ impl Provider for Docker {
         }
         if old.as_ref().is_none_or(|old| map::links_file(old) != map::links_file(spec)) {
             let runs = container.state == Some(State::RUNNING);
+            self.check_links(spec, &identity.project).await?;
             self.put_links(&id.0, spec, runs).await?;
             if runs {
                 self.await_links(&id.0, spec).await?;
@@ -596,7 +556,7 @@ impl Provider for Docker {
             self.remove_volume(&record.name).await?;
         }
         match project {
-            Some(project) => self.release_network(&project).await,
+            Some(project) => self.release_networks(&project).await,
             None => Ok(()),
         }
     }
@@ -609,6 +569,10 @@ impl Provider for Docker {
     }
 
     fn volumes(&self) -> Option<&dyn Volumes> {
+        Some(self)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
 

@@ -11,7 +11,7 @@ pub(super) const MIN_MEMORY: u64 = 6 << 20;
 /// The sheet of provider `docker`.
 pub static SHEET: Capabilities = Capabilities {
     provider: "docker",
-    summary: "containers of a Docker or Podman daemon; sandboxes of one project share a network and have free egress",
+    summary: "containers of a Docker or Podman daemon; sandboxes of one project share a network; egress is free, or shut",
     stop: StopMeaning::Suspend,
     pause: true,
     labels: true,
@@ -47,7 +47,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("image", ChangeClass::Recreate),
         honoured("base", ChangeClass::Recreate),
         refused("base=OTHER", "has no base image of this name", base::USE),
-        refused("snapshot", "does not make snapshots yet", "use `image` or `build`"),
+        honoured("snapshot", ChangeClass::Recreate),
         honoured("build", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "cannot limit the disk of a sandbox", "remove `disk`"),
@@ -66,11 +66,10 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("links", ChangeClass::Live),
         honoured("network", ChangeClass::Recreate),
         refused(
-            "network.egress=deny",
-            "cannot enforce an egress policy",
-            "use `network: none`, or remove `egress`",
+            "network.allow",
+            "lets a sandbox out everywhere or nowhere",
+            "remove `allow`; `egress: deny` alone lets nothing out",
         ),
-        refused("network.allow", "cannot enforce an egress policy", "use `network: none`, or remove `allow`"),
         refused("isolation.require=gvisor", "isolates by namespaces", "use `require: namespace`"),
         refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
         honoured("isolation", ChangeClass::Live),
@@ -88,12 +87,9 @@ pub static SHEET: Capabilities = Capabilities {
         ),
         refused("lifecycle.on_delete", "does not make backups yet", "keep the data in a volume"),
         honoured("lifecycle", ChangeClass::Live),
-        honoured("sync", ChangeClass::Live),
-        refused(
-            "sync.*.mode=bind",
-            "shares no directory of this machine yet",
-            "leave `mode` out: the directory is copied and kept in step",
-        ),
+        // Only what is shared is part of the spec; what is copied is the guest's.
+        honoured("sync", ChangeClass::Recreate),
+        honoured("sync.*.mode=bind", ChangeClass::Recreate),
         refused(
             "secrets.*.hosts",
             "cannot bind a secret to hosts",

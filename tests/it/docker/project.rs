@@ -183,7 +183,7 @@ sandboxes:
 fn what_docker_cannot_do_is_refused_at_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pocketenv.yaml");
-    let text = "version: 1\nname: no\ndefaults: { provider: docker }\nsandboxes:\n  a: {}\n  b: { image: host }\n  c:\n    image: x\n    resources: { disk: 1GiB }\n    network: { egress: deny }\n    lifecycle: { ttl: 1h }\n    ports: [ { port: 80, public: true } ]\n";
+    let text = "version: 1\nname: no\ndefaults: { provider: docker }\nsandboxes:\n  a: {}\n  b: { image: host }\n  c:\n    image: x\n    resources: { disk: 1GiB }\n    network: { egress: deny, allow: [ example.com ] }\n    lifecycle: { ttl: 1h }\n    ports: [ { port: 80, public: true } ]\n";
     fs::write(&file, text).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pocketenv"));
     command.args(["validate", "-f"]).arg(&file).env("POCKETENV_HOME", dir.path());

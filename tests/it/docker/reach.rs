@@ -84,7 +84,7 @@ async fn works(provider: &dyn Provider) {
 }
 
 /// An authority, and a certificate for the server and one for a client.
-fn authority(dir: &Path) {
+pub fn authority(dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     let file = |name: &str| text(&dir.join(name)).to_owned();
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj"];
@@ -269,13 +269,8 @@ fn by_ssh_with_a_key_and_nothing_else() {
 /// `ann:hunter2`, as `htpasswd -B` writes it.
 const USERS: &str = "ann:$2b$04$ztXQmMQ8MFFQbTMkYlAfWOZzhdRmBqCZFlDIiRvfI/H/kpQ0y7wty\n";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn registries_are_asked_with_the_credentials_of_this_machine() {
-    if !there(&["docker-registry", "setpriv"]) {
-        return;
-    }
-    let Some(daemon) = Daemon::start() else { return };
-    let dir = daemon.dir.path();
+/// A registry that lets in `ann` with `hunter2`, and its address.
+fn registry(dir: &Path) -> (String, Server) {
     let port = free_port();
     let registry = format!("127.0.0.1:{port}");
     fs::write(dir.join("users"), USERS).unwrap();
@@ -286,32 +281,53 @@ async fn registries_are_asked_with_the_credentials_of_this_machine() {
         text(&dir.join("users"))
     );
     fs::write(dir.join("registry.yml"), settings).unwrap();
-    let _registry = Server::start("docker-registry", &["serve", text(&dir.join("registry.yml"))], port);
+    let server = Server::start("docker-registry", &["serve", text(&dir.join("registry.yml"))], port);
+    (registry, server)
+}
 
-    // What a user of the `docker` command has: nothing, a wrong password, the right one, and the right one by a helper.
-    let config = |name: &str, content: &str| {
-        let place = dir.join(name);
-        fs::create_dir_all(&place).unwrap();
-        fs::write(place.join("config.json"), content).unwrap();
-        text(&place).to_owned()
-    };
-    let auth =
-        |pair: &str| format!(r#"{{"auths":{{"{registry}":{{"auth":"{}"}}}}}}"#, BASE64_STANDARD.encode(pair));
-    let (none, wrong) = (config("none", "{}"), config("wrong", &auth("ann:hunter3")));
-    let right = config("right", &auth("ann:hunter2"));
+/// A directory with the settings of the `docker` command.
+fn config(dir: &Path, name: &str, content: &str) -> String {
+    let place = dir.join(name);
+    fs::create_dir_all(&place).unwrap();
+    fs::write(place.join("config.json"), content).unwrap();
+    text(&place).to_owned()
+}
+
+fn auth(registry: &str, pair: &str) -> String {
+    format!(r#"{{"auths":{{"{registry}":{{"auth":"{}"}}}}}}"#, BASE64_STANDARD.encode(pair))
+}
+
+fn docker(daemon: &Daemon, config: &str, arguments: &[&str]) {
+    let mut command = Command::new("docker");
+    command.env("DOCKER_CONFIG", config).args(["-H", &daemon.host()]).args(arguments);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The image, at the registry alone.
+fn push(daemon: &Daemon, registry: &str, config: &str) -> String {
     let remote = format!("{registry}/it/image:v1");
-    let docker = |arguments: &[&str]| {
-        let output = Command::new("docker")
-            .env("DOCKER_CONFIG", &right)
-            .args(["-H", &daemon.host()])
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    docker(&["tag", IMAGE, &remote]);
-    docker(&["push", &remote]);
-    docker(&["rmi", &remote]);
+    docker(daemon, config, &["tag", IMAGE, &remote]);
+    docker(daemon, config, &["push", &remote]);
+    docker(daemon, config, &["rmi", &remote]);
+    remote
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_are_asked_with_the_credentials_of_this_machine() {
+    if !there(&["docker-registry", "setpriv"]) {
+        return;
+    }
+    let Some(daemon) = Daemon::start() else { return };
+    let dir = daemon.dir.path();
+    let (registry, _server) = registry(dir);
+
+    // What a user of the `docker` command has: nothing, a wrong password and the right one.
+    let auth = |pair: &str| auth(&registry, pair);
+    let (none, wrong) = (config(dir, "none", "{}"), config(dir, "wrong", &auth("ann:hunter3")));
+    let right = config(dir, "right", &auth("ann:hunter2"));
+    let remote = push(&daemon, &registry, &right);
+    let docker = |arguments: &[&str]| docker(&daemon, &right, arguments);
 
     let host = daemon.host();
     let by =
@@ -338,5 +354,80 @@ async fn registries_are_asked_with_the_credentials_of_this_machine() {
     assert!(error.to_string().contains("no basic auth credentials"), "{error}");
     let id = provider.create(&built, &identity("built", &built)).await.unwrap();
     provider.delete(&id).await.unwrap();
+    assert_eq!(daemon.inventory(), Vec::<String>::new());
+}
+
+/// A program that keeps the credentials, as desktops have one: for every registry, for one of them, and with none for what is asked.
+#[test]
+fn helpers_are_asked_for_credentials() {
+    if !there(&["docker-registry", "setpriv"]) {
+        return;
+    }
+    let Some(daemon) = Daemon::start() else { return };
+    let dir = daemon.dir.path();
+    let (registry, _server) = registry(dir);
+    let remote = push(&daemon, &registry, &config(dir, "right", &auth(&registry, "ann:hunter2")));
+    let (bin, asked) = (dir.join("bin"), dir.join("asked"));
+    fs::create_dir(&bin).unwrap();
+    let helper = |name: &str, answer: &str| {
+        let program = bin.join(format!("docker-credential-{name}"));
+        let script =
+            format!("#!/bin/sh\nread -r server\necho \"{name} $1 $server\" >>{}\n{answer}\n", text(&asked));
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    helper("keeps", r#"echo '{ "ServerURL": "it", "Username": "ann", "Secret": "hunter2" }'"#);
+    helper("wrong", r#"echo '{ "ServerURL": "it", "Username": "ann", "Secret": "hunter3" }'"#);
+    helper("empty", "echo 'credentials not found in native keychain'; exit 1");
+    helper("breaks", "echo 'hunter2 is locked away' >&2; exit 2");
+    let path = format!("{}:{}", text(&bin), std::env::var("PATH").unwrap());
+
+    let file = dir.join("pocketenv.yaml");
+    let apply = |image: &str, name: &str, settings: &str, code: i32| {
+        let _ = fs::remove_file(&asked);
+        let manifest = format!(
+            "version: 1\nname: helped\ndefaults: {{ provider: docker }}\nsandboxes: {{ box: {{ {image} }} }}\n"
+        );
+        fs::write(&file, manifest).unwrap();
+        let settings = config(dir, name, settings);
+        let env = [("PATH", path.as_str()), ("DOCKER_CONFIG", &settings)];
+        let output = daemon.pocketenv(&["apply", "-f", text(&file), "--yes"], &env);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{name}: {said}");
+        assert!(!said.contains("hunter"), "{said}");
+        let told = fs::read_to_string(&asked).unwrap_or_default();
+        let gone = daemon.pocketenv(&["destroy", "-f", text(&file), "--yes"], &env);
+        assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
+        // It is pulled, or built, anew each time.
+        for found in [&remote, "pocketenv-build"].iter().flat_map(|name| {
+            daemon.says(&["images", "-q", name]).lines().map(str::to_owned).collect::<Vec<_>>()
+        }) {
+            daemon.says(&["rmi", "-f", &found]);
+        }
+        (said, told)
+    };
+    let image = format!("image: '{remote}'");
+    let asks = |name: &str| format!("{name} get {registry}\n");
+    let for_one = |name: &str| format!(r#"{{ "credHelpers": {{ "{registry}": "{name}" }} }}"#);
+    let pulled = apply(&image, "store", r#"{ "credsStore": "keeps" }"#, 0);
+    assert_eq!(pulled.1, asks("keeps"));
+    // The one for the registry comes before the one for all.
+    let both = format!(r#"{{ "credsStore": "wrong", "credHelpers": {{ "{registry}": "keeps" }} }}"#);
+    assert_eq!(apply(&image, "both", &both, 0).1, asks("keeps"));
+    let (said, told) = apply(&image, "empty", &for_one("empty"), 7);
+    assert!(said.contains("docker login") && told == asks("empty"), "{said}\n{told}");
+    assert!(apply(&image, "wrong", &for_one("wrong"), 7).0.contains("do not open it"));
+    for (name, why) in [("breaks", "failed"), ("absent", "cannot be run"), ("../x", "no program has")] {
+        let (said, _) = apply(&image, "broken", &for_one(name), 7);
+        assert!(said.contains(&format!("`{name}`")) && said.contains(why), "{said}");
+    }
+
+    // A build asks for what its first line needs, although no file names the registry.
+    let context = dir.join("context");
+    fs::create_dir_all(&context).unwrap();
+    fs::write(context.join("Dockerfile"), format!("FROM {remote} AS base\nFROM base\nCOPY . /ctx\n"))
+        .unwrap();
+    let built = apply("build: ./context", "store", r#"{ "credsStore": "keeps" }"#, 0);
+    assert!(built.1.contains(&asks("keeps")), "{}", built.1);
     assert_eq!(daemon.inventory(), Vec::<String>::new());
 }

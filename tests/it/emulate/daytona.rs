@@ -26,6 +26,11 @@ fn the_python_sdk_does_all_of_it() {
 }
 
 #[test]
+fn the_python_sdk_works_with_repositories() {
+    with_sdks(|emulator, sdks| emulator.python(sdks, "repositories.py"));
+}
+
+#[test]
 fn the_javascript_sdk_does_all_of_it() {
     with_sdks(|emulator, sdks| emulator.node(sdks, "all.mjs"));
 }

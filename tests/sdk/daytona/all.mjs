@@ -91,6 +91,21 @@ try {
   await sandbox.updateNetworkSettings({ networkBlockAll: false })
   assert.equal(await told('http://b.invalid/'), '502')
 
+  // Repositories.
+  const { git } = sandbox
+  await git.init('/tmp/js-origin', true, 'main')
+  await git.clone('/tmp/js-origin', '/tmp/js-work')
+  await sandbox.fs.uploadFile(Buffer.from('one'), '/tmp/js-work/file')
+  await git.add('/tmp/js-work', ['.'])
+  const { sha } = await git.commit('/tmp/js-work', 'First', 'Ann', 'ann@example.com')
+  await git.push('/tmp/js-work', undefined, undefined, undefined, undefined, true)
+  await git.createBranch('/tmp/js-work', 'next')
+  assert.deepEqual((await git.branches('/tmp/js-work')).branches, ['main', 'next'])
+  const state = await git.status('/tmp/js-work')
+  assert.deepEqual([state.currentBranch, state.fileStatus], ['next', []])
+  assert.equal((await sandbox.process.executeCommand('git -C /tmp/js-origin rev-parse main')).result.trim(), sha)
+  await assert.rejects(git.checkoutBranch('/tmp/js-work', 'missing'), (error) => error.statusCode === 404)
+
   // Ports, stop and start.
   const link = await sandbox.getPreviewLink(3000)
   assert.ok(link.url.startsWith(`http://3000-${sandbox.id}.localhost:`) && link.token)

@@ -9,6 +9,7 @@
 
 mod control;
 mod files;
+mod git;
 mod kept;
 mod session;
 mod terminal;
@@ -168,7 +169,6 @@ fn answer<T: Serialize>(value: &T) -> Response {
 
 /// An error in the vendor's form, which serves its control plane and its daemon.
 fn refuse(status: u16, message: impl Into<String>) -> Response {
-    let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let name = match status {
         400 => "BAD_REQUEST",
         401 => "UNAUTHORIZED",
@@ -181,11 +181,22 @@ fn refuse(status: u16, message: impl Into<String>) -> Response {
         501 => "NOT_IMPLEMENTED",
         _ => "INTERNAL_SERVER_ERROR",
     };
+    told(status, name, message.into(), None)
+}
+
+/// An error of the daemon by a name that tells more than the status.
+fn refuse_as(status: u16, name: &str, message: impl Into<String>) -> Response {
+    told(status, name, message.into(), Some("DAYTONA_DAEMON"))
+}
+
+fn told(status: u16, name: &str, message: String, source: Option<&str>) -> Response {
+    let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = json!({
         "statusCode": status,
         "error": code.canonical_reason().unwrap_or("Error"),
-        "message": message.into(),
+        "message": message,
         "code": name,
+        "source": source,
         "timestamp": jiff::Timestamp::now().to_string(),
     });
     (code, axum::Json(body)).into_response()

@@ -1,4 +1,4 @@
-//! The daemon inside a sandbox, as its clients see it: commands, sessions, terminals and files.
+//! The daemon inside a sandbox, as its clients see it: commands, sessions, terminals, files and git.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::super::measure::measure;
 use super::super::process::{End, Event, Start, StartError};
 use super::super::request::parameter;
 use super::super::{CallError, Sandbox};
-use super::{Server, answer as say, body, control, files, find, refuse, refused, session, terminal};
+use super::{Server, answer as say, body, control, files, find, git, refuse, refused, session, terminal};
 use crate::model::with_causes;
 use crate::provider::{Command, Guest};
 
@@ -56,6 +56,7 @@ pub(super) async fn answer(
         (_, ["process", "session", rest @ ..]) => session::answer(&call, rest, request).await,
         (_, ["process", "pty", rest @ ..]) => terminal::answer(&call, rest, request).await,
         (_, ["files", rest @ ..]) => files::answer(&call, rest, request).await,
+        (_, ["git", rest @ ..]) => git::answer(&call, rest, request).await,
         _ => Err(refuse(501, format!("the emulator does not serve {method} /toolbox/ID/{}", path.join("/")))),
     }
 }

@@ -398,12 +398,8 @@ fn helpers_are_asked_for_credentials() {
         let told = fs::read_to_string(&asked).unwrap_or_default();
         let gone = daemon.pocketenv(&["destroy", "-f", text(&file), "--yes"], &env);
         assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
-        // It is pulled, or built, anew each time.
-        for found in [&remote, "pocketenv-build"].iter().flat_map(|name| {
-            daemon.says(&["images", "-q", name]).lines().map(str::to_owned).collect::<Vec<_>>()
-        }) {
-            daemon.says(&["rmi", "-f", &found]);
-        }
+        // It is pulled anew each time.
+        daemon.docker(&["rmi", &remote]);
         (said, told)
     };
     let image = format!("image: '{remote}'");

@@ -355,9 +355,13 @@ impl Bench {
         self.guest(&self.shared().await?).await
     }
 
-    /// Removes what the last case made and did not remove itself; what fails is left to [`Self::sweep`].
-    pub(super) async fn tidy(&self) {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// What was made so far and, as far as is known here, not removed.
+    pub(super) fn made(&self) -> Vec<SandboxId> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Removes what cases made and did not remove themselves; what fails is left to [`Self::sweep`].
+    pub(super) async fn tidy(&self, made: Vec<SandboxId>) {
         for id in made {
             if self.provider.delete(&id).await.is_ok() {
                 self.forget(&id);

@@ -188,10 +188,10 @@ pub async fn run(
         if !asked || cancel.is_cancelled() {
             continue;
         }
-        let report = one(&bench, case, cancel).await;
+        // What the case before has left goes meanwhile: a cloud may take half a minute to remove a sandbox.
+        let (report, ()) = tokio::join!(one(&bench, case, cancel), bench.tidy(bench.made()));
         told(&report);
         reports.push(report);
-        bench.tidy().await;
     }
     let left = tokio::time::timeout(SWEEP, bench.sweep())
         .await

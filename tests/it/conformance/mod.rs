@@ -9,10 +9,12 @@ mod docker;
 #[cfg(target_os = "linux")]
 pub mod e2b;
 #[cfg(target_os = "linux")]
-mod kubernetes;
+pub mod kubernetes;
 #[cfg(target_os = "linux")]
 mod local;
 mod sim;
+#[cfg(target_os = "linux")]
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -156,6 +156,11 @@ async fn docker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kubernetes() {
     let Some(cluster) = crate::kubernetes::support::Cluster::start() else { return };
+    at_cluster(&cluster).await;
+}
+
+/// The example at a cluster that runs.
+pub async fn at_cluster(cluster: &crate::kubernetes::support::Cluster) {
     let direct = Some(cluster.provider().await);
     let env = vec![("KUBECONFIG", cluster.kubeconfig())];
     User { home: cluster.dir.path(), provider: "kubernetes", env, besides: &["image.yaml"], direct }

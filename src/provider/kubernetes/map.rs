@@ -16,6 +16,7 @@ use crate::model::{
     ObservedVolume, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::label::labelled_spec;
+use crate::provider::script::shown;
 use crate::provider::{Owner, ProviderError};
 
 /// Begins the name of everything of ours.
@@ -276,7 +277,7 @@ fn pod_spec(project: &str, spec: &SandboxSpec) -> Result<Json, ProviderError> {
         "containers": [{
             "name": CONTAINER,
             "image": image(spec)?,
-            "command": ["sh", "-c", INIT, "pocketenv-init", "", ""],
+            "command": ["sh", "-c", INIT, "pocketenv-init"],
             "resources": { "limits": limits, "requests": limits },
             "volumeMounts": mounts,
         }],
@@ -445,6 +446,17 @@ pub(super) fn pod_name(name: &str, owner: &DynamicObject) -> String {
     chosen.map_or(name, String::as_str).to_owned()
 }
 
+/// What a controller says of a `Sandbox` for which it makes no pod.
+pub(super) fn complaint(owner: &DynamicObject) -> Option<&str> {
+    let conditions = owner.data.pointer("/status/conditions").and_then(Json::as_array);
+    let said = |condition: &&Json, name: &str, values: &[&str]| {
+        condition.get(name).and_then(Json::as_str).is_some_and(|value| values.contains(&value))
+    };
+    let mut ready = conditions.into_iter().flatten().filter(|condition| said(condition, "type", &["Ready"]));
+    let failed = ready.find(|condition| said(condition, "reason", &["ReconcilerError", "MultiplePods"]));
+    failed?.get("message").and_then(Json::as_str)
+}
+
 /// What a pod is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PodState {
@@ -506,7 +518,7 @@ pub(super) fn observed(
     let labels = labels_of(owner);
     let spec = labelled_spec(&labels);
     let seen = pod.map(pod_state);
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = complaint(owner).map(shown).into_iter().collect();
     let unclean = |why: &str| SandboxState::Stopped { unclean: Some(why.to_owned()) };
     let state = match (kind.powered(owner), seen) {
         _ if owner.metadata.deletion_timestamp.is_some() => SandboxState::Deleting,

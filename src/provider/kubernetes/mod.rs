@@ -19,6 +19,7 @@ use guest::KubernetesGuest;
 use map::{Kind, PodState, Power};
 pub use sheet::SHEET;
 
+use super::script::shown;
 use super::{
     Calls, Capabilities, Detour, Guest, Owner, Pattern, Provider, ProviderContext, ProviderError, Service,
     Volumes, label,
@@ -175,7 +176,10 @@ impl Kubernetes {
                 Err(ProviderError::Invalid { message: format!("sandbox {name} does not start: {why}") })
             }
             _ => {
-                let why = if waiting.is_empty() { "nothing says why".to_owned() } else { waiting };
+                let owner = api::found(&looking, self.owners(*kind).await?.get(name)).await?;
+                let complaint = owner.as_ref().and_then(map::complaint).map(shown);
+                let why = Some(waiting).filter(|why| !why.is_empty()).or(complaint);
+                let why = why.unwrap_or_else(|| "nothing says why".to_owned());
                 let message = format!("sandbox {name} does not run after {} s: {why}", UP.as_secs());
                 Err(ProviderError::Transient { message, source: None })
             }
@@ -216,17 +220,28 @@ impl Kubernetes {
     async fn remove_pod(&self, name: &str, pod: &str) -> Result<(), ProviderError> {
         let pods: Api<Pod> = self.objects().await?;
         let doing = format!("end the pod of sandbox {name}");
-        if found(&doing, pods.delete(pod, &DeleteParams::default())).await?.is_none() {
+        let Some(deleted) = found(&doing, pods.delete(pod, &DeleteParams::default())).await? else {
             return Ok(());
-        }
-        self.gone(&pods, &doing, pod).await
+        };
+        // A controller may make another one by the same name at once.
+        let uid = deleted.left().and_then(|pod| pod.metadata.uid);
+        self.gone(&pods, &doing, pod, uid.as_deref()).await
     }
 
-    async fn gone<K>(&self, objects: &Api<K>, doing: &str, name: &str) -> Result<(), ProviderError>
+    /// Waits until an object is gone: this one, or any by the name.
+    async fn gone<K>(
+        &self,
+        objects: &Api<K>,
+        doing: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<(), ProviderError>
     where
         K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + kube::Resource,
     {
-        let gone = until(objects, doing, name, DOWN, |object| object.is_none().then_some(())).await?;
+        let is_it = |object: &K| uid.is_none_or(|uid| object.meta().uid.as_deref() == Some(uid));
+        let gone =
+            until(objects, doing, name, DOWN, |object| (!object.is_some_and(is_it)).then_some(())).await?;
         gone.ok_or_else(|| ProviderError::Transient {
             message: format!("cannot {doing}: {name} is still there after {} s", DOWN.as_secs()),
             source: None,
@@ -376,7 +391,7 @@ impl Provider for Kubernetes {
             Kind::ConfigMap => self.remove_pod(&id.0, &pod).await,
             // Its controller removes it.
             Kind::V1Beta1 | Kind::V1Alpha1 => {
-                self.gone(&self.objects::<Pod>().await?, &format!("stop sandbox {id}"), &pod).await
+                self.gone(&self.objects::<Pod>().await?, &format!("stop sandbox {id}"), &pod, None).await
             }
         }
     }
@@ -389,7 +404,7 @@ impl Provider for Kubernetes {
         if found(&doing, owners.delete(&id.0, &DeleteParams::foreground())).await?.is_none() {
             return Ok(());
         }
-        self.gone(&owners, &doing, &id.0).await
+        self.gone(&owners, &doing, &id.0, None).await
     }
 
     async fn guest(&self, id: &SandboxId) -> Result<Box<dyn Guest>, ProviderError> {
@@ -446,6 +461,6 @@ impl Volumes for Kubernetes {
             return Ok(());
         }
         // A pod that has it keeps it.
-        self.gone(&claims, &doing, &claim).await
+        self.gone(&claims, &doing, &claim, None).await
     }
 }

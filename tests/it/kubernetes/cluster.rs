@@ -11,11 +11,11 @@ use pocketenv::provider::{Command, Guest, Owner, Provider, ProviderError, captur
 use super::support::{Cluster, IMAGE, NAMESPACE};
 use crate::docker::support::{identity, next};
 
-fn spec() -> SandboxSpec {
+pub fn spec() -> SandboxSpec {
     SandboxSpec { image: Image::Oci(IMAGE.to_owned()), ..SandboxSpec::default() }
 }
 
-async fn says(guest: &dyn Guest, command: &Command) -> String {
+pub async fn says(guest: &dyn Guest, command: &Command) -> String {
     let output = capture(guest, command, &[], 4096).await.unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()

@@ -256,6 +256,8 @@ SystemdCgroup = false
                 format!("--root-dir={}", self.path("kubelet")),
                 format!("--cert-dir={}", self.path("kubelet-certs")),
                 "--hostname-override=localhost".to_owned(),
+                // A pod is gone when its containers are, and those that have ended are otherwise looked at once a minute.
+                "--maximum-dead-containers-per-container=0".to_owned(),
             ],
         );
         let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
@@ -385,11 +387,17 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for (program, _) in &self.children {
+            for at in 0..self.children.len() {
+                let (program, child) = &mut self.children[at];
+                let (program, ended) = (*program, matches!(child.try_wait(), Ok(Some(_))));
                 let log = fs::read_to_string(self.path(&format!("{program}.log"))).unwrap_or_default();
-                let errors: Vec<&str> =
-                    log.lines().filter(|l| l.starts_with('E') || l.contains("level=error")).collect();
-                eprintln!("{program} said:\n{}", errors[errors.len().saturating_sub(8)..].join("\n"));
+                // One that ended by itself says why, in whatever form.
+                let errors: Vec<&str> = log
+                    .lines()
+                    .filter(|l| ended || l.starts_with('E') || l.contains("level=error"))
+                    .collect();
+                let (shown, word) = if ended { (60, "ended, and said") } else { (8, "said") };
+                eprintln!("{program} {word}:\n{}", errors[errors.len().saturating_sub(shown)..].join("\n"));
             }
         }
         if self.children.iter().any(|(name, _)| *name == "kubelet") {

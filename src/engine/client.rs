@@ -9,10 +9,13 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::error::EngineError;
-use super::proto::{self, ExecControl, Reply, Request};
+use super::proto::{self, ExecControl, Reply, Request, SessionHead};
 use super::seq::{self, Seq};
-use super::spec::{ExecRequest, Exit};
+use super::spec::{ExecRequest, Exit, SessionInfo};
 use super::state;
+
+/// The size of a session that is made by a client without a terminal.
+const NO_SIZE: (u16, u16) = (24, 80);
 
 /// Where a command's streams go.
 #[derive(Debug)]
@@ -33,6 +36,17 @@ pub enum Stdio {
         /// Columns of characters.
         cols: u16,
     },
+}
+
+/// A client's end of a session.
+#[derive(Debug)]
+pub struct Attached {
+    /// The way to it. Dropping it detaches; its terminal's outer side is a stream, which ends with the session.
+    pub handle: ExecHandle,
+    /// The session when it was attached to.
+    pub session: SessionInfo,
+    /// It was made for this client.
+    pub made: bool,
 }
 
 /// A command that runs inside. Dropping it kills the command's process group.
@@ -77,7 +91,27 @@ impl ExecHandle {
     /// # Errors
     /// [`EngineError::Control`].
     pub async fn signal(&self, signal: i32) -> Result<(), EngineError> {
-        match self.connection.send(&ExecControl::Signal(signal), &[]).await {
+        self.control(&ExecControl::Signal(signal)).await
+    }
+
+    /// Tells a session the size of the client's terminal; it has the size of the one that was last attached, resized or typed at.
+    ///
+    /// # Errors
+    /// [`EngineError::Control`].
+    pub async fn resize_session(&self, rows: u16, cols: u16) -> Result<(), EngineError> {
+        self.control(&ExecControl::Resize(rows, cols)).await
+    }
+
+    /// Lets a session go on alone. Its stream ends with what brings a terminal back to its usual modes.
+    ///
+    /// # Errors
+    /// [`EngineError::Control`].
+    pub async fn detach(&self) -> Result<(), EngineError> {
+        self.control(&ExecControl::Detach).await
+    }
+
+    async fn control(&self, message: &ExecControl) -> Result<(), EngineError> {
+        match self.connection.send(message, &[]).await {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 Err(EngineError::Control { id: self.id.clone(), source: error })
             }
@@ -197,5 +231,54 @@ pub async fn exec(
             Err(EngineError::Exec { id: id.to_owned(), what, source: io::Error::from_raw_os_error(errno) })
         }
         _ => Err(control(io::ErrorKind::InvalidData.into())),
+    }
+}
+
+/// Attaches over a fresh connection.
+///
+/// # Errors
+/// As [`super::Engine::attach`].
+pub async fn attach(
+    id: &str,
+    connection: Seq,
+    name: &str,
+    what: String,
+    command: Option<ExecRequest>,
+    size: Option<(u16, u16)>,
+) -> Result<Attached, EngineError> {
+    let control = |source| EngineError::Control { id: id.to_owned(), source };
+    let packed = match command {
+        Some(command) => Some(
+            proto::pack(command, Some(size.unwrap_or(NO_SIZE)))
+                .map_err(control)?
+                .map_err(EngineError::Invalid)?,
+        ),
+        None => None,
+    };
+    let (exec, payload) = packed.unzip();
+    let head = SessionHead { name: name.to_owned(), what, size, exec };
+    let fds: Vec<_> = payload.iter().map(AsFd::as_fd).collect();
+    let (reply, mut received) = ask(&connection, &Request::Session(head), &fds).await.map_err(control)?;
+    match reply {
+        Reply::Attached { session, made } => {
+            let (pty, pid) = (received.pop(), session.pid);
+            let handle = ExecHandle { id: id.to_owned(), connection, pty, exit: None, pid };
+            Ok(Attached { handle, session, made })
+        }
+        reply => Err(refused(id, name, reply)),
+    }
+}
+
+/// Why a request about sessions was not done.
+pub fn refused(id: &str, name: &str, reply: Reply) -> EngineError {
+    let id = id.to_owned();
+    match reply {
+        Reply::Failed { errno: libc::ENOSYS, .. } => EngineError::Outdated(id),
+        Reply::Failed { errno: libc::ESRCH, .. } => EngineError::NoSession { id, name: name.to_owned() },
+        Reply::Failed { what, errno: libc::EUSERS } => EngineError::Invalid(what),
+        Reply::Failed { what, errno } => {
+            EngineError::Exec { id, what, source: io::Error::from_raw_os_error(errno) }
+        }
+        _ => EngineError::Control { id, source: io::ErrorKind::InvalidData.into() },
     }
 }

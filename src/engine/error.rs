@@ -83,6 +83,17 @@ pub enum EngineError {
         /// What the system said: `NotFound` for a program or directory that is not there.
         source: io::Error,
     },
+    /// No session has this name.
+    #[error("sandbox `{id}` has no session `{name}`")]
+    NoSession {
+        /// The sandbox.
+        id: String,
+        /// The session.
+        name: String,
+    },
+    /// What runs the sandbox does not know the request.
+    #[error("sandbox `{0}` was started by an older version, which has no sessions; restart it first")]
+    Outdated(String),
     /// Nothing inside accepted the connection.
     #[error("port {port} of sandbox `{id}` does not answer")]
     Dial {

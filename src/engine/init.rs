@@ -20,8 +20,9 @@ use super::command::{self, Prepared};
 use super::hosts;
 use super::launch::{self, Step};
 use super::lifetime::boot_ms;
-use super::proto::{ExecControl, Reply, Request, unpack};
+use super::proto::{ExecControl, ExecHead, Reply, Request, SessionHead, unpack};
 use super::seq;
+use super::session::Sessions;
 use super::spec::Exit;
 use super::sys;
 use super::syscalls::Real;
@@ -93,6 +94,7 @@ struct Init {
     context: Context,
     running: HashMap<i32, Running>,
     dialing: Vec<Dialing>,
+    sessions: Sessions,
     kill_at: Option<Instant>,
     /// When a command that somebody waits for last began or ended, see [`boot_ms`].
     used: u64,
@@ -104,6 +106,7 @@ enum Source {
     Starting(i32),
     Connection(i32),
     Dial(usize),
+    Session(u64),
 }
 
 /// Runs as the first process of the new namespaces; never returns. `shim` is the socket to the parent, which first sends
@@ -132,6 +135,7 @@ pub fn main(shim: OwnedFd, plan: &[Step], context: Context) -> ! {
         context,
         running: HashMap::new(),
         dialing: Vec::new(),
+        sessions: Sessions::default(),
         kill_at: None,
         used: boot_ms(),
     };
@@ -198,6 +202,11 @@ impl Init {
                 Source::Starting(pid) => self.started(pid),
                 Source::Connection(pid) => self.control(pid),
                 Source::Dial(index) => self.dialed(index),
+                Source::Session(id) => {
+                    if self.sessions.turn(id) {
+                        self.used = boot_ms();
+                    }
+                }
             }
         }
         self.expire();
@@ -221,7 +230,12 @@ impl Init {
             sources.push(Source::Dial(index));
             polls.push(PollFd::new(&dialing.socket, PollFlags::OUT));
         }
-        let deadline = self.dialing.iter().map(|dialing| dialing.deadline).chain(self.kill_at).min();
+        self.sessions.watch(|id, poll| {
+            sources.push(Source::Session(id));
+            polls.push(poll);
+        });
+        let dials = self.dialing.iter().map(|dialing| dialing.deadline);
+        let deadline = dials.chain(self.kill_at).chain(self.sessions.deadline()).min();
         let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
@@ -245,31 +259,20 @@ impl Init {
         }
         let connection = fds.remove(0);
         match seq::decode(&bytes)? {
-            Request::Exec(head) => {
-                let prepared = (|| {
-                    if fds.is_empty() {
-                        return Err((
-                            "read the command".to_owned(),
-                            io::Error::from_raw_os_error(libc::EINVAL),
-                        ));
+            Request::Exec(head) => match self.prepare(&head, fds).and_then(|prepared| self.spawn(prepared)) {
+                Ok((pid, mut running)) => {
+                    running.look = head.look;
+                    if !running.look {
+                        self.used = boot_ms();
                     }
-                    let payload = fds.remove(0);
-                    let command =
-                        unpack(&head, payload).map_err(|error| ("read the command".to_owned(), error))?;
-                    command::prepare(&self.context, &head, command, fds)
-                })();
-                match prepared.and_then(|prepared| self.spawn(prepared)) {
-                    Ok((pid, mut running)) => {
-                        running.look = head.look;
-                        if !running.look {
-                            self.used = boot_ms();
-                        }
-                        running.connection = Some(connection);
-                        self.running.insert(pid, running);
-                    }
-                    Err((what, error)) => fail(&connection, what, &error),
+                    running.connection = Some(connection);
+                    self.running.insert(pid, running);
                 }
-            }
+                Err((what, error)) => fail(&connection, what, &error),
+            },
+            Request::Session(head) => self.session(connection, head, fds),
+            Request::Sessions => reply(&connection, &Reply::Sessions(self.sessions.list()), &[]),
+            Request::EndSession(name) => self.sessions.end(&name, connection),
             Request::Dial(port) => self.dial(connection, port, false),
             Request::Open(path) => match open_run_file(&self.run, &path) {
                 Ok(file) => {
@@ -287,19 +290,50 @@ impl Init {
                 Err(error) => fail(&connection, "write /etc/hosts".to_owned(), &error),
             },
             Request::Idle => {
-                let waited =
-                    self.running.values().any(|running| running.connection.is_some() && !running.look);
+                let waited = self.sessions.attached()
+                    || self.running.values().any(|running| running.connection.is_some() && !running.look);
                 let idle = if waited { 0 } else { boot_ms().saturating_sub(self.used) };
                 reply(&connection, &Reply::Idle(idle), &[]);
             }
             Request::Stop(grace) => {
                 self.kill_at = Some(Instant::now() + Duration::from_millis(grace));
                 broadcast(libc::SIGTERM);
+                self.sessions.hang_up(); // a shell at a terminal does not hear the other
                 self.reap();
             }
             other => fail(&connection, format!("{other:?}"), &io::Error::from_raw_os_error(libc::ENOSYS)),
         }
         Ok(())
+    }
+
+    fn prepare(&self, head: &ExecHead, mut fds: Vec<OwnedFd>) -> Result<Prepared, (String, io::Error)> {
+        let failed = |error| ("read the command".to_owned(), error);
+        if fds.is_empty() {
+            return Err(failed(io::Error::from_raw_os_error(libc::EINVAL)));
+        }
+        let command = unpack(head, fds.remove(0)).map_err(failed)?;
+        command::prepare(&self.context, head, command, fds)
+    }
+
+    /// Attaches to a session, or makes it.
+    fn session(&mut self, connection: OwnedFd, head: SessionHead, fds: Vec<OwnedFd>) {
+        let Some(connection) = self.sessions.attach(connection, &head) else { return };
+        let Some(exec) = &head.exec else {
+            return fail(&connection, format!("find session {}", head.name), &rustix::io::Errno::SRCH.into());
+        };
+        let made = self
+            .sessions
+            .make_room(&head.name)
+            .and_then(|()| self.prepare(exec, fds))
+            .and_then(|prepared| self.spawn(prepared));
+        match made {
+            Ok((pid, mut running)) => {
+                self.sessions.begin(head, pid, running.pty.take(), connection);
+                self.used = boot_ms();
+                self.running.insert(pid, running);
+            }
+            Err((what, error)) => fail(&connection, what, &error),
+        }
     }
 
     fn spawn(&self, prepared: Prepared) -> Result<(i32, Running), (String, io::Error)> {
@@ -333,21 +367,24 @@ impl Init {
         let Some(pipe) = running.starting.take() else { return };
         let mut report = Vec::new();
         let read = File::from(pipe).take(4096).read_to_end(&mut report);
-        let Some(connection) = &running.connection else { return };
-        if read.is_ok() && report.is_empty() {
-            let pty = running.pty.take();
-            let fds: Vec<BorrowedFd<'_>> = pty.iter().map(AsFd::as_fd).collect();
-            reply(connection, &Reply::Started(pid), &fds);
-            return;
+        let failure = (read.is_err() || !report.is_empty()).then(|| {
+            let errno = report.first_chunk().map_or(libc::EIO, |bytes| i32::from_ne_bytes(*bytes));
+            let step = String::from_utf8_lossy(report.get(4..).unwrap_or_default());
+            (format!("{step} {}", running.what).trim().to_owned(), io::Error::from_raw_os_error(errno))
+        });
+        match (&running.connection, failure) {
+            // Of a command without a connection somebody else takes care, or nobody.
+            (None, failure) => self.sessions.started(pid, failure),
+            (Some(connection), None) => {
+                let pty = running.pty.take();
+                let fds: Vec<BorrowedFd<'_>> = pty.iter().map(AsFd::as_fd).collect();
+                reply(connection, &Reply::Started(pid), &fds);
+            }
+            (Some(connection), Some((what, error))) => {
+                fail(connection, what, &error);
+                running.connection = None;
+            }
         }
-        let errno = report.first_chunk().map_or(libc::EIO, |bytes| i32::from_ne_bytes(*bytes));
-        let step = String::from_utf8_lossy(report.get(4..).unwrap_or_default()).into_owned();
-        fail(
-            connection,
-            format!("{step} {}", running.what).trim().to_owned(),
-            &io::Error::from_raw_os_error(errno),
-        );
-        running.connection = None;
     }
 
     fn control(&mut self, pid: i32) {
@@ -377,14 +414,14 @@ impl Init {
                     let pid = pid.as_raw_nonzero().get();
                     self.started(pid); // its report, if it is still unread, comes before its end
                     let Some(running) = self.running.remove(&pid) else { continue };
-                    let Some(connection) = running.connection else { continue };
-                    if !running.look {
-                        self.used = boot_ms();
-                    }
                     let exit = match (status.exit_status(), status.terminating_signal()) {
                         (Some(code), _) => Exit::Code(code),
                         (None, signal) => Exit::Signal(signal.unwrap_or(libc::SIGKILL)),
                     };
+                    if !running.look && (running.connection.is_some() || self.sessions.ended(pid, exit)) {
+                        self.used = boot_ms();
+                    }
+                    let Some(connection) = running.connection else { continue };
                     reply(&connection, &Reply::Exited(exit), &[]);
                 }
                 Ok(None) => return,
@@ -449,6 +486,7 @@ impl Init {
         if self.kill_at.is_some_and(|at| at <= now) {
             sys::exit_now(0); // the kernel kills whatever is left
         }
+        self.sessions.expire(now);
         for dialing in self.dialing.extract_if(.., |dialing| dialing.deadline <= now) {
             fail(
                 &dialing.connection,
@@ -460,15 +498,16 @@ impl Init {
 }
 
 /// Answers; a client that is gone or does not read loses its answer, never init's time.
-fn reply(connection: &OwnedFd, message: &Reply, fds: &[BorrowedFd<'_>]) {
+pub fn reply(connection: &OwnedFd, message: &Reply, fds: &[BorrowedFd<'_>]) {
     let _ = seq::try_send(connection, message, fds);
 }
 
-fn fail(connection: &OwnedFd, what: String, error: &io::Error) {
+pub fn fail(connection: &OwnedFd, what: String, error: &io::Error) {
     reply(connection, &Reply::Failed { what, errno: error.raw_os_error().unwrap_or(libc::EIO) }, &[]);
 }
 
-fn signal_group(pid: i32, signal: i32) {
+/// Sends a signal to the process group of a command.
+pub fn signal_group(pid: i32, signal: i32) {
     sys::kill(-pid, signal);
     sys::kill(pid, signal); // it may not have made its group yet
 }

@@ -37,9 +37,11 @@ mod proxy;
 mod remove;
 mod rootfs;
 mod running;
+mod scrollback;
 mod seccomp;
 mod seq;
 mod serve;
+mod session;
 pub mod shim;
 mod skeleton;
 mod snapshot;
@@ -51,7 +53,7 @@ mod user;
 mod volume;
 
 pub use bound::{BoundHost, BoundSecret, BoundValue};
-pub use client::{ExecHandle, Stdio, resize};
+pub use client::{Attached, ExecHandle, Stdio, resize};
 pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;
 pub use layers::{RunStep, Taken};
@@ -59,5 +61,5 @@ pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Lifetime, Limits,
-    LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, SnapshotInfo, VolumeInfo,
+    LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, SessionInfo, SnapshotInfo, VolumeInfo,
 };

@@ -12,18 +12,24 @@ use std::os::unix::ffi::OsStringExt;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressRule;
-use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link, Name};
+use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link, Name, SessionInfo};
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
 const MAX_COMMAND: u64 = 8 * 1024 * 1024;
 
-/// What a client asks of the shim, and (`Exec`, `Dial`, `Listen`, `Stop`) the shim of init. In a message to init the first
+/// What a client asks of the shim, and (`Exec`, `Session`, `Dial`, `Listen`, `Stop`) the shim of init. In a message to init the first
 /// descriptor is the connection on which init answers the client itself.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Run a command. Descriptors: the packed command, then stdin, stdout, stderr unless a terminal is asked for.
     Exec(ExecHead),
+    /// Attach to a session that runs, or run its command. Descriptor: the packed command, if there is one.
+    Session(SessionHead),
+    /// Which sessions there are.
+    Sessions,
+    /// End the session of this name; answered when it has ended.
+    EndSession(String),
     /// Connect to a port of the sandbox's loopback; answered with the socket.
     Dial(u16),
     /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
@@ -72,7 +78,20 @@ pub struct ExecHead {
     pub look: bool,
 }
 
-/// The answers. `Exec` is answered by `Started` or `Failed`, and later `Exited`.
+/// The small part of a session request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionHead {
+    /// Its name.
+    pub name: String,
+    /// What the command is called in lists.
+    pub what: String,
+    /// Rows and columns of the client's terminal, if it has one.
+    pub size: Option<(u16, u16)>,
+    /// What to run if it does not run yet; without it, a session that has ended is attached to as well.
+    pub exec: Option<ExecHead>,
+}
+
+/// The answers. `Exec` is answered by `Started` or `Failed`, and later `Exited`; `Session` by `Attached` or `Failed`, and later `Exited`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -80,6 +99,15 @@ pub enum Reply {
     Done,
     /// The command runs (its pid inside). For a terminal its master comes along.
     Started(i32),
+    /// Attached, to a session made for it if that is said. A stream comes along: the output, first what was missed, and the keys.
+    Attached {
+        /// The session.
+        session: SessionInfo,
+        /// It was made for this client.
+        made: bool,
+    },
+    /// The sessions, in order of name.
+    Sessions(Vec<SessionInfo>),
     /// The command ended.
     Exited(Exit),
     /// It could not be done: what, and the system's error number.
@@ -97,12 +125,16 @@ pub enum Reply {
     Status(Vec<ForwardInfo>),
 }
 
-/// What a client may say while its command runs. Hanging up kills the command's process group.
+/// What a client may say while its command runs. Hanging up kills the command's process group; of a session it only detaches.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecControl {
     /// Send this signal to the command's process group.
     Signal(i32),
+    /// The client's terminal has these rows and columns. Of a session only.
+    Resize(u16, u16),
+    /// Detach; the stream ends with what undoes the modes of the terminal. Of a session only.
+    Detach,
 }
 
 /// A command as init runs it.

@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::cgroup::{self, Available, Controller};
-use super::client::{self, ExecHandle, Stdio};
+use super::client::{self, Attached, ExecHandle, Stdio};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::lifecycle::{Engine, absolute, check_limits, check_name, read_state};
 use super::proto::{Reply, Request};
-use super::spec::{ExecRequest, Forward, Limits, Link, Name};
+use super::spec::{ExecRequest, Forward, Limits, Link, Name, SessionInfo};
 use super::state;
 
 impl Engine {
@@ -54,6 +54,46 @@ impl Engine {
         stdio: Stdio,
     ) -> Result<ExecHandle, EngineError> {
         client::exec(id, self.connect(id).await?, request, stdio).await
+    }
+
+    /// Attaches to the session `name` of a running sandbox. If there is none that runs, `command` is run as one, called `what` in lists; without
+    /// a command, one that has ended is shown as well. `size` is that of the client's terminal, in rows and columns, if it has one.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`]; [`EngineError::NoSession`], [`EngineError::Outdated`].
+    pub async fn attach(
+        &self,
+        id: &str,
+        name: &str,
+        what: String,
+        command: Option<ExecRequest>,
+        size: Option<(u16, u16)>,
+    ) -> Result<Attached, EngineError> {
+        check_name(name)?;
+        client::attach(id, self.connect(id).await?, name, what, command, size).await
+    }
+
+    /// The sessions of a running sandbox, in order of name; of those that have ended, the latest that nobody saw end.
+    ///
+    /// # Errors
+    /// [`EngineError::Outdated`], [`EngineError::NotRunning`], [`EngineError::NotFound`], [`EngineError::Control`].
+    pub async fn sessions(&self, id: &str) -> Result<Vec<SessionInfo>, EngineError> {
+        match self.ask(id, &self.connect(id).await?, &Request::Sessions).await?.0 {
+            Reply::Sessions(sessions) => Ok(sessions),
+            reply => Err(client::refused(id, "", reply)),
+        }
+    }
+
+    /// Ends a session and all of its processes; those that are attached are told. One that has ended is forgotten.
+    ///
+    /// # Errors
+    /// As [`Engine::sessions`]; [`EngineError::NoSession`].
+    pub async fn end_session(&self, id: &str, name: &str) -> Result<(), EngineError> {
+        check_name(name)?;
+        match self.ask(id, &self.connect(id).await?, &Request::EndSession(name.to_owned())).await?.0 {
+            Reply::Done => Ok(()),
+            reply => Err(client::refused(id, name, reply)),
+        }
     }
 
     /// A connected TCP socket to a port of the sandbox's loopback.

@@ -263,6 +263,9 @@ impl Shim {
         };
         match request {
             Request::Exec(_)
+            | Request::Session(_)
+            | Request::Sessions
+            | Request::EndSession(_)
             | Request::Dial(_)
             | Request::Open(_)
             | Request::Stop(_)
@@ -270,7 +273,10 @@ impl Shim {
             | Request::Hosts(_)
             | Request::Idle => {
                 // A connection is made by whoever checks health; those of users come through forwards.
-                if matches!(&request, Request::Exec(head) if !head.look) {
+                if match &request {
+                    Request::Exec(head) => !head.look,
+                    request => matches!(request, Request::Session(_)),
+                } {
                     self.uses.touch();
                 }
                 if matches!(request, Request::Stop(_)) {

@@ -298,6 +298,27 @@ pub enum Exit {
     Signal(i32),
 }
 
+/// A named session as it is now: a command on a terminal inside that goes on without those who look at it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// Its name.
+    pub name: String,
+    /// What it runs, in the words of whoever made it.
+    pub what: String,
+    /// The process id of the command, as seen inside.
+    pub pid: i32,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub since: u64,
+    /// How many are attached.
+    pub clients: usize,
+    /// Rows of characters.
+    pub rows: u16,
+    /// Columns of characters.
+    pub cols: u16,
+    /// How the command ended, if it did.
+    pub exit: Option<Exit>,
+}
+
 /// A snapshot: the files of a sandbox as they were at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotInfo {

@@ -16,6 +16,7 @@ mod network;
 pub mod ordinary_user;
 mod pause;
 mod recovery;
+mod session;
 mod snapshot;
 pub mod support;
 mod volumes;

@@ -11,7 +11,7 @@ use crate::model::{
     Condition, ConditionStatus, EgressAttempt, GuestSpec, Observation, ObservedSandbox, SandboxId,
     SandboxState, SecretUse, labels, nearest,
 };
-use crate::provider::{Command, ExecIo, Guest, Output, ProviderError};
+use crate::provider::{Command, ExecIo, Guest, GuestError, Output, ProviderError, SessionInfo, Sessions};
 use crate::secret::{Redactor, SecretValue};
 
 /// As much of a secret's file is read as a secret can be long; whoever is inside may have put something else there.
@@ -56,6 +56,20 @@ impl Sandbox {
         Ok(command)
     }
 
+    /// Its named sessions.
+    ///
+    /// # Errors
+    /// If its provider has no such thing.
+    pub fn sessions(&self) -> Result<&dyn Sessions, Error> {
+        let none = || {
+            let provider = &self.provider;
+            GuestError::Unsupported(format!(
+                "provider `{provider}` has no named sessions; a `tmux` inside is one, and provider `local` has them"
+            ))
+        };
+        Ok(self.guest.sessions().ok_or_else(none)?)
+    }
+
     /// Keeps the secrets that this sandbox was given out of what is shown of it. Their values are read where they are in place, so that their
     /// sources need not be asked.
     pub async fn redactor(&self) -> Result<Arc<Redactor>, Error> {
@@ -91,6 +105,32 @@ impl Project<'_> {
         let guest = self.provider(&provider)?.guest(&id).await;
         let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
         Ok(Sandbox { name, provider, id, declared, guest })
+    }
+
+    /// The sessions of these sandboxes, or of all that run and may have some.
+    pub async fn sessions(&self, names: &[String]) -> Result<Vec<(String, Vec<SessionInfo>)>, Error> {
+        let every = names.is_empty();
+        let names = match every {
+            true => self.store.recorded(&self.name).await?.sandboxes.into_keys().collect(),
+            false => names.to_vec(),
+        };
+        let mut found = Vec::new();
+        for name in names {
+            let sandbox = self.sandbox(&name).await?;
+            let listed = match sandbox.sessions() {
+                Ok(sessions) => sessions.list().await.map_err(Error::from),
+                Err(_) if every => continue,
+                Err(error) => Err(error),
+            };
+            match listed {
+                Ok(listed) => found.push((sandbox.name, listed)),
+                Err(error) => match self.explain(&sandbox, error).await {
+                    Error::NotRunning { .. } if every => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(found)
     }
 
     /// The bytes on the disk that a sandbox takes by itself, where its provider tells.

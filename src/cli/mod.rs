@@ -181,6 +181,7 @@ fn dispatch(cx: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Wait(args) => cx.block_on(verb::wait::run(cx, args)),
         Verb::Exec(args) => cx.block_on_one(verb::exec::exec(cx, args)),
         Verb::Shell(args) => cx.block_on_one(verb::exec::shell(cx, args)),
+        Verb::Session(command) => cx.block_on_one(verb::session::run(cx, command)),
         Verb::Rehearse(args) => cx.block_on(verb::rehearse::run(cx, args)),
         Verb::Sim(args) => cx.block_on(verb::sim::run(cx, args)),
         Verb::Emulate(command) => cx.block_on(verb::emulate::run(cx, command)),

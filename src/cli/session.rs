@@ -2,12 +2,15 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
+use super::args::DetachKey;
 use super::ui::exit::Exit;
 use super::ui::terminal_size;
 use crate::provider::{Command, ExecIo, Guest, GuestError, Input, Output, Pty, PtyRequest};
@@ -36,17 +39,44 @@ pub async fn run(guest: &dyn Guest, command: &Command) -> Result<Exit, GuestErro
 /// # Errors
 /// If it cannot be run, or our terminal cannot be set up.
 pub async fn run_on_terminal(guest: &dyn Guest, command: &Command) -> Result<Exit, GuestError> {
+    let pty = guest.pty(command, own_size().unwrap_or(DEFAULT_SIZE)).await?;
+    match show(pty, None).await? {
+        Ended::Exit(exit) => Ok(exit),
+        Ended::Detached => Ok(Exit::Done),
+    }
+}
+
+/// How it came that a terminal inside is not shown any more.
+pub enum Ended {
+    /// Its command ended, or a signal ended us.
+    Exit(Exit),
+    /// The key was typed.
+    Detached,
+}
+
+/// Shows a terminal inside on ours, until its command ends or the key is typed.
+///
+/// # Errors
+/// If our terminal cannot be set up, or the sandbox ends.
+pub async fn show(mut pty: Box<dyn Pty>, key: Option<&DetachKey>) -> Result<Ended, GuestError> {
     let mut signals = Signals::new()?;
     let mut resized = signal(SignalKind::window_change()).map_err(|e| failed("listening for signals", e))?;
-    let mut pty = guest.pty(command, size()).await?;
+    // What is piped in is for the command, whatever it is.
+    let key = key.filter(|_| termios::isatty(io::stdin())).cloned();
+    let left = Arc::new(Notify::new());
     // Put back when this is dropped, on every way out of here.
     let _raw = RawMode::enter().map_err(|error| failed("setting up the terminal", error))?;
     let (reader, writer) = (pty.reader(), pty.writer());
+    let typed_key = Arc::clone(&left);
     let keys = tokio::spawn(async move {
         let Some(mut writer) = writer else { return };
         let mut keys = tokio::io::stdin();
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = keys.read(&mut buffer).await {
+            if let Some(at) = key.as_ref().and_then(|key| key.find(&buffer[..n])) {
+                let _ = writer.write_all(&buffer[..at]).await; // who leaves does not look whether it arrives
+                return typed_key.notify_one();
+            }
             if writer.write_all(&buffer[..n]).await.is_err() || writer.flush().await.is_err() {
                 return;
             }
@@ -62,7 +92,10 @@ pub async fn run_on_terminal(guest: &dyn Guest, command: &Command) -> Result<Exi
             }
         }
     });
-    let end = follow(&mut *pty, &mut signals, &mut resized).await;
+    let end = tokio::select! {
+        end = follow(&mut *pty, &mut signals, &mut resized) => end,
+        () = left.notified() => pty.detach().await.map(|()| Ended::Detached),
+    };
     keys.abort();
     if tokio::time::timeout(DRAIN, &mut screen).await.is_err() {
         screen.abort();
@@ -70,15 +103,21 @@ pub async fn run_on_terminal(guest: &dyn Guest, command: &Command) -> Result<Exi
     end
 }
 
-async fn follow(pty: &mut dyn Pty, signals: &mut Signals, resized: &mut Signal) -> Result<Exit, GuestError> {
+async fn follow(pty: &mut dyn Pty, signals: &mut Signals, resized: &mut Signal) -> Result<Ended, GuestError> {
     loop {
         tokio::select! {
-            status = pty.wait() => return Ok(Exit::Code(status?.code())),
-            code = signals.next() => return Ok(Exit::Code(code)),
+            status = pty.wait() => return Ok(Ended::Exit(Exit::Code(status?.code()))),
+            code = signals.next() => {
+                // A session goes on; the rest ends with us in any case.
+                let _ = pty.detach().await;
+                return Ok(Ended::Exit(Exit::Code(code)));
+            }
             _ = resized.recv() => {}
         }
-        // A terminal of the wrong size is no reason to end.
-        let _ = pty.resize(size()).await;
+        if let Some(size) = own_size() {
+            // A terminal of the wrong size is no reason to end.
+            let _ = pty.resize(size).await;
+        }
     }
 }
 
@@ -86,10 +125,10 @@ fn failed(what: &str, source: io::Error) -> GuestError {
     GuestError::Io { what: what.to_owned(), source }
 }
 
-fn size() -> PtyRequest {
-    terminal_size(&io::stdout())
-        .or_else(|| terminal_size(&io::stdin()))
-        .map_or(DEFAULT_SIZE, |(rows, cols)| PtyRequest { rows, cols })
+/// The size of our terminal, if we have one.
+pub fn own_size() -> Option<PtyRequest> {
+    let size = terminal_size(&io::stdout()).or_else(|| terminal_size(&io::stdin()));
+    size.map(|(rows, cols)| PtyRequest { rows, cols })
 }
 
 /// The signals that end us.

@@ -184,6 +184,7 @@ pub fn providers_page(sheets: &[&Capabilities]) -> String {
     row("real processes inside", &|s| yes(s.processes));
     row("input while a command runs", &|s| yes(s.interactive));
     row("terminals", &|s| yes(s.pty));
+    row("named sessions", &|s| yes(s.sessions));
     row("ports dialled", &|s| yes(s.dial));
     row("ports forwarded from this host", &|s| yes(s.forwards_from_host));
     row("public ports", &|s| yes(s.honours(&["ports", "*", "public"], Some("true"))));

@@ -33,6 +33,8 @@ pub struct Capabilities {
     pub interactive: bool,
     /// Whether commands run on a terminal.
     pub pty: bool,
+    /// Whether there are named sessions: terminals that outlive those who look at them.
+    pub sessions: bool,
     /// Whether ports inside can be dialled.
     pub dial: bool,
     /// How long a sandbox may live at most, in milliseconds; `None` for no limit.
@@ -159,6 +161,7 @@ impl Capabilities {
         processes: false,
         interactive: false,
         pty: false,
+        sessions: false,
         dial: false,
         longest_life_ms: None,
         resources: ResourceRanges::ANY,

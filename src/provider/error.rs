@@ -144,6 +144,9 @@ pub enum GuestError {
         #[source]
         source: std::io::Error,
     },
+    /// No session has this name.
+    #[error("there is no session `{0}`")]
+    NoSession(String),
     /// The sandbox cannot do this at all.
     #[error("{0}")]
     Unsupported(String),

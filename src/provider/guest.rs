@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::GuestError;
+use super::{GuestError, Sessions};
 
 /// One running sandbox from the inside.
 ///
@@ -21,6 +21,11 @@ pub trait Guest: Send + Sync {
 
     /// Runs a command on a new terminal.
     async fn pty(&self, command: &Command, request: PtyRequest) -> Result<Box<dyn Pty>, GuestError>;
+
+    /// Named sessions, where the sheet says that there are any.
+    fn sessions(&self) -> Option<&dyn Sessions> {
+        None
+    }
 
     /// Connects to a TCP port inside, on the sandbox's own loopback.
     async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError>;
@@ -187,6 +192,12 @@ pub trait Pty: Send + Sync {
 
     /// Waits for the command to end.
     async fn wait(&mut self) -> Result<ExitStatus, GuestError>;
+
+    /// Lets go of a session, which goes on; the reader ends with what brings the terminal back to its usual modes. There is nothing to do where the
+    /// command ends with its terminal.
+    async fn detach(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
 }
 
 /// What a captured command wrote.

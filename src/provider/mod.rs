@@ -20,6 +20,7 @@ mod registry;
 mod relay;
 mod script;
 mod service;
+mod session;
 mod settle;
 pub mod sim;
 mod socket;
@@ -39,6 +40,7 @@ pub use guest::{
 };
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 pub use service::{Answer, Calls, Detour, Pattern, Service, Upstream};
+pub use session::{Attached, SessionInfo, Sessions};
 
 use crate::model::{
     EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,

@@ -51,6 +51,8 @@ mod quickstart;
 mod saved_plan;
 #[path = "../scenarios/secrets/scenario.rs"]
 mod secrets;
+#[path = "../scenarios/sessions/scenario.rs"]
+mod sessions;
 #[path = "../scenarios/share/scenario.rs"]
 mod share;
 #[path = "../scenarios/state/scenario.rs"]

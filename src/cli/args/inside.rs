@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::session::SessionArgs;
 use super::value::{CopyEnd, KeyValue, LogSource};
 use crate::model::Duration;
 
@@ -35,11 +36,16 @@ pub struct LogsArgs {
 The command is run as it is, without a shell. Its standard input is ours, and so is its exit code
 (128 + n after signal n).
 
+A session has a terminal that stays when we leave, by the detach key or in any other way. Who names
+it attaches to it and sees its last output first; without CMD, also after its end.
+
 Examples:
   pocketenv exec api -- npm test
   pocketenv exec -it api -- python3
   pocketenv exec --workdir /work/shop --env CI=1 api -- make check
-  pocketenv exec db -- sh -c 'pg_dump shop | gzip' > shop.sql.gz")]
+  pocketenv exec db -- sh -c 'pg_dump shop | gzip' > shop.sql.gz
+  pocketenv exec -d --session build api -- make all
+  pocketenv exec --session build api")]
 pub struct ExecArgs {
     /// For habit: standard input is passed in any case
     #[arg(short, long)]
@@ -47,6 +53,12 @@ pub struct ExecArgs {
     /// Run it on a terminal; where input and output are one it always is
     #[arg(short, long)]
     pub tty: bool,
+    /// The session
+    #[command(flatten)]
+    pub session: SessionArgs,
+    /// Make the session and leave it to itself
+    #[arg(short, long, requires_all = ["session", "command"])]
+    pub detach: bool,
     /// Set a variable of its environment; a bare NAME takes it from ours
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
@@ -57,19 +69,26 @@ pub struct ExecArgs {
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
     /// Kill it after this long
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", conflicts_with = "session")]
     pub timeout: Option<Duration>,
     /// The sandbox: its name, address or provider id
     #[arg(value_name = "NAME")]
     pub name: String,
     /// The command and its arguments
-    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    #[arg(value_name = "CMD", required_unless_present = "session", trailing_var_arg = true)]
     pub command: Vec<String>,
 }
 
 /// `shell`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pocketenv shell api
+  pocketenv shell api --session work     one that goes on when we leave, and may be shared")]
 pub struct ShellArgs {
+    /// The session
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// A user of the sandbox, as NAME, UID or UID:GID
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,

@@ -11,6 +11,7 @@ mod inside;
 mod look;
 mod manifest;
 mod repair;
+mod session;
 mod sim;
 mod snapshot;
 mod value;
@@ -34,6 +35,7 @@ pub use look::{
 };
 pub use manifest::{ConfigArgs, FmtArgs, InitArgs, SchemaArgs, SchemaOf, ValidateArgs, ValidateFormat};
 pub use repair::{GcArgs, ImportArgs, RollbackArgs};
+pub use session::{DetachKey, SessionArgs, SessionCommand};
 pub use sim::{RehearseArgs, SimArgs};
 pub use snapshot::{ForkArgs, SnapshotCommand};
 pub use value::{CopyEnd, KeyValue, LogSource};
@@ -224,6 +226,9 @@ pub enum Verb {
     /// Open a shell inside a sandbox
     #[command(visible_aliases = ["console", "ssh"])]
     Shell(ShellArgs),
+    /// List and end the named sessions of sandboxes
+    #[command(subcommand, alias = "sessions")]
+    Session(SessionCommand),
     /// Copy files into, out of and between sandboxes
     Cp(CpArgs),
     /// Show where ports are reached

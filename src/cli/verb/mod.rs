@@ -33,6 +33,7 @@ pub mod rehearse;
 pub mod rollback;
 pub mod schema;
 pub mod secret;
+pub mod session;
 pub mod sim;
 pub mod snapshot;
 pub mod state;

@@ -279,6 +279,7 @@ fn text(cx: &Context, entry: &Entry<'_>) -> String {
     facts.row(["real processes".into(), yes(sheet.processes).into()]);
     facts.row(["input while running".into(), yes(sheet.interactive).into()]);
     facts.row(["terminals".into(), yes(sheet.pty).into()]);
+    facts.row(["named sessions".into(), yes(sheet.sessions).into()]);
     facts.row(["ports dialled".into(), yes(sheet.dial).into()]);
     facts.row(["ports from this host".into(), yes(sheet.forwards_from_host).into()]);
     facts.row(["service over HTTP".into(), yes(sheet.service).into()]);

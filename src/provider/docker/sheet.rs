@@ -24,6 +24,7 @@ pub static SHEET: Capabilities = Capabilities {
     processes: true,
     interactive: true,
     pty: true,
+    sessions: false,
     dial: true,
     longest_life_ms: None,
     resources: ResourceRanges {

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{self, Engine, EngineError, ExecHandle, ExecRequest, Exit, Stdio};
 use crate::model::SandboxId;
 use crate::provider::{
-    Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, Pty, PtyRequest,
+    Attached, Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, Pty, PtyRequest,
+    SessionInfo, Sessions,
 };
 
 /// One read of a command's output.
@@ -41,6 +42,8 @@ impl LocalGuest {
             EngineError::Invalid(message) => {
                 GuestError::NotExecutable { program: command.program().to_owned(), message }
             }
+            EngineError::NoSession { name, .. } => GuestError::NoSession(name),
+            error @ EngineError::Outdated(_) => GuestError::Unsupported(error.to_string()),
             error => self.unreachable(error),
         }
     }
@@ -80,16 +83,16 @@ impl Guest for LocalGuest {
 
     async fn pty(&self, command: &Command, size: PtyRequest) -> Result<Box<dyn Pty>, GuestError> {
         let stdio = Stdio::Pty { rows: size.rows, cols: size.cols };
-        let mut handle = self
+        let handle = self
             .engine
             .exec(&self.id.0, request(command), stdio)
             .await
             .map_err(|error| self.error(command, error))?;
-        let failed = local_io("use the terminal");
-        let pty = handle.take_pty().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let reader = Terminal::new(pty.try_clone().map_err(&failed)?).map_err(&failed)?;
-        let writer = Terminal::new(pty.try_clone().map_err(&failed)?).map_err(&failed)?;
-        Ok(Box::new(LocalPty { handle, pty, reader: Some(reader), writer: Some(writer) }))
+        Ok(Box::new(LocalPty::new(handle, false)?))
+    }
+
+    fn sessions(&self) -> Option<&dyn Sessions> {
+        Some(self)
     }
 
     async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError> {
@@ -111,6 +114,46 @@ impl Guest for LocalGuest {
             }
             error => self.unreachable(error),
         })
+    }
+}
+
+#[async_trait]
+impl Sessions for LocalGuest {
+    async fn attach(
+        &self,
+        name: &str,
+        what: &str,
+        command: Option<&Command>,
+        size: Option<PtyRequest>,
+    ) -> Result<Attached, GuestError> {
+        let (what, run) = (what.to_owned(), command.map(request));
+        let size = size.map(|size| (size.rows, size.cols));
+        let attached = self.engine.attach(&self.id.0, name, what, run, size).await;
+        let engine::Attached { handle, session, made } =
+            attached.map_err(|error| self.error(command.unwrap_or(&Command::default()), error))?;
+        Ok(Attached { pty: Box::new(LocalPty::new(handle, true)?), session: self::session(session), made })
+    }
+
+    async fn list(&self) -> Result<Vec<SessionInfo>, GuestError> {
+        let sessions = self.engine.sessions(&self.id.0).await;
+        let sessions = sessions.map_err(|error| self.error(&Command::default(), error))?;
+        Ok(sessions.into_iter().map(session).collect())
+    }
+
+    async fn end(&self, name: &str) -> Result<(), GuestError> {
+        let ended = self.engine.end_session(&self.id.0, name).await;
+        ended.map_err(|error| self.error(&Command::default(), error))
+    }
+}
+
+fn session(session: engine::SessionInfo) -> SessionInfo {
+    SessionInfo {
+        name: session.name,
+        what: session.what,
+        since: super::map::timestamp(session.since),
+        clients: session.clients,
+        size: PtyRequest { rows: session.rows, cols: session.cols },
+        ended: session.exit.map(status),
     }
 }
 
@@ -271,12 +314,23 @@ async fn drain_output(
     writer.flush().await
 }
 
-/// A command on a terminal.
+/// A command on a terminal, or a session.
 struct LocalPty {
     handle: ExecHandle,
+    is_session: bool,
     pty: OwnedFd,
     reader: Option<Terminal>,
     writer: Option<Terminal>,
+}
+
+impl LocalPty {
+    fn new(mut handle: ExecHandle, is_session: bool) -> Result<Self, GuestError> {
+        let failed = local_io("use the terminal");
+        let pty = handle.take_pty().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let end = || Terminal::new(pty.try_clone().map_err(&failed)?).map_err(&failed);
+        let (reader, writer) = (Some(end()?), Some(end()?));
+        Ok(Self { handle, is_session, pty, reader, writer })
+    }
 }
 
 #[async_trait]
@@ -290,16 +344,26 @@ impl Pty for LocalPty {
     }
 
     async fn resize(&self, size: PtyRequest) -> Result<(), GuestError> {
+        if self.is_session {
+            return self.handle.resize_session(size.rows, size.cols).await.map_err(unreachable_terminal);
+        }
         engine::resize(&self.pty, size.rows, size.cols).map_err(local_io("resize the terminal"))
     }
 
-    async fn wait(&mut self) -> Result<ExitStatus, GuestError> {
-        let exit = self.handle.wait().await;
-        exit.map(status).map_err(|error| GuestError::Unreachable {
-            message: "the terminal".to_owned(),
-            source: Some(Box::new(error)),
-        })
+    async fn detach(&self) -> Result<(), GuestError> {
+        if self.is_session {
+            self.handle.detach().await.map_err(unreachable_terminal)?;
+        }
+        Ok(())
     }
+
+    async fn wait(&mut self) -> Result<ExitStatus, GuestError> {
+        self.handle.wait().await.map(status).map_err(unreachable_terminal)
+    }
+}
+
+fn unreachable_terminal(error: EngineError) -> GuestError {
+    GuestError::Unreachable { message: "the terminal".to_owned(), source: Some(Box::new(error)) }
 }
 
 /// The outer side of a terminal, read and written without blocking.

@@ -20,6 +20,7 @@ pub static SHEET: Capabilities = Capabilities {
     processes: true,
     interactive: true,
     pty: true,
+    sessions: true,
     dial: true,
     longest_life_ms: None,
     resources: ResourceRanges::ANY,

@@ -19,6 +19,7 @@ pub static SHEET: Capabilities = Capabilities {
     processes: false,
     interactive: false,
     pty: false,
+    sessions: false,
     dial: true,
     longest_life_ms: None,
     resources: ResourceRanges::ANY,

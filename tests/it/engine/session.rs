@@ -309,7 +309,8 @@ async fn the_end_that_nobody_saw_can_be_asked_for_until_the_name_is_used_again()
 async fn ending_one_ends_all_of_its_processes_and_nothing_else() {
     let fixture = Fixture::new();
     fixture.create("one").await;
-    let stubborn = "trap '' HUP TERM; (trap '' HUP; sleep 87653) & sh -c 'sleep 87653' & echo up; while :; do sleep 87653; done";
+    // One of them in a process group of its own, as jobs of a shell at a terminal are.
+    let stubborn = "trap '' HUP TERM; set -m; sleep 87653 & set +m; sh -c 'sleep 87653' & echo up; while :; do sleep 87653; done";
     let mut client = fixture.attach("bad", stubborn).await;
     let mut other = fixture.attach("good", ECHO).await;
     client.sees("up").await;

@@ -3,6 +3,7 @@
 //! A verb is thin: flags in, one use case of `app/`, the answer out. Data goes to stdout, people read stderr.
 
 pub mod args;
+mod complete;
 mod context;
 mod error;
 mod session;
@@ -37,6 +38,11 @@ pub struct Process {
 
 /// Runs the command line; returns the exit code.
 pub fn run(process: Process) -> u8 {
+    if let Some(answer) = complete::answer(&process) {
+        // A shell that does not read it does not need it.
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), &answer);
+        return Exit::Done.code();
+    }
     let parsed = args::command()
         .try_get_matches_from(with_long_out(&process.args))
         .and_then(|matches| Cli::from_arg_matches(&matches));

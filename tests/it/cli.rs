@@ -471,12 +471,52 @@ fn flags_come_from_the_environment_where_they_are_not_given() {
 }
 
 #[test]
+fn completion_knows_what_the_manifest_declares() {
+    let world = World::new();
+    let complete = |line: &[&str]| {
+        let mut command = world.command(&[&["--", "pocketenv"], line].concat());
+        command.env("POCKETENV_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", line.len().to_string());
+        let output = command.env("_CLAP_IFS", "\n").output().unwrap();
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        out(&output).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(complete(&["she"]), ["shell"], "without a manifest");
+    world.write(
+        "pocketenv.yaml",
+        "version: 1\nsandboxes:\n  api:\n    services: { web: { command: x }, worker: { command: y } }\n  db: { count: 2 }\n",
+    );
+    world.write("other.yaml", "version: 1\nsandboxes: { another: {} }\n");
+    assert_eq!(complete(&["exec", "a"]), ["api"]);
+    assert_eq!(complete(&["shell", "--session", "work", "d"]), ["db-1", "db-2"]);
+    assert_eq!(complete(&["logs", "api/"]), ["api/web", "api/worker"]);
+    assert_eq!(complete(&["restart", "api/we"]), ["api/web"]);
+    assert_eq!(complete(&["session", "kill", "ap"]), ["api"]);
+    assert_eq!(complete(&["cp", "ap"]), ["api:"]);
+    assert_eq!(complete(&["cp", "poc"]), ["pocketenv.yaml"]);
+    assert_eq!(complete(&["-f", "other.yaml", "exec", "a"]), ["another"]);
+    world.write("pocketenv.yaml", "version: 1\nsandboxes: [");
+    assert_eq!(complete(&["she"]), ["shell"], "while the manifest is being worked on");
+    assert_eq!(complete(&["exec", "a"]), [""; 0]);
+
+    // As bash does it, by the script.
+    world.write("pocketenv.yaml", ONE);
+    let script =
+        "eval \"$(pocketenv completion bash)\"; COMP_WORDS=(pocketenv exec a) COMP_CWORD=2 COMP_TYPE=9
+        _clap_complete_pocketenv pocketenv a exec; echo \"${COMPREPLY[@]}\"";
+    let program = super::scenarios::world::program();
+    let mut bash = Command::new("bash");
+    bash.args(["-c", script]).current_dir(world.path()).env("POCKETENV_HOME", world.path().join("home"));
+    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    assert_eq!(out(&bash.env("PATH", path).output().unwrap()), "api\n");
+}
+
+#[test]
 fn completion_and_manual_cover_every_shell_and_verb() {
     let world = World::new();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let output = world.run(&["completion", shell]);
         assert_eq!(code(&output), 0);
-        assert!(out(&output).contains("provider"), "{shell}");
+        assert!(out(&output).contains("POCKETENV_COMPLETE"), "{shell}");
     }
     assert_eq!(code(&world.run(&["man", "--dir", "man"])), 0);
     assert!(world.path().join("man/pocketenv-apply.1").is_file());

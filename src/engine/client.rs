@@ -245,6 +245,7 @@ pub async fn attach(
     what: String,
     command: Option<ExecRequest>,
     size: Option<(u16, u16)>,
+    leave: bool,
 ) -> Result<Attached, EngineError> {
     let control = |source| EngineError::Control { id: id.to_owned(), source };
     let packed = match command {
@@ -256,7 +257,7 @@ pub async fn attach(
         None => None,
     };
     let (exec, payload) = packed.unzip();
-    let head = SessionHead { name: name.to_owned(), what, size, exec };
+    let head = SessionHead { name: name.to_owned(), what, size, leave, exec };
     let fds: Vec<_> = payload.iter().map(AsFd::as_fd).collect();
     let (reply, mut received) = ask(&connection, &Request::Session(head), &fds).await.map_err(control)?;
     match reply {

@@ -87,6 +87,9 @@ pub struct SessionHead {
     pub what: String,
     /// Rows and columns of the client's terminal, if it has one.
     pub size: Option<(u16, u16)>,
+    /// The client leaves at once, and is not told the end.
+    #[serde(default)]
+    pub leave: bool,
     /// What to run if it does not run yet; without it, a session that has ended is attached to as well.
     pub exec: Option<ExecHead>,
 }

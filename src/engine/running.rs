@@ -57,7 +57,7 @@ impl Engine {
     }
 
     /// Attaches to the session `name` of a running sandbox. If there is none that runs, `command` is run as one, called `what` in lists; without
-    /// a command, one that has ended is shown as well. `size` is that of the client's terminal, in rows and columns, if it has one.
+    /// a command, one that has ended is shown as well. With `leave` it is only made sure that it runs. `size` is that of the client's terminal, in rows and columns, if it has one.
     ///
     /// # Errors
     /// As [`Engine::exec`]; [`EngineError::NoSession`], [`EngineError::Outdated`].
@@ -68,9 +68,10 @@ impl Engine {
         what: String,
         command: Option<ExecRequest>,
         size: Option<(u16, u16)>,
+        leave: bool,
     ) -> Result<Attached, EngineError> {
         check_name(name)?;
-        client::attach(id, self.connect(id).await?, name, what, command, size).await
+        client::attach(id, self.connect(id).await?, name, what, command, size, leave).await
     }
 
     /// The sessions of a running sandbox, in order of name; of those that have ended, the latest that nobody saw end.

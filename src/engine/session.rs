@@ -90,6 +90,7 @@ struct Newcomer {
     connection: OwnedFd,
     size: Option<(u16, u16)>,
     made: bool,
+    leaves: bool,
 }
 
 struct Client {
@@ -113,7 +114,7 @@ impl Sessions {
             session.head.name == head.name && (session.end.is_none() || head.exec.is_none())
         };
         let Some(session) = self.all.iter_mut().find(wanted) else { return Some(connection) };
-        let newcomer = Newcomer { connection, size: head.size, made: false };
+        let newcomer = Newcomer { connection, size: head.size, made: false, leaves: head.leave };
         match &mut session.starting {
             Some(waiting) => waiting.push(newcomer),
             None => session.admit(self.count, newcomer),
@@ -153,7 +154,7 @@ impl Sessions {
             keys: Vec::new(),
             clients: Vec::new(),
             latest: 0,
-            starting: Some(vec![Newcomer { connection, size: head.size, made: true }]),
+            starting: Some(vec![Newcomer { connection, size: head.size, made: true, leaves: head.leave }]),
             taken: now,
             closed: None,
             kill_at: None,
@@ -318,7 +319,7 @@ impl Session {
     }
 
     fn admit(&mut self, id: u64, newcomer: Newcomer) {
-        let Newcomer { connection, size, made } = newcomer;
+        let Newcomer { connection, size, made, leaves } = newcomer;
         if self.clients.len() >= MAX_CLIENTS {
             let what = format!(
                 "{MAX_CLIENTS} are attached to session `{}` already, the most there may be",
@@ -330,6 +331,10 @@ impl Session {
             Ok(ends) => ends,
             Err(error) => return fail(&connection, "make a stream".to_owned(), &error),
         };
+        if leaves {
+            let session = self.info();
+            return reply(&connection, &Reply::Attached { session, made }, &[theirs.as_fd()]);
+        }
         let (replay, at) = (self.output.replay(), self.output.end());
         self.clients.push(Client { id, connection, stream, size, replay, at, gone: false });
         self.taken = Instant::now();

@@ -9,7 +9,8 @@ use crate::model::Timestamp;
 #[async_trait]
 pub trait Sessions: Send + Sync {
     /// Attaches to the session `name`. If there is none that runs, `command` is run as one, called `what` in lists; without a command, one that
-    /// has ended is shown as well. Dropping what is returned detaches. `size` is that of a terminal here, if there is one.
+    /// has ended is shown as well. Dropping what is returned detaches. `size` is that of a terminal here, if there is one. With `leave`
+    /// it is only made sure that it runs.
     ///
     /// # Errors
     /// [`GuestError::NoSession`]; else as [`super::Guest::pty`].
@@ -19,6 +20,7 @@ pub trait Sessions: Send + Sync {
         what: &str,
         command: Option<&Command>,
         size: Option<PtyRequest>,
+        leave: bool,
     ) -> Result<Attached, GuestError>;
 
     /// Those there are, in order of name. One that ended when nobody was attached is kept for a while.

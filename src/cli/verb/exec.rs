@@ -148,7 +148,7 @@ async fn at_session(
         Ok(attached) => {
             cx.ui.say(&told(cx, sandbox, asked, &attached));
             match asked.leave {
-                true => attached.pty.detach().await.map(|()| Ended::Detached),
+                true => Ok(Ended::Detached),
                 false => session::show(attached.pty, Some(&asked.args.detach_key)).await,
             }
             .map_err(Error::from)
@@ -175,7 +175,7 @@ async fn attach(
     command: Option<&Command>,
 ) -> Result<Attached, GuestError> {
     let what: String = printable(asked.what).chars().take(200).collect();
-    sessions.attach(asked.name, &what, command, session::own_size()).await
+    sessions.attach(asked.name, &what, command, session::own_size(), asked.leave).await
 }
 
 /// What somebody who attaches wants to know.

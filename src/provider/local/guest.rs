@@ -125,10 +125,11 @@ impl Sessions for LocalGuest {
         what: &str,
         command: Option<&Command>,
         size: Option<PtyRequest>,
+        leave: bool,
     ) -> Result<Attached, GuestError> {
         let (what, run) = (what.to_owned(), command.map(request));
         let size = size.map(|size| (size.rows, size.cols));
-        let attached = self.engine.attach(&self.id.0, name, what, run, size).await;
+        let attached = self.engine.attach(&self.id.0, name, what, run, size, leave).await;
         let engine::Attached { handle, session, made } =
             attached.map_err(|error| self.error(command.unwrap_or(&Command::default()), error))?;
         Ok(Attached { pty: Box::new(LocalPty::new(handle, true)?), session: self::session(session), made })

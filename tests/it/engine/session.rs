@@ -98,7 +98,7 @@ impl Fixture {
         command: Option<ExecRequest>,
         size: Option<(u16, u16)>,
     ) -> Result<Client, EngineError> {
-        self.engine.attach("one", name, "what".to_owned(), command, size).await.map(Client::of)
+        self.engine.attach("one", name, "what".to_owned(), command, size, false).await.map(Client::of)
     }
 
     /// Attaches to a session that is made by this script.

@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::FromArgMatches as _;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Verb};
@@ -43,10 +42,7 @@ pub fn run(process: Process) -> u8 {
         let _ = std::io::Write::write_all(&mut std::io::stdout(), &answer);
         return Exit::Done.code();
     }
-    let parsed = args::command()
-        .try_get_matches_from(with_long_out(&process.args))
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let cli = match args::parse(&with_long_out(&process.args)) {
         Ok(cli) => cli,
         Err(error) => {
             // A closed pipe: nobody is there to be told.

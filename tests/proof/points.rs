@@ -43,7 +43,7 @@ impl Scene {
     fn new() -> Scene {
         let mut world = World::scenario("crash");
         world.write("pocketenv.yaml", MANIFEST);
-        let manners = ["--profile", "calm", "--faults", "idempotent_create=false", "--faults", "lag=150ms"];
+        let manners = ["--chaos", "calm", "--faults", "idempotent_create=false", "--faults", "lag=150ms"];
         let cloud = Cloud::with(&world, 1, &manners);
         let between = Between::start(&cloud.url);
         world.set("POCKETENV_SIM_URL", &between.url);

@@ -215,7 +215,7 @@ pub struct Cloud {
 impl Cloud {
     /// In a hurry, and rough: lost answers on both sides, lagging listings, throttling, sandboxes that die.
     fn start(world: &World, seed: u64) -> Cloud {
-        Self::with(world, seed, &["--profile", "stormy", "--faults", "speed=20"])
+        Self::with(world, seed, &["--chaos", "stormy", "--faults", "speed=20"])
     }
 
     pub fn with(world: &World, seed: u64, manners: &[&str]) -> Cloud {

@@ -1,7 +1,5 @@
 //! Verbs about the inside of sandboxes.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use super::session::SessionArgs;
@@ -15,6 +13,8 @@ Examples:
   pocketenv logs                      of every service
   pocketenv logs -f api/web           follow one service
   pocketenv logs --tail 100 api db    of two sandboxes")]
+// Here -f is to follow. The global flags are in place by then, since the arguments of a verb are put together last.
+#[command(mut_arg("file", |file| file.short(None)))]
 pub struct LogsArgs {
     /// Go on as they write
     #[arg(short = 'f', long)]
@@ -25,9 +25,6 @@ pub struct LogsArgs {
     /// Sandboxes, or services as SANDBOX/SERVICE; all if there are none
     #[arg(value_name = "SANDBOX[/SERVICE]")]
     pub sources: Vec<LogSource>,
-    /// A manifest, as the global -f, which follows here
-    #[arg(long, id = "file", value_name = "PATH", help_heading = "Global options")]
-    pub file: Vec<PathBuf>,
 }
 
 /// `exec`.

@@ -1,6 +1,5 @@
 //! Verbs that look and change nothing.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
@@ -52,6 +51,8 @@ Examples:
   pocketenv events                    the newest of the project
   pocketenv events api --since 10m    of one sandbox, in the last ten minutes
   pocketenv events --follow -o json   as JSON Lines, as they happen")]
+// Here -f is to follow. The global flags are in place by then, since the arguments of a verb are put together last.
+#[command(mut_arg("file", |file| file.short(None)))]
 pub struct EventsArgs {
     /// Go on as they happen
     #[arg(short = 'f', long)]
@@ -65,9 +66,6 @@ pub struct EventsArgs {
     /// At most this many of the newest
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub limit: usize,
-    /// A manifest, as the global -f, which follows here
-    #[arg(long, id = "file", value_name = "PATH", help_heading = "Global options")]
-    pub file: Vec<PathBuf>,
 }
 
 /// `history`.

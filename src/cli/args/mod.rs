@@ -17,9 +17,10 @@ mod snapshot;
 mod value;
 mod watch;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 pub use apply::{ApplyArgs, DestroyArgs, PlanArgs, PlanFormat};
 pub use control::{ControlArgs, PauseArgs, RestartArgs, ResumeArgs, StartArgs, StopArgs};
@@ -170,8 +171,9 @@ pub enum ProgressHow {
     Quiet,
 }
 
-/// What to do.
+/// What to do. What a verb takes is put together when it is typed: all of it would be half the time of a short command.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Verb {
     /// Write a commented pocketenv.yaml to begin with
     Init(InitArgs),
@@ -284,6 +286,16 @@ pub enum Verb {
     Man(ManArgs),
 }
 
+/// What was typed. The whole command line is put together only for who asked for help, or made a mistake.
+///
+/// # Errors
+/// What makes no sense, or the help that was asked for.
+pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let matches =
+        Cli::command().try_get_matches_from(args).or_else(|_| command().try_get_matches_from(args))?;
+    Cli::from_arg_matches(&matches)
+}
+
 /// The whole command line, with the exit codes at the end of every help.
 pub fn command() -> clap::Command {
     // There is one help, compact: what would make a long one (help of possible values) is hidden.
@@ -294,19 +306,27 @@ pub fn command() -> clap::Command {
         };
         command.after_help(help).mut_subcommands(finish)
     }
-    finish(Cli::command())
+    let mut command = Cli::command();
+    // What a type of arguments is documented as takes the place of what its verb does when it is put together.
+    let verbs = command.get_subcommands();
+    let abouts: Vec<_> = verbs
+        .map(|verb| (verb.get_name().to_owned(), verb.get_about().cloned().unwrap_or_default()))
+        .collect();
+    command.build();
+    for (verb, about) in abouts {
+        command = command.mut_subcommand(verb, |verb| verb.about(about));
+    }
+    finish(command)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use clap::FromArgMatches as _;
-
     use super::*;
 
     fn parse(args: &[&str]) -> Cli {
-        let matches = command().try_get_matches_from([&["pocketenv"], args].concat()).unwrap();
-        Cli::from_arg_matches(&matches).unwrap()
+        let args: Vec<OsString> = [&["pocketenv"], args].concat().into_iter().map(OsString::from).collect();
+        super::parse(&args).unwrap()
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub struct ImportArgs {
     #[arg(value_name = "ID")]
     pub ids: Vec<String>,
     /// Only those of this provider
-    #[arg(long = "from", value_name = "PROVIDER")]
+    #[arg(id = "from", long = "from", value_name = "PROVIDER")]
     pub provider: Option<String>,
     /// Take them into the project of the manifest: labels and record say so from now on
     #[arg(long, requires = "ids")]

@@ -27,8 +27,8 @@ pub struct SimArgs {
     #[arg(long, value_name = "FILE")]
     pub state: PathBuf,
     /// What goes wrong, and its manners: calm, slow, stormy, hostile, e2b, daytona, vercel, modal, …
-    #[arg(long, value_name = "NAME", default_value = "calm")]
-    pub profile: String,
+    #[arg(long, value_name = "PROFILE", default_value = "calm")]
+    pub chaos: String,
     /// A setting over those of the profile, or a JSON file of them; repeatable
     #[arg(long, value_name = "FILE|NAME=VALUE")]
     pub faults: Vec<String>,

@@ -18,7 +18,7 @@ const MAX_FAULTS_BYTES: u64 = 1 << 20;
 
 /// Serves the cloud.
 pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
-    let settings = settings(&args.profile, &args.faults)?;
+    let settings = settings(&args.chaos, &args.faults)?;
     let token = cx.var(TOKEN_VARIABLE).map(SecretValue::new);
     let options = SimOptions { seed: args.seed, state: args.state.clone(), settings, token };
     let simulator =
@@ -31,7 +31,7 @@ pub async fn run(cx: &Context, args: &SimArgs) -> Result<Exit, CliError> {
     let mut out = std::io::stdout();
     writeln!(out, "http://{address}")?;
     out.flush()?;
-    cx.ui.say(&format!("a simulated cloud, seed {}, profile {}", args.seed, args.profile));
+    cx.ui.say(&format!("a simulated cloud, seed {}, profile {}", args.seed, args.chaos));
     tokio::select! {
         () = simulator.serve(listener) => Ok(Exit::Done),
         () = stdin_ends(), if args.until_stdin_ends => Ok(Exit::Done),

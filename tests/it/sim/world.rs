@@ -27,15 +27,7 @@ impl Sim {
     /// Starts one on a file.
     pub fn on(state: PathBuf, seed: u64, profile: &str, settings: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pocketenv"));
-        command.args([
-            "sim",
-            "--quiet",
-            "--until-stdin-ends",
-            "--listen",
-            "127.0.0.1:0",
-            "--profile",
-            profile,
-        ]);
+        command.args(["sim", "--quiet", "--until-stdin-ends", "--listen", "127.0.0.1:0", "--chaos", profile]);
         command.arg("--state").arg(&state).args(["--seed", &seed.to_string()]);
         for setting in settings {
             command.args(["--faults", setting]);

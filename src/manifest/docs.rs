@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use super::schema::{Resolved, alternatives, constants, has_type, preset_schema, rules};
+use super::schema::{Resolved, alternatives, constants, described, has_type, preset_schema};
 
 /// The reference of the language as Markdown.
 pub fn reference() -> String {
@@ -18,9 +18,9 @@ pub fn reference() -> String {
            empty text and `false` count as no. An unknown name is an error. `\\{{` keeps the braces. Presets are never templates.\n\
          - Several files merge left to right: mappings merge, everything else replaces. Paths start at the file they stand in.\n\n",
     );
-    section(&mut out, "Manifest", rules());
+    section(&mut out, "Manifest", described());
     let mut done: Vec<&str> = Vec::new();
-    for root in [rules(), preset_schema()] {
+    for root in [described(), preset_schema()] {
         let Some(definitions) = root.get("$defs").and_then(Json::as_object) else { continue };
         for (name, definition) in definitions {
             if has_type(definition, "object") && !done.contains(&name.as_str()) {
@@ -30,7 +30,7 @@ pub fn reference() -> String {
         }
     }
     out.push_str("## Kinds of text\n\n| kind | form |\n|---|---|\n");
-    let definitions = rules().get("$defs").and_then(Json::as_object);
+    let definitions = described().get("$defs").and_then(Json::as_object);
     for (name, definition) in definitions.into_iter().flatten() {
         if !has_type(definition, "object") && constants(definition).is_none() {
             let _ = writeln!(out, "| {name} | {} |", one_line(definition));
@@ -64,7 +64,7 @@ fn one_line(schema: &Json) -> String {
 /// What a value may be, with links to the sections.
 fn kind(property: &Json) -> String {
     // Properties belong to one of the two schemas; their references name definitions of the same name in both.
-    let root = rules();
+    let root = described();
     let mut kinds: Vec<String> = Vec::new();
     for Resolved { schema, name } in alternatives(root, property) {
         let shown = if let Some(values) = constants(schema) {

@@ -50,7 +50,7 @@ pub use language::{SecretRef, Setting};
 pub use origins::Origins;
 pub use read::{Input, MAX_INCLUDE_DEPTH, MAX_INCLUDES, discover, manifests_in};
 use read::{Reader, read_bounded};
-pub use schema::{preset_schema, schema};
+pub use schema::{preset_schema, rules_file, schema};
 pub use source::MAX_FILE_BYTES;
 use source::{Sources, Span};
 pub use support::{Field, Handling, fields, providers_page};

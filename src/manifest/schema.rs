@@ -11,14 +11,45 @@ use super::language;
 pub fn schema() -> &'static Json {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
     SCHEMA.get_or_init(|| {
-        let mut schema = rules().clone();
+        let mut schema = described().clone();
         allow_templates(&mut schema);
         schema
     })
 }
 
-/// The schema that rendered values are held against.
+/// The schema that rendered values are held against: what the types say, without what is for people. It is kept in a file, because every command would
+/// wait for its making, which takes several times as long as reading it.
 pub(crate) fn rules() -> &'static Json {
+    static SCHEMA: OnceLock<Json> = OnceLock::new();
+    SCHEMA.get_or_init(|| serde_json::from_str(include_str!("rules.json")).unwrap_or_else(|_| bare()))
+}
+
+/// What `rules.json` has to hold.
+pub fn rules_file() -> String {
+    format!("{}\n", bare())
+}
+
+fn bare() -> Json {
+    fn strip(schema: &mut Json) {
+        match schema {
+            Json::Object(object) => {
+                // A key of the language may be called so as well; its value is a schema.
+                if object.get("description").is_some_and(Json::is_string) {
+                    object.shift_remove("description");
+                }
+                object.values_mut().for_each(strip);
+            }
+            Json::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut schema = described().clone();
+    strip(&mut schema);
+    schema
+}
+
+/// What the types say.
+pub(crate) fn described() -> &'static Json {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
     SCHEMA.get_or_init(|| {
         let schema =

@@ -202,6 +202,8 @@ fn schemas_and_reference_are_fresh() {
     let pretty = |schema| serde_json::to_string_pretty(schema).unwrap() + "\n";
     fresh("schemas/pocketenv.schema.json", &pretty(pocketenv::manifest::schema()));
     fresh("schemas/preset.schema.json", &pretty(pocketenv::manifest::preset_schema()));
+    // It is part of the program: after a change of it the program has to be built again.
+    fresh("src/manifest/rules.json", &pocketenv::manifest::rules_file());
     fresh("docs/manifest.md", &pocketenv::manifest::reference());
 }
 

@@ -109,6 +109,11 @@ fn what_was_not_delivered_is_told_after_a_restart_and_only_once() {
     controller.until("a", "the failure is over", |_| {
         controller.status()["sources"][0]["notify"][0]["message"] == ""
     });
+    // Counted once it is written down; a kill in between would make it be told again.
+    controller.until("a", "it is written down", |_| {
+        let (_, metrics) = controller.http("GET", "/metrics", "", "").unwrap();
+        metrics.contains("pocketenv_notifications_total{kind=\"delivered\"}")
+    });
     controller.kill();
 
     // And it knows that it was told.

@@ -125,5 +125,6 @@ async fn a_paused_one_is_not_idle_and_its_time_is_over_all_the_same() {
     assert!(matches!(fixture.engine.get("one").await.unwrap().unwrap().state, BoxState::Paused { .. }));
     fixture.engine.set_lifetime("one", Lifetime { ttl: Some(1), idle: None }).await.unwrap();
     eventually("it is deleted", async || !fixture.box_dir("one").exists()).await;
-    assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
+    // Who deleted it was one of them.
+    eventually("nothing is left", async || processes_in(fixture.dir.path()).is_empty()).await;
 }

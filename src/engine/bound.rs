@@ -325,12 +325,20 @@ impl Engine {
         }
     }
 
-    /// The digests of the values that the proxy of a running sandbox has; none where it cannot be asked.
-    pub(super) async fn bound(&self, id: &str) -> BTreeMap<String, String> {
-        let Ok(connection) = self.reach(id).await else { return BTreeMap::new() };
-        match self.ask(id, &connection, &Request::Bound).await {
-            Ok((Reply::Bound(digests), _)) => digests,
-            _ => BTreeMap::new(),
+    /// The digests of the values that the proxy of a sandbox has; one that ended meanwhile has none.
+    ///
+    /// # Errors
+    /// [`EngineError::Control`] where it cannot be asked.
+    pub(super) async fn bound(&self, id: &str) -> Result<BTreeMap<String, String>, EngineError> {
+        let connection = match self.reach(id).await {
+            Err(EngineError::NotRunning(_) | EngineError::NotFound(_)) => return Ok(BTreeMap::new()),
+            other => other?,
+        };
+        let control = |source| EngineError::Control { id: id.to_owned(), source };
+        match self.ask(id, &connection, &Request::Bound).await?.0 {
+            Reply::Bound(digests) => Ok(digests),
+            Reply::Failed { errno, .. } => Err(control(io::Error::from_raw_os_error(errno))),
+            _ => Err(control(io::ErrorKind::InvalidData.into())),
         }
     }
 }

@@ -348,7 +348,7 @@ impl Engine {
         };
         let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
         let bound = match state.pid() {
-            Some(_) if !record.spec.bound.is_empty() => self.bound(&record.id).await,
+            Some(_) if !record.spec.bound.is_empty() => self.bound(&record.id).await?,
             _ => BTreeMap::new(),
         };
         let left = self.left(&record)?;

@@ -154,6 +154,10 @@ impl<'a> Planner<'a, '_, '_> {
                     }
                 }
             }
+            for name in seen.keys().filter(|name| !digests.contains_key(*name)) {
+                let what = format!("the way out has the value of secret `{name}`, which is bound no more");
+                reasons.push(Reason::Drifted { what });
+            }
             if let [Reason::Drifted { what }, ..] = &reasons[..]
                 && !self.heals(&address, what)
             {

@@ -126,14 +126,17 @@ fn egress(network: &NetworkSpec) -> Result<Option<Vec<EngineRule>>, ProviderErro
         let rule: EgressRule = text.parse().map_err(|error| ProviderError::Invalid {
             message: format!("`{text}` in `network.allow` {error}"),
         })?;
-        let host = match rule.host {
-            EgressHost::Name(name) => EngineHost::Name(name),
-            EgressHost::Subdomains(name) => EngineHost::Subdomains(name),
-            EgressHost::Network { address, prefix } => EngineHost::Network { address, prefix },
-        };
-        Ok(EngineRule { host, port: rule.port })
+        Ok(EngineRule { host: host(rule.host), port: rule.port })
     });
     rules.collect::<Result<_, _>>().map(Some)
+}
+
+fn host(host: EgressHost) -> EngineHost {
+    match host {
+        EgressHost::Name(name) => EngineHost::Name(name),
+        EgressHost::Subdomains(name) => EngineHost::Subdomains(name),
+        EgressHost::Network { address, prefix } => EngineHost::Network { address, prefix },
+    }
 }
 
 fn bound(secrets: &BTreeMap<String, BoundSecret>) -> Result<Vec<EngineBound>, ProviderError> {
@@ -142,12 +145,7 @@ fn bound(secrets: &BTreeMap<String, BoundSecret>) -> Result<Vec<EngineBound>, Pr
             let bound: BoundHost = text.parse().map_err(|error| ProviderError::Invalid {
                 message: format!("`{text}`, to which secret `{name}` is bound, {error}"),
             })?;
-            let host = match bound.host {
-                EgressHost::Name(name) => EngineHost::Name(name),
-                EgressHost::Subdomains(name) => EngineHost::Subdomains(name),
-                EgressHost::Network { address, prefix } => EngineHost::Network { address, prefix },
-            };
-            Ok(EngineBoundHost { host, port: bound.port, plain: bound.plain })
+            Ok(EngineBoundHost { host: host(bound.host), port: bound.port, plain: bound.plain })
         });
         let hosts = hosts.collect::<Result<_, ProviderError>>()?;
         Ok(EngineBound { name: name.clone(), placeholder: secret.placeholder.clone(), hosts })

@@ -111,7 +111,7 @@ impl<'a> Pass<'a> {
         };
         let volumes_written: Vec<String> = keys(root.get("volumes"));
         let secrets_written: Vec<String> = keys(root.get("secrets"));
-        self.check(&mut root, rules(), start, Some(&scope));
+        self.check(&mut root, &rules().root, start, Some(&scope));
         let rest = root;
         let defaults: language::Defaults = self.typed(rest.get("defaults")).unwrap_or_default();
         let default_provider = match (&self.given.provider, &defaults.provider) {
@@ -187,7 +187,7 @@ impl<'a> Pass<'a> {
 
     /// Checks one property of the root by itself.
     fn check_property(&mut self, entry: &mut Entry, scope: Option<&Scope<'_>>) -> bool {
-        match rules().get("properties").and_then(|p| p.get(&entry.key)) {
+        match rules().root.get("properties").and_then(|p| p.get(&entry.key)) {
             Some(property) => self.check(&mut entry.value, property, entry.key_span, scope),
             None => true,
         }
@@ -601,6 +601,7 @@ impl Pass<'_> {
         origins: &mut Origins,
     ) {
         let schema = rules()
+            .root
             .get("properties")
             .and_then(|p| p.get("sandboxes"))
             .and_then(|s| s.get("additionalProperties"));

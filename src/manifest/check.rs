@@ -6,15 +6,15 @@ use serde_json::Value as Json;
 use super::diagnostic::{Problem, Problems};
 use super::language::scalar::{self, ScalarType};
 use super::node::{Entry, Kind, Node, Scalar, Value, parse_int, quote};
-use super::schema::{Resolved, alternatives, constants, has_type};
+use super::schema::{Definitions, Resolved, alternatives, constants, has_type};
 use super::source::{Sources, Span};
 use super::template::{At, Scope, Templates};
 use crate::model::nearest;
 
 /// One walk over one tree.
 pub(crate) struct Checker<'a> {
-    /// The whole schema, for references.
-    pub root: &'static Json,
+    /// Where the definitions are that the schema refers to.
+    pub root: &'static dyn Definitions,
     pub sources: &'a Sources,
     pub templates: &'a Templates,
     /// The names that templates have; `None` where text is not a template.

@@ -1,8 +1,10 @@
 //! The JSON Schema of the language, from its types.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use schemars::generate::SchemaSettings;
+use serde_json::value::RawValue;
 use serde_json::{Value as Json, json};
 
 use super::language;
@@ -17,11 +19,59 @@ pub fn schema() -> &'static Json {
     })
 }
 
+/// Where the definitions are that a schema refers to.
+pub(crate) trait Definitions {
+    /// The schema of one.
+    fn definition(&self, name: &str) -> Option<&Json>;
+}
+
+impl Definitions for Json {
+    fn definition(&self, name: &str) -> Option<&Json> {
+        self.get("$defs")?.get(name)
+    }
+}
+
 /// The schema that rendered values are held against: what the types say, without what is for people. It is kept in a file, because every command would
-/// wait for its making, which takes several times as long as reading it.
-pub(crate) fn rules() -> &'static Json {
-    static SCHEMA: OnceLock<Json> = OnceLock::new();
-    SCHEMA.get_or_init(|| serde_json::from_str(include_str!("rules.json")).unwrap_or_else(|_| bare()))
+/// wait for its making, and a definition is read when something refers to it, because most commands need a few of them.
+pub(crate) struct Rules {
+    /// All but the definitions.
+    pub root: Json,
+    definitions: BTreeMap<&'static str, (&'static RawValue, OnceLock<Json>)>,
+}
+
+impl Rules {
+    fn read(text: &'static str) -> Result<Self, serde_json::Error> {
+        let mut members: BTreeMap<&'static str, &'static RawValue> = serde_json::from_str(text)?;
+        let definitions: BTreeMap<&'static str, &'static RawValue> = members
+            .remove("$defs")
+            .map_or_else(|| Ok(BTreeMap::new()), |all| serde_json::from_str(all.get()))?;
+        let root: BTreeMap<&str, Json> = members
+            .into_iter()
+            .map(|(key, value)| Ok((key, serde_json::from_str(value.get())?)))
+            .collect::<Result<_, serde_json::Error>>()?;
+        Ok(Self {
+            root: json!(root),
+            definitions: definitions
+                .into_iter()
+                .map(|(name, text)| (name, (text, OnceLock::new())))
+                .collect(),
+        })
+    }
+}
+
+impl Definitions for Rules {
+    fn definition(&self, name: &str) -> Option<&Json> {
+        let (text, read) = self.definitions.get(name)?;
+        // The file is JSON as a whole, so its parts are.
+        Some(read.get_or_init(|| serde_json::from_str(text.get()).unwrap_or_default()))
+    }
+}
+
+/// The rules of the language.
+#[allow(clippy::expect_used)]
+pub(crate) fn rules() -> &'static Rules {
+    static RULES: OnceLock<Rules> = OnceLock::new();
+    RULES.get_or_init(|| Rules::read(include_str!("rules.json")).expect("a test reads the same text"))
 }
 
 /// What `rules.json` has to hold.
@@ -131,8 +181,8 @@ pub(crate) struct Resolved<'s> {
     pub name: Option<&'s str>,
 }
 
-/// Follows `$ref` within `root`.
-pub(crate) fn follow<'s>(root: &'s Json, schema: &'s Json) -> Resolved<'s> {
+/// Follows `$ref`.
+pub(crate) fn follow<'s>(root: &'s dyn Definitions, schema: &'s Json) -> Resolved<'s> {
     let mut resolved = Resolved { schema, name: None };
     // Definitions of ours never refer in circles; the bound is against a mistake.
     for _ in 0..16 {
@@ -141,14 +191,14 @@ pub(crate) fn follow<'s>(root: &'s Json, schema: &'s Json) -> Resolved<'s> {
         else {
             break;
         };
-        let Some(target) = root.get("$defs").and_then(|d| d.get(name)) else { break };
+        let Some(target) = root.definition(name) else { break };
         resolved = Resolved { schema: target, name: Some(name) };
     }
     resolved
 }
 
 /// The alternatives of a schema, references followed, `null` left out.
-pub(crate) fn alternatives<'s>(root: &'s Json, schema: &'s Json) -> Vec<Resolved<'s>> {
+pub(crate) fn alternatives<'s>(root: &'s dyn Definitions, schema: &'s Json) -> Vec<Resolved<'s>> {
     let resolved = follow(root, schema);
     let any = ["anyOf", "oneOf"].iter().find_map(|key| resolved.schema.get(*key)).and_then(Json::as_array);
     match any {

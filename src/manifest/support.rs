@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value as Json;
 
 use super::limits::{processors, size};
-use super::schema::{alternatives, rules};
+use super::schema::{Definitions, Rules, alternatives, rules};
 use crate::model::Duration;
 use crate::provider::{Capabilities, ChangeClass, Range, StopMeaning, Support};
 
@@ -116,7 +116,7 @@ pub fn fields() -> Vec<Field> {
     let root = rules();
     let mut found = Vec::new();
     for (definition, of_volume) in [("Sandbox", false), ("Volume", true)] {
-        if let Some(schema) = root.get("$defs").and_then(|d| d.get(definition)) {
+        if let Some(schema) = root.definition(definition) {
             walk(root, schema, of_volume, &mut Vec::new(), &mut found);
         }
     }
@@ -124,7 +124,7 @@ pub fn fields() -> Vec<Field> {
 }
 
 fn walk(
-    root: &'static Json,
+    root: &'static Rules,
     schema: &'static Json,
     of_volume: bool,
     path: &mut Vec<&'static str>,

@@ -314,12 +314,8 @@ impl Engine {
         let control = |source| EngineError::Control { id: id.to_owned(), source };
         let payload = packed(values).map_err(control)?;
         let connection = self.reach(id).await?;
-        let answer = client::ask(&connection, &Request::Bind, &[payload.as_fd()]).await;
-        match answer.map_err(control)?.0 {
+        match client::ask(id, &connection, &Request::Bind, &[payload.as_fd()]).await?.0 {
             Reply::Done => Ok(()),
-            Reply::Failed { errno: libc::ENOSYS, .. } => Err(EngineError::Invalid(format!(
-                "sandbox `{id}` was started by an older version, and a restart of it is needed to bind secrets to hosts"
-            ))),
             Reply::Failed { errno, .. } => Err(control(io::Error::from_raw_os_error(errno))),
             _ => Err(control(io::ErrorKind::InvalidData.into())),
         }

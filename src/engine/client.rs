@@ -159,15 +159,24 @@ pub async fn connect(dir: &Path) -> io::Result<Option<Seq>> {
 /// Asks once.
 ///
 /// # Errors
-/// What talking reports; the end of the connection is `UnexpectedEof`.
+/// [`EngineError::Outdated`] when it is not understood; [`EngineError::Control`], with `UnexpectedEof` when the connection ends.
 pub async fn ask(
+    id: &str,
     connection: &Seq,
     request: &Request,
     fds: &[BorrowedFd<'_>],
-) -> io::Result<(Reply, Vec<OwnedFd>)> {
-    connection.send(request, fds).await?;
-    let (bytes, fds) = connection.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok((seq::decode(&bytes)?, fds))
+) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
+    let asked = async {
+        connection.send(request, fds).await?;
+        let (bytes, fds) = connection.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((seq::decode(&bytes)?, fds))
+    };
+    match asked.await.map_err(|source| EngineError::Control { id: id.to_owned(), source })? {
+        (Reply::Failed { what, errno: libc::ENOSYS }, _) if what == proto::NOT_UNDERSTOOD => {
+            Err(EngineError::Outdated(id.to_owned()))
+        }
+        answer => Ok(answer),
+    }
 }
 
 /// Reads a small file of root's below `/run`, which init opens.
@@ -182,7 +191,7 @@ pub async fn read_run_file(
 ) -> Result<Option<Vec<u8>>, EngineError> {
     let failed = |source| EngineError::Read { id: id.to_owned(), path: path.to_owned(), source };
     let control = |source| EngineError::Control { id: id.to_owned(), source };
-    let (reply, mut fds) = ask(connection, &Request::Open(path.to_owned()), &[]).await.map_err(control)?;
+    let (reply, mut fds) = ask(id, connection, &Request::Open(path.to_owned()), &[]).await?;
     match reply {
         Reply::Done => {
             let Some(file) = fds.pop() else { return Ok(None) };
@@ -218,7 +227,7 @@ pub async fn exec(
     if let Stdio::Files { stdin, stdout, stderr } = &stdio {
         fds.extend([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
     }
-    let (reply, received) = ask(&connection, &Request::Exec(head), &fds).await.map_err(control)?;
+    let (reply, received) = ask(id, &connection, &Request::Exec(head), &fds).await?;
     match reply {
         Reply::Started(pid) => Ok(ExecHandle {
             id: id.to_owned(),
@@ -259,7 +268,7 @@ pub async fn attach(
     let (exec, payload) = packed.unzip();
     let head = SessionHead { name: name.to_owned(), what, size, leave, exec };
     let fds: Vec<_> = payload.iter().map(AsFd::as_fd).collect();
-    let (reply, mut received) = ask(&connection, &Request::Session(head), &fds).await.map_err(control)?;
+    let (reply, mut received) = ask(id, &connection, &Request::Session(head), &fds).await?;
     match reply {
         Reply::Attached { session, made } => {
             let (pty, pid) = (received.pop(), session.pid);
@@ -274,7 +283,6 @@ pub async fn attach(
 pub fn refused(id: &str, name: &str, reply: Reply) -> EngineError {
     let id = id.to_owned();
     match reply {
-        Reply::Failed { errno: libc::ENOSYS, .. } => EngineError::Outdated(id),
         Reply::Failed { errno: libc::ESRCH, .. } => EngineError::NoSession { id, name: name.to_owned() },
         Reply::Failed { what, errno: libc::EUSERS } => EngineError::Invalid(what),
         Reply::Failed { what, errno } => {

@@ -92,7 +92,9 @@ pub enum EngineError {
         name: String,
     },
     /// What runs the sandbox does not know the request.
-    #[error("sandbox `{0}` was started by an older version, which has no sessions; restart it first")]
+    #[error(
+        "sandbox `{0}` was started by an older pocketenv, which cannot do this; stop and start it first (its files are kept)"
+    )]
     Outdated(String),
     /// Nothing inside accepted the connection.
     #[error("port {port} of sandbox `{id}` does not answer")]

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Controller};
 use super::client;
+use super::device;
 use super::error::EngineError;
 use super::launch::LaunchRequest;
 use super::lifetime::Moment;
@@ -242,7 +243,17 @@ impl Engine {
     }
 
     pub(super) fn record(&self, id: &str) -> Result<Option<Record>, EngineError> {
-        read_state(id, &self.dir(id).join("state.json"))
+        let record: Option<Record> = read_state(id, &self.dir(id).join("state.json"))?;
+        match record {
+            Some(Record { version, .. }) if version > state::VERSION => Err(EngineError::Broken {
+                id: id.to_owned(),
+                reason: format!(
+                    "a newer pocketenv wrote it (format {version}, this one reads up to {})",
+                    state::VERSION
+                ),
+            }),
+            record => Ok(record),
+        }
     }
 
     fn run(&self, id: &str) -> Result<Option<Run>, EngineError> {
@@ -420,6 +431,7 @@ impl Engine {
                 spec: record.spec.clone(),
                 id_map: record.id_map,
                 mount_paths,
+                devices: device::nodes(&record.spec.devices)?,
                 snapshots: self.below(record.spec.snapshot.as_deref())?,
                 layers: self.layer_paths(&record.spec.image)?,
             },
@@ -524,9 +536,7 @@ impl Engine {
         connection: &Seq,
         request: &Request,
     ) -> Result<(Reply, Vec<OwnedFd>), EngineError> {
-        client::ask(connection, request, &[])
-            .await
-            .map_err(|source| EngineError::Control { id: id.to_owned(), source })
+        client::ask(id, connection, request, &[]).await
     }
 
     /// Ends the processes of the recorded run, gently with a grace, and waits until they are gone.

@@ -1,5 +1,6 @@
-//! The messages between a client, the shim and init. All three are the same binary at launch; a client may be newer, so a
-//! message that is not understood is answered, never ignored.
+//! The messages between a client, the shim and init. All three are the same binary at launch; a client may be newer, for sandboxes outlive an
+//! upgrade. So a message that is not understood is answered, never ignored, nor is a part of it: what is added later is left out of a message
+//! while it says nothing new, and refused where it is not known. `tests/corpus/engine` holds messages of every version.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -16,6 +17,9 @@ use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link, Name,
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
 const MAX_COMMAND: u64 = 8 * 1024 * 1024;
+
+/// What failed, in the answer to a request that is not understood.
+pub const NOT_UNDERSTOOD: &str = "understand the request";
 
 /// What a client asks of the shim, and (`Exec`, `Session`, `Dial`, `Listen`, `Stop`) the shim of init. In a message to init the first
 /// descriptor is the connection on which init answers the client itself.
@@ -62,6 +66,7 @@ pub enum Request {
 
 /// The small part of an exec request.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExecHead {
     /// Number of arguments in the packed command.
     pub args: usize,
@@ -80,6 +85,7 @@ pub struct ExecHead {
 
 /// The small part of a session request.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SessionHead {
     /// Its name.
     pub name: String,
@@ -226,4 +232,49 @@ pub fn unpack(head: &ExecHead, payload: OwnedFd) -> io::Result<Command> {
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok(Command { argv, env, cwd })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::seq;
+    use super::super::state::{Record, Run};
+    use super::*;
+
+    /// What was said and written by the first version is read as long as sandboxes of it may run, and what says nothing new is said as it was, so that
+    /// those understand it.
+    #[test]
+    fn messages_and_records_of_every_version_are_read_and_said_again() {
+        fn again<T: Serialize + serde::de::DeserializeOwned>(text: &str) -> String {
+            let value: T = seq::decode(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));
+            serde_json::to_string(&value).unwrap()
+        }
+        let corpus = include_str!("../../tests/corpus/engine/messages-1.txt");
+        let mut seen = 0;
+        for line in corpus.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (kind, text) = line.split_once(' ').unwrap();
+            let said = match kind {
+                "request" => again::<Request>(text),
+                "reply" => again::<Reply>(text),
+                "control" => again::<ExecControl>(text),
+                "record" => again::<Record>(text),
+                "run" => again::<Run>(text),
+                other => panic!("{other}"),
+            };
+            assert_eq!(said, text);
+            seen += 1;
+        }
+        assert_eq!(seen, 40);
+    }
+
+    #[test]
+    fn what_is_added_later_is_refused_and_not_ignored() {
+        for text in [
+            r#"{"teleport":1}"#,
+            r#"{"exec":{"args":1,"env":0,"cwd":false,"user":null,"pty":null,"look":false,"as_of":9}}"#,
+            r#"{"set_lifetime":{"ttl":1,"idle":2,"at":3}}"#,
+        ] {
+            assert!(seq::decode::<Request>(text.as_bytes()).is_err(), "{text}");
+        }
+    }
 }

@@ -243,15 +243,11 @@ impl Engine {
         };
         let (reply, _) = self.ask(id, &connection, request).await?;
         match reply {
-            Reply::Failed { what, errno } => {
-                let reason = match errno {
-                    libc::ENOSYS => {
-                        "it was started by an older version, and a restart of it is needed".to_owned()
-                    }
-                    errno => io::Error::from_raw_os_error(errno).to_string(),
-                };
-                Err(EngineError::Listen { id: id.to_owned(), address: what, reason })
-            }
+            Reply::Failed { what, errno } => Err(EngineError::Listen {
+                id: id.to_owned(),
+                address: what,
+                reason: io::Error::from_raw_os_error(errno).to_string(),
+            }),
             _ => Ok(()),
         }
     }

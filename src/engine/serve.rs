@@ -20,7 +20,7 @@ use super::bound::Bound;
 use super::cgroup;
 use super::egress::{Account, Policy};
 use super::lifetime::{self, Over, Uses};
-use super::proto::{Reply, Request};
+use super::proto::{self, Reply, Request};
 use super::proxy::{self, Named, Proxy};
 use super::seq::{self, Seq};
 use super::shim::{Answer, Caller, Order, is_for_clients};
@@ -257,8 +257,8 @@ impl Shim {
         let request: Request = match seq::decode(&bytes) {
             Ok(request) if is_for_clients(&request) => request,
             _ => {
-                return client
-                    .try_send(&Reply::Failed { what: "understand the request".into(), errno: libc::ENOSYS });
+                let what = proto::NOT_UNDERSTOOD.to_owned();
+                return client.try_send(&Reply::Failed { what, errno: libc::ENOSYS });
             }
         };
         match request {

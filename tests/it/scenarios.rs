@@ -57,6 +57,8 @@ mod sessions;
 mod share;
 #[path = "../scenarios/state/scenario.rs"]
 mod state;
+#[path = "../scenarios/upgrade/scenario.rs"]
+mod upgrade;
 #[path = "../scenarios/watch/scenario.rs"]
 mod watch;
 

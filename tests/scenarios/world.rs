@@ -38,6 +38,7 @@ pub fn program() -> PathBuf {
 /// A user's home and project. Dropped, it destroys what the project has and ends what is left of it.
 pub struct World {
     root: tempfile::TempDir,
+    program: PathBuf,
     env: Vec<(String, String)>,
     /// Everything that the program printed so far.
     printed: RefCell<String>,
@@ -139,7 +140,7 @@ impl World {
             fs::DirBuilder::new().mode(0o700).create(root.path().join(name)).unwrap();
         }
         copy_dir(source, &root.path().join("project"));
-        World { root, env: Vec::new(), printed: RefCell::default() }
+        World { root, program: program(), env: Vec::new(), printed: RefCell::default() }
     }
 
     /// The project's directory.
@@ -150,6 +151,11 @@ impl World {
     /// `POCKETENV_HOME`.
     pub fn home(&self) -> PathBuf {
         self.root.path().join("home/pocketenv")
+    }
+
+    /// Uses the program at another place from now on.
+    pub fn install(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     /// Sets a variable of the program's environment.
@@ -165,7 +171,7 @@ impl World {
 
     /// The program with arguments, in this world, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .current_dir(self.project())
@@ -353,6 +359,14 @@ impl World {
             ids.len() > 1 && ids.last() == Some(&"1")
         };
         inside.iter().find(is_init).unwrap_or_else(|| panic!("no init of {sandbox} in {inside:#?}")).clone()
+    }
+
+    /// The host-side process of a sandbox.
+    #[track_caller]
+    pub fn shim(&self, sandbox: &str) -> Process {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.init(sandbox).pid)).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
+        Process::of(parent.parse().unwrap()).unwrap()
     }
 
     /// Runs a script inside a sandbox and returns what it printed.

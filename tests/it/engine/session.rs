@@ -485,6 +485,6 @@ async fn one_that_an_older_version_runs_is_told_apart() {
         fixture.engine.end_session("one", "work").await.unwrap_err(),
     ] {
         assert!(matches!(refused, EngineError::Outdated(_)), "{refused:?}");
-        assert!(refused.to_string().contains("restart it"), "{refused}");
+        assert!(refused.to_string().contains("stop and start it"), "{refused}");
     }
 }

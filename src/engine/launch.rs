@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::bound;
+use super::device;
 use super::skeleton;
 use super::spec::{BoxSpec, Image, MountSource, Network};
 
@@ -86,6 +87,9 @@ pub struct LaunchRequest {
     pub id_map: IdMap,
     /// The host path of every mount of the spec, in its order.
     pub mount_paths: Vec<PathBuf>,
+    /// The nodes of the devices of the spec.
+    #[serde(default)]
+    pub devices: Vec<PathBuf>,
     /// The snapshots that it starts from.
     #[serde(default)]
     pub snapshots: Below,
@@ -139,6 +143,8 @@ pub enum Step {
     Bind { from: String, to: String, read_only: bool, recursive: bool },
     /// Bind one device node.
     Device(&'static str),
+    /// Put the device node number `slot` in place and see that root inside can open it.
+    Give { slot: usize, path: PathBuf },
     /// The skeleton's root under writes kept in `rootfs`, mounted there. `source` is what the mount is called.
     OverlayRoot { source: PathBuf },
     /// The layers of the image between the skeleton's mount points and its other directories, under the snapshots and writes kept in `rootfs`.
@@ -193,6 +199,7 @@ impl fmt::Display for Step {
             Step::PrivateMounts => f.write_str("make mounts private"),
             Step::Bind { from, to, .. } => write!(f, "bind {from} to {to}"),
             Step::Device(name) => write!(f, "bind /dev/{name}"),
+            Step::Give { path, .. } => write!(f, "open {} as root inside", path.display()),
             Step::OverlayRoot { .. } => f.write_str("overlay the root"),
             Step::OverlayImage { .. } => f.write_str("overlay the layers of the image"),
             Step::CopyRoot => f.write_str("copy the root"),
@@ -252,6 +259,11 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, path) in request.mount_paths.iter().enumerate() {
         steps.push(Step::OpenSource { slot, path: path.clone() });
     }
+    let slots = request.mount_paths.len()..;
+    for (index, (slot, node)) in slots.clone().zip(&request.devices).enumerate() {
+        let path = device::source(&places.dir, &request.id_map, index, node);
+        steps.push(Step::OpenSource { slot, path });
+    }
     if !request.snapshots.dirs.is_empty() {
         steps.push(Step::OpenSnapshots(request.snapshots.dirs.clone()));
     }
@@ -272,6 +284,7 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
         Image::Oci(_) => steps.push(Step::OverlayImage { source: places.dir.clone() }),
     }
     dev(request.id_map.has_range(), &mut steps);
+    steps.extend(slots.zip(&request.devices).map(|(slot, node)| Step::Give { slot, path: node.clone() }));
     steps.push(Step::Tmpfs { at: "rootfs/run", options: "mode=755", exec: true });
     steps.push(Step::Mkdir { at: "rootfs/run/lock".into(), mode: 0o1777 });
     steps
@@ -433,6 +446,7 @@ mod tests {
             spec,
             id_map: IdMap::High { base: 100_000 },
             mount_paths,
+            devices: vec!["/dev/kvm".into()],
             snapshots: Below::default(),
             layers: Vec::new(),
         }
@@ -448,6 +462,21 @@ mod tests {
 
     fn position(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
         steps.iter().position(wanted).unwrap()
+    }
+
+    #[test]
+    fn a_device_is_the_machines_own_or_a_node_of_the_sandboxs_own() {
+        for (id_map, from) in [
+            (IdMap::High { base: 100_000 }, "/e/boxes/a/devices/0"),
+            (IdMap::Single { ids: (1000, 1000) }, "/dev/kvm"),
+        ] {
+            let steps = plan(&LaunchRequest { id_map, ..request(Network::Isolated) }, &facts());
+            let open = position(&steps, |s| *s == Step::OpenSource { slot: 2, path: from.into() });
+            let give = position(&steps, |s| *s == Step::Give { slot: 2, path: "/dev/kvm".into() });
+            let root = position(&steps, |s| matches!(s, Step::BecomeRoot { .. }));
+            let dev = position(&steps, |s| matches!(s, Step::Tmpfs { at: "rootfs/dev", .. }));
+            assert!(open < root && root < give && dev < give, "{steps:?}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod client;
 mod command;
 mod copy;
 mod destination;
+mod device;
 mod egress;
 mod error;
 mod export;
@@ -54,6 +55,7 @@ mod volume;
 
 pub use bound::{BoundHost, BoundSecret, BoundValue};
 pub use client::{Attached, ExecHandle, Stdio, resize};
+pub use device::Device;
 pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;
 pub use layers::{RunStep, Taken};

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::authority::Authority;
 use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Group};
+use super::device;
 use super::init::{self, Given, Launched};
 use super::launch::{self, HostFacts, IdMap, LaunchRequest, Places, wants_idmap};
 use super::lifecycle::Engine;
@@ -316,6 +317,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         Image::Oci(_) => HostFacts::default(),
     };
     rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
+    device::make(&order.dir, &request.id_map, &request.devices).map_err(step("make nodes of devices"))?;
     let entries = match &request.spec.image {
         Image::Host => skeleton::for_host(&facts),
         Image::Oci(_) => skeleton::for_image(),
@@ -368,6 +370,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         Launched::Ready(taken) => choices.extend(taken),
     }
     choices.insert(0, request.id_map.describe());
+    choices.extend(request.devices.iter().map(|node| format!("device: {}", node.display())));
     if let Some(image) = image {
         choices.push(format!("image: {}", image.digest));
         choices.extend(image.notes.iter().map(|note| format!("image: {note}")));

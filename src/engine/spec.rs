@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::bound::BoundSecret;
+use super::device::Device;
 use super::egress::EgressRule;
 
 /// Where a sandbox's root file system comes from.
@@ -111,6 +112,9 @@ pub struct BoxSpec {
     /// What all that runs inside may use together.
     #[serde(default)]
     pub limits: Limits,
+    /// Devices of the machine, beside those that every sandbox has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// When it ends by itself.
     #[serde(default)]
     pub lifetime: Lifetime,
@@ -123,6 +127,7 @@ pub struct BoxSpec {
 
 /// When a sandbox ends by itself, in milliseconds; what is absent is never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Lifetime {
     /// It is deleted so long after its creation.
     pub ttl: Option<u64>,

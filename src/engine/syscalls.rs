@@ -80,6 +80,7 @@ impl Syscalls for Real {
                 bind(from, to, MountAttributes { read_only: *read_only, recursive: *recursive })
             }
             Step::Device(name) => Ok(device(name)?),
+            Step::Give { slot, path } => self.give(*slot, path),
             Step::OverlayRoot { source } => {
                 let mut lowers = self.of_snapshots("rootfs");
                 lowers.push(self.skeleton()?.join("root"));
@@ -224,8 +225,24 @@ impl Real {
         Ok(())
     }
 
+    fn source(&mut self, slot: usize) -> io::Result<OwnedFd> {
+        self.sources.get_mut(slot).and_then(Option::take).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn give(&mut self, slot: usize, path: &Path) -> io::Result<()> {
+        let source = self.source(slot)?;
+        // Its /dev is new and ours, nobody is inside yet.
+        let target = Path::new(ROOT).join(path.strip_prefix("/").unwrap_or(path));
+        target.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::File::create(&target)?;
+        let place = rustix::fs::open(&target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        attach(&source, &place)?;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&target, flags, Mode::empty()).map(drop)?)
+    }
+
     fn mount(&mut self, slot: usize, target: &Path, read_only: bool) -> io::Result<()> {
-        let source = self.sources.get_mut(slot).and_then(Option::take).ok_or(io::ErrorKind::NotFound)?;
+        let source = self.source(slot)?;
         sys::mount_setattr(&source, MountAttributes { read_only, recursive: true })?;
         let directory = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode).is_dir();
         let target = make_target(target, directory)?;

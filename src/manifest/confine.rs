@@ -21,6 +21,8 @@ pub struct Confinement {
     pub vault_secrets: bool,
     /// Sandboxes may use the network of this machine as their own.
     pub host_network: bool,
+    /// Sandboxes may have devices of this machine.
+    pub devices: bool,
     /// Ports may be forwarded from ports of this machine that the manifest chooses, rather than from free ones.
     pub host_ports: bool,
     /// The manifest may set providers up, which decides where the operator's credentials are sent.
@@ -90,6 +92,7 @@ mod tests {
             command_secrets: false,
             vault_secrets: false,
             host_network: false,
+            devices: false,
             host_ports: false,
             provider_settings: false,
         };

@@ -129,6 +129,9 @@ pub struct SandboxSpec {
     /// Secrets that the way out puts into requests to some hosts, by name. Left out where there is none, so that specs of before keep their hash.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bound: BTreeMap<String, BoundSecret>,
+    /// Devices of the machine. Left out where there is none, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub devices: BTreeSet<Device>,
     /// The weakest isolation accepted.
     pub isolation: Option<Isolation>,
     /// Lifetime.
@@ -325,6 +328,20 @@ pub enum Egress {
     Allow,
     /// Nothing but what is allowed.
     Deny,
+}
+
+/// A device of the machine, or several that are of use together only.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// Virtual machines: `/dev/kvm`.
+    Kvm,
+    /// File systems by programs: `/dev/fuse`.
+    Fuse,
+    /// Graphics processors, all that there are: `/dev/dri`, `/dev/nvidia*`, `/dev/kfd`.
+    Gpu,
 }
 
 /// Isolation tiers, from weakest to strongest.

@@ -171,6 +171,7 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("sync.*.read_only", BIND, "sync: [{ from: ./context, to: /s, mode: bind, read_only: false }]"),
     ("sync.*.on_change.rebuild", SYNC, "sync: [{ from: ./context, to: /s, on_change: { rebuild: true } }]"),
     ("sync.*.on_change.exec", SYNC, "sync: [{ from: ./context, to: /s, on_change: { exec: [x] } }]"),
+    ("devices", "", "devices: [kvm]"),
     ("lifecycle", "", "lifecycle: { keep_alive: true }"),
     ("lifecycle.keep_alive", "", "lifecycle: { keep_alive: true }"),
     ("lifecycle.idle_timeout", "", "lifecycle: { idle_timeout: 5m }"),

@@ -237,6 +237,8 @@ pub struct Allow {
     pub vault_secrets: bool,
     /// Sandboxes with the network of this machine.
     pub host_network: bool,
+    /// Sandboxes with devices of this machine.
+    pub devices: bool,
     /// Ports of this machine that manifests choose with `host_port`; without it only free ones are taken.
     pub host_ports: bool,
     /// Settings of providers, which decide where credentials are sent.

@@ -530,6 +530,7 @@ fn selection(settings: &Settings, manifest: &Path) -> Selection {
         command_secrets: allow.command_secrets,
         vault_secrets: allow.vault_secrets,
         host_network: allow.host_network,
+        devices: allow.devices,
         host_ports: allow.host_ports,
         provider_settings: allow.provider_settings,
     };

@@ -11,8 +11,8 @@ use super::{
     RepoUrl, SecretRef, Service, Text, User, env_name_schema, name_schema,
 };
 use crate::model::{
-    DependencyCondition, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol, Quantity,
-    RunState, SyncMode,
+    DependencyCondition, Device, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol,
+    Quantity, RunState, SyncMode,
 };
 
 /// A sandbox.
@@ -90,6 +90,9 @@ pub(crate) struct Sandbox {
     /// Reach of the network: `isolated`, `host`, `none`, or a mapping. Default: `isolated`.
     #[schemars(with = "Option<short::Network>")]
     pub network: Option<Network>,
+    /// Devices of the machine that it gets; none besides those that every sandbox has, unless named here.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// The weakest isolation accepted.
     pub isolation: Option<IsolationUse>,
     /// Directories of the host brought inside by `apply` and kept in step while `pocketenv watch` runs.

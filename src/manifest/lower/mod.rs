@@ -126,6 +126,7 @@ impl Lowering<'_> {
                 links: BTreeSet::new(),
                 network: self.network(raw),
                 bound: self.bound(raw),
+                devices: self.devices(raw),
                 isolation: raw.isolation.as_ref().and_then(|i| i.require),
                 lifecycle: self.lifecycle(raw),
             },
@@ -334,6 +335,17 @@ impl Lowering<'_> {
             ports.insert(number, spec);
         }
         ports
+    }
+
+    fn devices(&mut self, raw: &Sandbox) -> BTreeSet<Device> {
+        if !raw.devices.is_empty() && self.confinement.is_some_and(|confinement| !confinement.devices) {
+            let message = "a sandbox of this source may not have devices of this machine".to_owned();
+            let problem = self.error("not-allowed", &["devices"], message);
+            self.push(
+                problem.help("the operator allows it with `devices: true` under `allow` of the source"),
+            );
+        }
+        raw.devices.iter().copied().collect()
     }
 
     fn network(&mut self, raw: &Sandbox) -> NetworkSpec {

@@ -73,6 +73,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("ports", ChangeClass::Live),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
         honoured("links", ChangeClass::Recreate),
+        refused("devices", "gives no devices", "remove `devices`, or use provider `local`"),
         refused("isolation.require=gvisor", "does not say how it isolates", "remove `isolation`"),
         refused("isolation.require=vm", "does not say how it isolates", "remove `isolation`"),
         honoured("isolation", ChangeClass::Live),

@@ -71,6 +71,7 @@ pub static SHEET: Capabilities = Capabilities {
             "lets a sandbox out everywhere or nowhere",
             "remove `allow`; `egress: deny` alone lets nothing out",
         ),
+        refused("devices", "is given no devices of its machine", "remove `devices`, or use provider `local`"),
         refused("isolation.require=gvisor", "isolates by namespaces", "use `require: namespace`"),
         refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
         honoured("isolation", ChangeClass::Live),

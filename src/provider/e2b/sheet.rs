@@ -66,6 +66,7 @@ pub static SHEET: Capabilities = Capabilities {
         made_anew("ports"),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
         made_anew("links"),
+        refused("devices", "gives no devices", "remove `devices`, or use provider `local`"),
         made_anew("isolation"),
         refused("lifecycle.keep_alive", "pauses every sandbox when its time is over", "remove `keep_alive`"),
         refused(

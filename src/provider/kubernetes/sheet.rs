@@ -90,6 +90,7 @@ pub static SHEET: Capabilities = Capabilities {
             "lets sandboxes out by address only",
             "write an address or a network, such as `10.1.0.0/16:443`",
         ),
+        refused("devices", "is given no devices of its node", "remove `devices`, or use provider `local`"),
         refused("isolation.require=gvisor", "isolates by namespaces", "use `require: namespace`"),
         refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
         honoured("isolation", ChangeClass::Live),

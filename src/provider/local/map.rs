@@ -6,14 +6,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::build::BuildError;
 use crate::engine::{
     Attempt, BoundHost as EngineBoundHost, BoundSecret as EngineBound, BoxInfo, BoxSpec, BoxState,
-    EgressHost as EngineHost, EgressRule as EngineRule, EngineError, Forward, Image as EngineImage, Lifetime,
-    Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Name, Network, Outcome, SnapshotInfo,
+    Device as EngineDevice, EgressHost as EngineHost, EgressRule as EngineRule, EngineError, Forward,
+    Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Name,
+    Network, Outcome, SnapshotInfo,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
-    BoundHost, BoundSecret, Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint, Identity,
-    Image, LifecycleSpec, NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources, SandboxId,
-    SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
+    BoundHost, BoundSecret, Device, Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint,
+    Identity, Image, LifecycleSpec, NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources,
+    SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -111,10 +112,20 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
         bound: bound(&spec.bound)?,
         mounts: volumes.chain(binds).collect(),
         limits: limits(&spec.resources),
+        devices: devices(spec)?,
         lifetime: lifetime(&spec.lifecycle),
         run_dirs: RUN_DIRS.map(str::to_owned).to_vec(),
         env: Vec::new(),
     })
+}
+
+fn devices(spec: &SandboxSpec) -> Result<Vec<EngineDevice>, ProviderError> {
+    let device = |device: &Device| match device {
+        Device::Kvm => Ok(EngineDevice::Kvm),
+        Device::Gpu => Ok(EngineDevice::Gpu),
+        Device::Fuse => Err(ProviderError::Unsupported { message: "nobody may mount inside".to_owned() }),
+    };
+    spec.devices.iter().map(device).collect()
 }
 
 /// The rules, where anything is denied.

@@ -48,6 +48,8 @@ pub static SHEET: Capabilities = Capabilities {
             "has no address that others can reach",
             "remove `public`, and publish the host port yourself",
         ),
+        honoured("devices", ChangeClass::Restart),
+        refused("devices.*=fuse", "lets nobody mount inside", "remove `fuse`"),
         refused("isolation.require=gvisor", "isolates by namespaces", "use `require: namespace`"),
         refused("isolation.require=vm", "isolates by namespaces", "use `require: namespace`"),
         honoured("isolation", ChangeClass::Live),

@@ -50,6 +50,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("volumes", ChangeClass::Restart),
         honoured("ports", ChangeClass::Live),
         honoured("links", ChangeClass::Live),
+        honoured("devices", ChangeClass::Restart),
         honoured("isolation", ChangeClass::Live),
         honoured("lifecycle", ChangeClass::Live),
         refused("lifecycle.on_delete", "does not make backups", "keep the data in a volume"),

@@ -168,14 +168,22 @@ fn each_permission_lifts_what_it_names_and_nothing_else() {
         ),
         "vault_secrets" => format!("secrets: {{ X: {{ vault: db }} }}\n{}", absent("secrets: [X]")),
         "host_network" => absent("network: { mode: host }"),
+        "devices" => absent("devices: [kvm]"),
         "host_ports" => absent("ports: [{ port: 80, host_port: 18080 }]"),
         "provider_settings" => {
             format!("providers: {{ sim: {{ url: '{}' }} }}\n{}", sim.url, absent("provider: sim"))
         }
         other => panic!("{other}"),
     };
-    let permissions =
-        ["host_paths", "command_secrets", "vault_secrets", "host_network", "host_ports", "provider_settings"];
+    let permissions = [
+        "host_paths",
+        "command_secrets",
+        "vault_secrets",
+        "host_network",
+        "devices",
+        "host_ports",
+        "provider_settings",
+    ];
     let mut sources = String::new();
     for permission in permissions {
         for of in permissions {

@@ -4,6 +4,8 @@
 
 mod base_images;
 mod build;
+mod crowd;
+mod device;
 mod escape;
 mod exec;
 mod export;

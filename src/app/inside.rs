@@ -11,7 +11,9 @@ use crate::model::{
     Condition, ConditionStatus, EgressAttempt, GuestSpec, Observation, ObservedSandbox, SandboxId,
     SandboxState, SecretUse, labels, nearest,
 };
-use crate::provider::{Command, ExecIo, Guest, GuestError, Output, ProviderError, SessionInfo, Sessions};
+use crate::provider::{
+    Command, ExecIo, Guest, GuestError, ImageDefaults, Output, ProviderError, SessionInfo, Sessions,
+};
 use crate::secret::{Redactor, SecretValue};
 
 /// As much of a secret's file is read as a secret can be long; whoever is inside may have put something else there.
@@ -27,6 +29,8 @@ pub struct Sandbox {
     pub id: SandboxId,
     /// What is declared to be inside; `None` if it is not declared any more.
     pub declared: Option<GuestSpec>,
+    /// What its image says of how it is run.
+    pub image: ImageDefaults,
     /// The way in.
     pub guest: Box<dyn Guest>,
 }
@@ -49,11 +53,17 @@ impl Sandbox {
         let mut env: BTreeMap<String, String> = guest::environment(self.guest.as_ref()).await?;
         env.extend(std::mem::take(&mut command.env));
         command.env = env;
+        command.user = command.user.or_else(|| self.user().map(str::to_owned));
         if let Some(declared) = &self.declared {
-            command.user = command.user.or_else(|| declared.user.clone());
             command.cwd = command.cwd.or_else(|| declared.working_dir.clone());
         }
         Ok(command)
+    }
+
+    /// Who runs what names nobody.
+    pub fn user(&self) -> Option<&str> {
+        let declared = self.declared.as_ref().and_then(|declared| declared.user.as_deref());
+        declared.or(self.image.user.as_deref())
     }
 
     /// Its named sessions.
@@ -104,7 +114,8 @@ impl Project<'_> {
         let (name, provider, id, declared) = self.locate(name).await?;
         let guest = self.provider(&provider)?.guest(&id).await;
         let guest = guest.map_err(|source| Error::Provider { provider: provider.clone(), source })?;
-        Ok(Sandbox { name, provider, id, declared, guest })
+        let image = guest.image().await?;
+        Ok(Sandbox { name, provider, id, declared, image, guest })
     }
 
     /// The sessions of these sandboxes, or of all that run and may have some.

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::project::resolve;
 use super::{Error, Project};
-use crate::model::Image;
 
 /// The file's name.
 const NAME: &str = "pocketenv.lock";
@@ -54,17 +53,15 @@ impl Project<'_> {
         let old = read(&path)?;
         let mut lock = old.clone().unwrap_or(Lock { version: VERSION, images: BTreeMap::new() });
         for sandbox in resolve(manifest, &BTreeMap::new())?.desired.sandboxes.values() {
-            let Image::Oci(reference) = &sandbox.spec.image else { continue };
-            if reference.contains('@')
-                || Image::file(reference).is_some()
-                || lock.images.contains_key(reference)
-            {
-                continue;
-            }
             let Some(images) = self.provider(&sandbox.provider)?.images() else { continue };
             let failed = |source| Error::Provider { provider: sandbox.provider.clone(), source };
-            if let Some(digest) = images.digest(reference).await.map_err(failed)? {
-                lock.images.insert(reference.clone(), digest);
+            for reference in images.sources(&sandbox.spec.image).map_err(failed)? {
+                if lock.images.contains_key(&reference) {
+                    continue;
+                }
+                if let Some(digest) = images.digest(&reference).await.map_err(failed)? {
+                    lock.images.insert(reference, digest);
+                }
             }
         }
         if lock.images.is_empty() || old.as_ref() == Some(&lock) {

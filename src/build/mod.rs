@@ -7,7 +7,7 @@ mod error;
 mod stage;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Mutex;
@@ -32,6 +32,8 @@ const VERSION: u32 = 1;
 const TAIL: usize = 4000;
 /// The most layers of an image.
 const MAX_LAYERS: usize = 127;
+/// What a Containerfile is called, unless the request says.
+const FILES: [&str; 2] = ["Dockerfile", "Containerfile"];
 /// Repository of images without a name of their own.
 const UNNAMED: &str = "localhost/pocketenv-build";
 
@@ -77,16 +79,56 @@ pub struct Request<'a> {
     pub sha256: Option<&'a str>,
     /// What the image is called; a name made of what it was built from when absent.
     pub name: Option<&'a Reference>,
+    /// Digests that references of the Containerfile stand for which have none themselves, by the reference written out.
+    pub pins: &'a BTreeMap<String, String>,
 }
 
-/// The name of an image that is built from this and has none of its own.
+/// The name of an image that is built from this and has none of its own. `from` has the digests of the images that it begins with and copies from.
+fn name_of(
+    file: Option<&str>,
+    sha256: &str,
+    from: &BTreeMap<String, String>,
+) -> Result<Reference, BuildError> {
+    let file = file.unwrap_or_default().trim_start_matches("./");
+    let mut text = format!("{VERSION}\n{file}\n{sha256}");
+    for (reference, digest) in from {
+        text.push_str(&format!("\n{reference}@{digest}"));
+    }
+    let hash = Digest::of(text.as_bytes());
+    Ok(format!("{UNNAMED}:{}", &hash.hex()[..32]).parse()?)
+}
+
+/// The images that the Containerfile of a context begins with and copies from, written out, but for those that it names by digest.
 ///
 /// # Errors
-/// Never, unless the name is no reference.
-pub fn name_of(file: Option<&str>, sha256: &str) -> Result<Reference, BuildError> {
-    let file = file.unwrap_or_default().trim_start_matches("./");
-    let hash = Digest::of(format!("{VERSION}\n{file}\n{sha256}").as_bytes());
-    Ok(format!("{UNNAMED}:{}", &hash.hex()[..32]).parse()?)
+/// [`BuildError`] for a Containerfile that is not there, or cannot be built.
+pub fn images_of(context: &Path, file: Option<&str>) -> Result<BTreeSet<String>, BuildError> {
+    let is_there = |name: &&str| context.join(name).is_file();
+    let file = file.or_else(|| FILES.into_iter().find(is_there)).unwrap_or(FILES[0]);
+    let (shown, text) = containerfile(&Context::new(context.to_owned(), Vec::new()), context, file)?;
+    let instructions = parse(&text).map_err(|wrong| wrong.within(&shown))?;
+    let outlines = stage::outline(&instructions).map_err(|wrong| wrong.within(&shown))?;
+    // What is no reference is refused by the build.
+    let written_out = |name: &str| Some(moving(&name.parse().ok()?)?.to_string());
+    Ok(stage::images(&outlines).into_values().filter_map(written_out).collect())
+}
+
+/// The name of an image that can come to stand for another one.
+fn moving(reference: &Reference) -> Option<&Reference> {
+    matches!(reference, Reference::Registry(name) if name.digest.is_none()).then_some(reference)
+}
+
+fn containerfile(context: &Context, dir: &Path, file: &str) -> Result<(String, String), BuildError> {
+    let shown = dir.join(file).display().to_string();
+    let unreadable = |why: String| BuildError::Context {
+        context: dir.display().to_string(),
+        why: format!("{shown}: {why}"),
+    };
+    // A link could lead to what is no part of the context, and a message would show it.
+    let opened =
+        context.open(file.trim_start_matches("./")).map_err(|error| unreadable(error.to_string()))?;
+    let text = read(opened).map_err(&unreadable)?;
+    Ok((shown, text))
 }
 
 /// The image, built unless it is here. While the second value lives, nobody removes it.
@@ -98,14 +140,32 @@ pub async fn ensure(
     request: &Request<'_>,
     say: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<(OciImage, Hold), BuildError> {
-    if let (Some(sha256), None) = (request.sha256, request.name) {
-        let name = name_of(request.file, sha256)?;
+    if let (Some(sha256), None) = (request.sha256, request.name)
+        && let Some(from) = known(engine, request)?
+    {
+        let name = name_of(request.file, sha256, &from)?;
         // It has no other source than this build.
         if engine.has_image(&name)? {
             return Ok(engine.image(&name, false, &|_| ()).await?);
         }
     }
     build(engine, request, say).await
+}
+
+/// What the images that a build begins with stand for, if all of that is known here.
+fn known(engine: &Engine, request: &Request<'_>) -> Result<Option<BTreeMap<String, String>>, BuildError> {
+    // What is wrong with the Containerfile, the build itself says.
+    let Ok(images) = images_of(request.context, request.file) else { return Ok(None) };
+    let mut from = BTreeMap::new();
+    for image in images {
+        let digest = match request.pins.get(&image) {
+            Some(digest) => Some(digest.clone()),
+            None => engine.known_digest(&image.parse()?)?,
+        };
+        let Some(digest) = digest else { return Ok(None) };
+        from.insert(image, digest);
+    }
+    Ok(Some(from))
 }
 
 /// Builds the image.
@@ -129,26 +189,30 @@ pub async fn build(
         return Err(unreadable("it has changed since it was looked at; plan again".to_owned()));
     }
     let is_there = |name: &&str| entries.iter().any(|entry| entry.path == **name);
-    let default = ["Dockerfile", "Containerfile"].iter().copied().find(is_there).unwrap_or("Dockerfile");
+    let default = FILES.into_iter().find(is_there).unwrap_or(FILES[0]);
     let file = request.file.unwrap_or(default).trim_start_matches("./");
     if !is_there(&file) {
         return Err(unreadable(format!("there is no {file}, or an ignore file leaves it out")));
     }
-    let shown = request.context.join(file).display().to_string();
     let context = Context::new(request.context.to_owned(), entries);
-    // A link could lead to what is no part of the context, and a message would show it.
-    let text = context.open(file).map_err(|error| unreadable(format!("{shown}: {error}")))?;
-    let text = read(text).map_err(|why| unreadable(format!("{shown}: {why}")))?;
+    let (shown, text) = containerfile(&context, request.context, file)?;
     let instructions = parse(&text).map_err(|wrong| wrong.within(&shown))?;
     let outlines = stage::outline(&instructions).map_err(|wrong| wrong.within(&shown))?;
 
     let hold = engine.hold_images().await?;
-    let mut build = Build { engine, file: shown, images: BTreeMap::new(), say };
+    let mut build = Build {
+        engine,
+        file: shown,
+        images: BTreeMap::new(),
+        from: BTreeMap::new(),
+        pins: request.pins,
+        say,
+    };
     build.bring(&outlines).await?;
     let stages = build.evaluate(&outlines, &context)?;
     engine.sweep_builds().await?;
     let (execution, layers, told) = build.carry_out(&outlines, stages, &context).await?;
-    let own = name_of(request.file, &sha256)?;
+    let own = name_of(request.file, &sha256, &build.from)?;
     let image = engine.keep_image(request.name.unwrap_or(&own), &execution, &layers, told).await?;
     Ok((image, hold))
 }
@@ -166,6 +230,9 @@ struct Build<'a> {
     engine: &'a Engine,
     file: String,
     images: BTreeMap<String, (Execution, Vec<Expected>)>,
+    /// Digests of those whose names could come to stand for others.
+    from: BTreeMap<String, String>,
+    pins: &'a BTreeMap<String, String>,
     say: &'a (dyn Fn(Event<'_>) + Sync),
 }
 
@@ -176,30 +243,33 @@ impl Build<'_> {
 
     /// Brings every image that is needed.
     async fn bring(&mut self, outlines: &[Outline<'_>]) -> Result<(), BuildError> {
-        for stage in stage::needed(outlines) {
-            let outline = &outlines[stage];
-            let origins = outline.copies.iter().map(|(line, origin)| (*line, origin));
-            for (line, origin) in [(outline.line, &outline.base)].into_iter().chain(origins) {
-                let Origin::Image(name) = origin else { continue };
-                if self.images.contains_key(name) {
-                    continue;
-                }
-                let reference: Reference = name
-                    .parse()
-                    .map_err(|error: crate::image::ImageError| self.at(line, error.to_string()))?;
-                if !matches!(reference, Reference::Registry(_)) {
-                    return Err(self.at(line, "an image of a build comes from a registry, or was built here"));
-                }
-                let say = |progress: Progress| (self.say)(Event::Pull(progress));
-                let brought = self.engine.bring(&reference, false, &say).await;
-                let (image, ..) = brought.map_err(|source| BuildError::Image {
-                    file: self.file.clone(),
-                    line,
-                    what: format!("image {name} is needed"),
-                    source: Box::new(source),
-                })?;
-                self.images.insert(name.clone(), (image.execution, image.layers));
+        for (line, name) in stage::images(outlines) {
+            if self.images.contains_key(name) {
+                continue;
             }
+            let reference: Reference =
+                name.parse().map_err(|error: crate::image::ImageError| self.at(line, error.to_string()))?;
+            let Reference::Registry(in_registry) = &reference else {
+                return Err(self.at(line, "an image of a build comes from a registry, or was built here"));
+            };
+            let mut wanted = in_registry.clone();
+            if let (None, Some(pin)) = (&wanted.digest, self.pins.get(&reference.to_string())) {
+                wanted.digest = Some(pin.parse().map_err(|why| {
+                    self.at(line, format!("pocketenv.lock has `{}` for {name}: {why}", pin.escape_debug()))
+                })?);
+            }
+            let say = |progress: Progress| (self.say)(Event::Pull(progress));
+            let brought = self.engine.bring(&Reference::Registry(wanted), false, &say).await;
+            let (image, ..) = brought.map_err(|source| BuildError::Image {
+                file: self.file.clone(),
+                line,
+                what: format!("image {name} is needed"),
+                source: Box::new(source),
+            })?;
+            if moving(&reference).is_some() {
+                self.from.insert(reference.to_string(), image.pinned.digest.to_string());
+            }
+            self.images.insert(name.to_owned(), (image.execution, image.layers));
         }
         Ok(())
     }

@@ -172,6 +172,20 @@ pub fn needed(stages: &[Outline<'_>]) -> BTreeSet<usize> {
     needed
 }
 
+/// The images that the last stage needs, by the lines that name them.
+pub fn images<'a>(stages: &'a [Outline<'_>]) -> BTreeMap<usize, &'a str> {
+    let mut images = BTreeMap::new();
+    for stage in needed(stages) {
+        let stage = &stages[stage];
+        for (line, origin) in stage.copies.iter().chain([(&stage.line, &stage.base)]) {
+            if let Origin::Image(name) = origin {
+                images.insert(*line, name.as_str());
+            }
+        }
+    }
+    images
+}
+
 /// What every build knows without being told.
 fn platform() -> BTreeMap<String, String> {
     let here = Platform::here();

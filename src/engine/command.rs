@@ -106,7 +106,15 @@ fn environment(
     if terminal {
         set("TERM", "xterm-256color");
     }
-    env.extend(context.env.clone());
+    let own_programs = format!("{}/.local/bin", identity.home).into_bytes();
+    for (name, value) in &context.env {
+        let mut value = value.clone();
+        // An image says where its own programs are, and knows nothing of presets.
+        if name == b"PATH" && !value.split(|byte| *byte == b':').any(|dir| dir == own_programs) {
+            value = [&own_programs[..], &value].join(&b':');
+        }
+        env.insert(name.clone(), value);
+    }
     for entry in own {
         let entry = entry.as_bytes();
         if let Some(at) = entry.iter().position(|byte| *byte == b'=') {

@@ -12,7 +12,9 @@ use super::rootfs;
 use super::shim::{Answer, Task, Unpack};
 use super::spec::{Image, ImageInfo, OciImage};
 use super::state::{self, Lock};
-use crate::image::{self, Expected, Hold, ImageError, Pinned, Progress, Reference, Removed, Source, Store};
+use crate::image::{
+    self, Expected, Hold, ImageError, Pinned, Progress, Reference, RegistryReference, Removed, Source, Store,
+};
 
 /// How many layers come and are unpacked at once.
 const AT_ONCE: usize = 4;
@@ -57,8 +59,8 @@ impl Engine {
             image.layers.iter().filter(there).cloned().collect()
         };
         // A name of a registry stands for what it stood for when it was pulled; a file is looked at each time.
-        if let (Reference::Registry(_), false) = (reference, again)
-            && let Some(pinned) = store.pinned(&reference.to_string())?
+        if let (Reference::Registry(name), false) = (reference, again)
+            && let Some(pinned) = here(&store, name)?
             && let Some(image) = image::load(&store, pinned)?
             && missing(&image).is_empty()
         {
@@ -106,6 +108,15 @@ impl Engine {
     pub fn image_digest(&self, reference: &Reference) -> Result<Option<String>, EngineError> {
         let pinned = self.images().pinned(&reference.to_string())?;
         Ok(pinned.filter(|pinned| !pinned.built).map(|pinned| pinned.digest.to_string()))
+    }
+
+    /// The digest that a reference stands for here, wherever the image is from; `None` where it is not here.
+    ///
+    /// # Errors
+    /// [`EngineError::Image`].
+    pub fn known_digest(&self, reference: &Reference) -> Result<Option<String>, EngineError> {
+        let pinned = self.images().pinned(&reference.to_string())?;
+        Ok(pinned.map(|pinned| pinned.digest.to_string()))
     }
 
     /// Unpacks one layer, unless somebody else is faster.
@@ -259,6 +270,17 @@ impl Engine {
         Ok(users)
     }
 
+    /// The image that a sandbox lies on; `None` for the programs of this machine, and where there is no such sandbox.
+    ///
+    /// # Errors
+    /// [`EngineError::Broken`].
+    pub fn image_of(&self, id: &str) -> Result<Option<OciImage>, EngineError> {
+        Ok(self.record(id)?.and_then(|record| match record.spec.image {
+            Image::Oci(image) => Some(image),
+            Image::Host => None,
+        }))
+    }
+
     /// Where the layers of an image are, the lowest first.
     pub(super) fn layer_paths(&self, image: &Image) -> Result<Vec<PathBuf>, EngineError> {
         match image {
@@ -272,6 +294,14 @@ impl Engine {
     }
 }
 
+/// What a name of a registry stands for here. One with a digest may have come by its tag alone.
+fn here(store: &Store, name: &RegistryReference) -> Result<Option<Pinned>, ImageError> {
+    let found = store.pinned(&name.to_string())?;
+    let (None, Some(digest)) = (&found, &name.digest) else { return Ok(found) };
+    let by_tag = store.pinned(&RegistryReference { digest: None, ..name.clone() }.to_string())?;
+    Ok(by_tag.filter(|pinned| pinned.digest == *digest && !pinned.built))
+}
+
 /// The ids of sandboxes that are made now.
 pub(super) fn ids() -> Result<IdMap, EngineError> {
     rootfs::choose_ids().map_err(EngineError::file("read", "/etc/subuid".as_ref()))
@@ -282,29 +312,43 @@ fn is_of(image: &OciImage, pinned: &Pinned) -> bool {
     image.reference == pinned.reference || image.digest == pinned.digest.to_string()
 }
 
+/// What the layers of those are called who have a single id.
+const SINGLE: &str = "single";
+
+impl OciImage {
+    /// Whether everything of it belongs to one owner, since there is a single id.
+    pub fn has_one_owner(&self) -> bool {
+        self.layers.iter().all(|layer| layer.split('/').next() == Some(SINGLE))
+    }
+}
+
 /// Layers have the owners that the ids of this user's sandboxes are outside: with other ids they are others.
 pub(super) fn owner(id_map: &IdMap) -> String {
     match id_map {
         IdMap::High { base } => format!("high-{base}"),
         IdMap::Subordinate { uids, gids, .. } => format!("sub-{}-{}-{}-{}", uids.0, uids.1, gids.0, gids.1),
-        IdMap::Single { .. } => "single".to_owned(),
+        IdMap::Single { .. } => SINGLE.to_owned(),
     }
 }
 
 pub(super) fn described(image: &image::Image, owner: &str, told: Vec<String>) -> OciImage {
     let execution = &image.execution;
     let mut notes = told;
-    let command: Vec<&str> = execution.entrypoint.iter().chain(&execution.cmd).map(String::as_str).collect();
+    let command: Vec<String> = execution.entrypoint.iter().chain(&execution.cmd).cloned().collect();
     if !command.is_empty() {
-        notes.push(format!("its command is not run, a service is: {}", command.join(" ")));
+        notes.push(format!("its command is run by a service that has no `command`: {}", command.join(" ")));
     }
-    // What sets a sandbox up needs root, which is nobody outside.
-    if !matches!(execution.user.split(':').next(), None | Some("" | "0" | "root")) {
-        notes.push(format!(
-            "it wants to be run by another user than root; `user: {}` says so",
-            execution.user
-        ));
-    }
+    let user = match execution.user.as_str() {
+        "" | "0" | "root" | "0:0" | "root:root" => None,
+        user if is_user(user) => {
+            notes.push(format!("commands are run by its user, {user}, unless `user` says otherwise"));
+            Some(user.to_owned())
+        }
+        user => {
+            notes.push(format!("its user is no name and no number: {}", user.escape_debug()));
+            None
+        }
+    };
     let list = |names: Vec<&String>| names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     if !execution.exposed_ports.is_empty() {
         notes.push(format!(
@@ -316,12 +360,6 @@ pub(super) fn described(image: &image::Image, owner: &str, told: Vec<String>) ->
         notes.push(format!(
             "it keeps data in {}; what is to outlive the sandbox belongs under `volumes`",
             list(execution.volumes.keys().collect())
-        ));
-    }
-    if !matches!(execution.stop_signal.as_str(), "" | "SIGTERM" | "TERM" | "15") {
-        notes.push(format!(
-            "it wants to be stopped by {}; `stop_signal` of a service says so",
-            execution.stop_signal
         ));
     }
     let bounded = |text: String| text.chars().filter(|c| !c.is_control()).take(300).collect();
@@ -336,8 +374,24 @@ pub(super) fn described(image: &image::Image, owner: &str, told: Vec<String>) ->
             .filter_map(|pair| pair.split_once('='))
             .map(|(n, v)| (n.to_owned(), v.to_owned()))
             .collect(),
+        user,
+        command,
+        stop_signal: Some(execution.stop_signal.trim_start_matches("SIG"))
+            .filter(|signal| !signal.is_empty())
+            .map(str::to_owned),
+        volumes: execution.volumes.keys().map(PathBuf::from).filter(|dir| dir.is_absolute()).collect(),
         notes: notes.into_iter().map(bounded).collect(),
     }
+}
+
+/// Whether this is a user, and a group if any, as they can stand in `/etc/passwd` and `/etc/group`.
+fn is_user(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '$');
+        !name.is_empty() && !name.starts_with('-') && name.len() <= 64 && name.chars().all(legal)
+    };
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    is_name(user) && group.is_none_or(is_name)
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

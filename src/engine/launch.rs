@@ -320,10 +320,8 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
     for (slot, mount) in mounts {
         steps.push(Step::Mount { slot, target: mount.target.clone(), read_only: mount.read_only });
     }
-    if let Image::Oci(image) = &spec.image
-        && let Some(dir) = &image.working_dir
-    {
-        steps.push(Step::MakeDir(dir.clone()));
+    if let Image::Oci(image) = &spec.image {
+        steps.extend(image.working_dir.iter().chain(&image.volumes).cloned().map(Step::MakeDir));
     }
     let choice = "the root was moved, not pivoted";
     steps.push(Step::Either { first: Box::new(Step::PivotRoot), second: Box::new(Step::MoveRoot), choice });

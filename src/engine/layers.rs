@@ -202,7 +202,14 @@ impl Engine {
         let stdio = Stdio::Files { stdin: null.into(), stdout: writer.into(), stderr: stderr.into() };
         let request = ExecRequest {
             argv: step.argv.iter().map(OsString::from).collect(),
-            env: step.args.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            // The image's own `PATH`, and nothing before it.
+            env: step
+                .env
+                .iter()
+                .filter(|(name, _)| name == "PATH")
+                .chain(&step.args)
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
             cwd: Some(step.working_dir.clone().into()),
             user: step.user.clone(),
             look: false,

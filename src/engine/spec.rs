@@ -36,6 +36,18 @@ pub struct OciImage {
     pub working_dir: Option<PathBuf>,
     /// Environment under everything else.
     pub env: Vec<(String, String)>,
+    /// Who runs its commands, `name[:group]` or `uid[:gid]`; root when absent. The engine leaves it to the caller.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Its entry point with its command; empty where it has none. The engine leaves them to the caller.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// The signal that asks its command to end, without `SIG`; `TERM` when absent.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
+    /// Directories that it wants to be there, where it keeps data.
+    #[serde(default)]
+    pub volumes: Vec<PathBuf>,
     /// What of the image is not as it says, in words.
     pub notes: Vec<String>,
 }

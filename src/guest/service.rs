@@ -51,7 +51,9 @@ pub async fn start_service(
     check_name(name)?;
     super::script::one_line("the digest", digest)?;
     if spec.command.is_empty() {
-        return Err(GuestError::Unsupported(format!("service {name} has no command")));
+        return Err(GuestError::Unsupported(format!(
+            "service {name} has no command, and neither has the image of the sandbox"
+        )));
     }
     let signal = spec.stop_signal.strip_prefix("SIG").unwrap_or(&spec.stop_signal);
     if signal.is_empty() || !signal.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+') {

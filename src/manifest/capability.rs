@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::diagnostic::{Problem, Problems};
 use super::node::{Node, Value};
 use super::source::Span;
-use crate::model::{EgressHost, EgressRule, Image};
-use crate::provider::{BASE_OTHER, Capabilities, EGRESS_NAME, IMAGE_FILE, Support, base};
+use crate::model::{DesiredSandbox, EgressHost, EgressRule, Image};
+use crate::provider::{BASE_OTHER, Capabilities, EGRESS_NAME, IMAGE_COMMAND, IMAGE_FILE, Support, base};
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
 const ONLY_IF_HONOURED: &[&[&str]] =
@@ -47,6 +47,23 @@ pub(crate) fn check_implied(
 ) {
     if let Some((because, instead)) = refusal(sheet, path, Some(value)) {
         problems.push(problem(sheet, &format!("{}: {value}", path.join(".")), because, instead, span));
+    }
+}
+
+/// Services that leave their command to the image need a provider that can tell what it is.
+pub(crate) fn check_commands(
+    node: &Node,
+    sandbox: &DesiredSandbox,
+    sheet: &Capabilities,
+    problems: &mut Problems,
+) {
+    if sheet.honours(&["services", "*", "command"], Some(IMAGE_COMMAND)) {
+        return;
+    }
+    for (name, _) in sandbox.guest.services.iter().filter(|(_, service)| service.command.is_empty()) {
+        let span = node.key_span(&["services", name]);
+        let because = "cannot tell what the command of an image is";
+        problems.push(problem(sheet, &format!("services.{name}"), because, "write its `command`", span));
     }
 }
 

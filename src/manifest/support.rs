@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::limits::{processors, size};
 use super::schema::{Definitions, Rules, alternatives, rules};
 use crate::model::Duration;
-use crate::provider::{Capabilities, ChangeClass, Range, StopMeaning, Support};
+use crate::provider::{Capabilities, ChangeClass, IMAGE_COMMAND, Range, StopMeaning, Support};
 
 /// Fields that a provider makes or refuses; a sheet has to say which.
 const AT_THE_PROVIDER: &[&str] = &[
@@ -189,6 +189,9 @@ pub fn providers_page(sheets: &[&Capabilities]) -> String {
     row("ports forwarded from this host", &|s| yes(s.forwards_from_host));
     row("public ports", &|s| yes(s.honours(&["ports", "*", "public"], Some("true"))));
     row("images", &|s| images(s));
+    row("services by the command of their image", &|s| {
+        yes(s.honours(&["services", "*", "command"], Some(IMAGE_COMMAND)))
+    });
     row("managed volumes", &|s| yes(s.honours(&["volumes"], None)));
     row("object storage as a volume", &|s| yes(s.honours(&["volumes", "s3"], None)));
     row("egress policy", &|s| yes(s.honours(&["network", "egress"], Some("deny"))));

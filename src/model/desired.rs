@@ -548,7 +548,7 @@ impl PresetStep {
 /// A supervised service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {
-    /// The command, as argv.
+    /// The command, as argv; empty for that of the sandbox's image.
     pub command: Vec<String>,
     /// Whether it should run.
     pub state: ServiceState,
@@ -564,7 +564,7 @@ pub struct ServiceSpec {
     pub healthcheck: Option<HealthCheck>,
     /// What happens when it exits.
     pub restart: RestartPolicy,
-    /// The signal that asks it to end, such as `TERM`.
+    /// The signal that asks it to end, such as `TERM`; empty for what the sandbox's image says.
     pub stop_signal: String,
     /// How long it may take to end before it is killed.
     pub stop_timeout: Duration,

@@ -10,8 +10,7 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// What all of them have.
 const SHARED: &str = "base";
 /// What to do about another name.
-pub(super) const USE: &str =
-    "use one of amp, base, claude, codex, copilot, gemini, kilo, mise, nix, opencode, or `image`";
+pub(super) const USE: &str = "use one of amp, base, claude, codex, copilot, crush, cursor, gemini, kilo, kiro, mise, nix, nullclaw, openclaw, opencode, pi, pkgx, wasmer, zeroclaw, or `image`";
 
 /// The names of the base images, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -40,4 +39,16 @@ pub(super) fn context(name: &str) -> Result<(tempfile::TempDir, String), Provide
         Ok((dir, sha256))
     };
     written().map_err(|error| ProviderError::permanent("a base image cannot be written down", error))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_there_is_is_said_where_a_name_is_refused() {
+        let names = names().collect::<Vec<_>>().join(", ");
+        assert_eq!(USE, format!("use one of {names}, or `image`"));
+    }
 }

@@ -107,6 +107,9 @@ pub const IMAGE_FILE: &str = "PATH";
 /// The value in a sheet that stands for every name under `base` that is none of ours.
 pub const BASE_OTHER: &str = "OTHER";
 
+/// The value in a sheet that stands for the command of the image, where a service has none. A sheet without such a row cannot tell what it is.
+pub const IMAGE_COMMAND: &str = "IMAGE";
+
 /// What a provider does with one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldSupport {

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{GuestError, Sessions};
+use crate::model::{GuestSpec, ServiceSpec};
 
 /// One running sandbox from the inside.
 ///
@@ -25,6 +26,11 @@ pub trait Guest: Send + Sync {
     /// Named sessions, where the sheet says that there are any.
     fn sessions(&self) -> Option<&dyn Sessions> {
         None
+    }
+
+    /// What its image says of how it is run, where the provider does not see to that itself.
+    async fn image(&self) -> Result<ImageDefaults, GuestError> {
+        Ok(ImageDefaults::default())
     }
 
     /// Connects to a TCP port inside, on the sandbox's own loopback.
@@ -98,6 +104,43 @@ impl fmt::Debug for Command {
             .field("user", &self.user)
             .field("timeout", &self.timeout)
             .finish()
+    }
+}
+
+/// What the image of a sandbox says of how it is run, as far as the provider does not see to it itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageDefaults {
+    /// Who runs what names nobody: `name[:group]` or `uid[:gid]`.
+    pub user: Option<String>,
+    /// Who is to own what is written for that user, where whoever writes is another one and can give it away.
+    pub owner: Option<String>,
+    /// Its entry point with its command, as argv; empty where it has none.
+    pub command: Vec<String>,
+    /// The signal that asks its command to end; `TERM` when absent.
+    pub stop_signal: Option<String>,
+}
+
+impl ImageDefaults {
+    /// What is declared, with what the image says where nothing is.
+    pub fn complete(&self, declared: &GuestSpec) -> GuestSpec {
+        let mut spec = declared.clone();
+        spec.user = spec.user.or_else(|| self.user.clone());
+        for service in spec.services.values_mut() {
+            *service = self.complete_service(service);
+        }
+        spec
+    }
+
+    /// A service that is declared, with the image's command where it has none.
+    pub fn complete_service(&self, declared: &ServiceSpec) -> ServiceSpec {
+        let mut service = declared.clone();
+        if service.command.is_empty() {
+            service.command.clone_from(&self.command);
+        }
+        if service.stop_signal.is_empty() {
+            service.stop_signal = self.stop_signal.clone().unwrap_or_else(|| "TERM".to_owned());
+        }
+        service
     }
 }
 

@@ -30,20 +30,21 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 pub use capabilities::{
-    BASE_OTHER, Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_FILE, ProviderSetting, Range,
-    ResourceRanges, StopMeaning, Support,
+    BASE_OTHER, Capabilities, ChangeClass, EGRESS_NAME, FieldSupport, IMAGE_COMMAND, IMAGE_FILE,
+    ProviderSetting, Range, ResourceRanges, StopMeaning, Support,
 };
 pub use error::{GuestError, ProviderError};
 pub use guest::{
-    CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, Input, Output, Pty, PtyRequest, Sink,
-    capture,
+    CapturedOutput, Command, ExecIo, ExitStatus, Guest, GuestStream, ImageDefaults, Input, Output, Pty,
+    PtyRequest, Sink, capture,
 };
 pub use registry::{ProviderContext, Registry, builtin_capabilities};
 pub use service::{Answer, Calls, Detour, Pattern, Service, Upstream};
 pub use session::{Attached, SessionInfo, Sessions};
 
 use crate::model::{
-    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec, labels,
+    EgressAttempt, Identity, Image, ObservedProvider, ObservedSandbox, OwnerId, SandboxId, SandboxSpec,
+    labels,
 };
 use crate::secret::SecretValue;
 
@@ -204,14 +205,23 @@ pub trait Snapshots: Send + Sync {
     }
 }
 
+/// Who hears, in lines, how far something is.
+pub type Say<'a> = &'a (dyn Fn(&str) + Send + Sync);
+
 /// Images that a provider keeps for itself: an optional power of a provider.
 #[async_trait]
 pub trait Images: Send + Sync {
     /// From now on sandboxes are made from these digests where these references, which have none themselves, are asked for.
     fn pin(&self, digests: BTreeMap<String, String>);
 
+    /// References without a digest that an image depends on: its own, or those that its build begins with and copies from.
+    fn sources(&self, image: &Image) -> Result<Vec<String>, ProviderError>;
+
     /// The digest that a reference stands for; `None` where it was not pulled yet.
     async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
+
+    /// Brings an image here, building it where it has to be built, and says in lines how far it is. A create does the same in silence.
+    async fn bring(&self, image: &Image, say: Say<'_>) -> Result<(), ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

@@ -376,6 +376,7 @@ impl Run<'_> {
             }
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
+                self.bring(id, provider, spec).await?;
                 self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
             Action::Adopt { spec, generation, state } => {
@@ -414,14 +415,25 @@ impl Run<'_> {
                 let sandbox = self.id(step).await?;
                 let guest = provider.guest(&sandbox).await?;
                 let declared = cx.desired.sandboxes.get(name);
-                let spec = &declared
+                let declared = &declared
                     .ok_or_else(|| StepError::Plan(format!("sandbox `{name}` is not declared")))?
                     .guest;
+                let mut image = guest.image().await?;
+                // Who names a user sees to what belongs to whom.
+                image.owner = image.owner.filter(|_| declared.user.is_none());
+                let spec = image.complete(declared);
                 let say = |text: &str| {
                     let text = cx.secrets.redact(text);
                     self.tell(id, None, EventKind::StepOutput { step: id, text });
                 };
-                Inside { guest: guest.as_ref(), spec, secrets: cx.secrets, say: &say }.carry_out(action).await
+                let inside = Inside {
+                    guest: guest.as_ref(),
+                    spec: &spec,
+                    image: &image,
+                    secrets: cx.secrets,
+                    say: &say,
+                };
+                inside.carry_out(action).await
             }
         }
     }
@@ -546,6 +558,17 @@ impl Run<'_> {
     async fn record(&self, changes: Vec<Change>) -> Result<(), StepError> {
         self.cx.store.record(&self.cx.plan.project, changes).await?;
         Ok(())
+    }
+
+    /// Brings the image of a sandbox here, where the provider keeps images. It takes long, and nothing is intended yet: what is cut short here
+    /// leaves no sandbox to look for.
+    async fn bring(&self, id: StepId, provider: &dyn Provider, spec: &SandboxSpec) -> Result<(), StepError> {
+        let Some(images) = provider.images() else { return Ok(()) };
+        let say = |text: &str| {
+            let text = self.cx.secrets.redact(text);
+            self.tell(id, None, EventKind::StepOutput { step: id, text });
+        };
+        Ok(images.bring(&spec.image, &say).await?)
     }
 
     async fn create(

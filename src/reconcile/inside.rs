@@ -7,7 +7,7 @@ use super::execute::StepError;
 use crate::guest::{self, StepOutcome};
 use crate::model::{FileContent, GuestSpec, SecretUse, ServiceSpec};
 use crate::plan::{Action, Setup, SetupContent};
-use crate::provider::Guest;
+use crate::provider::{Guest, ImageDefaults};
 use crate::secret::{SecretValue, Secrets};
 
 /// How long a service may take until it runs and is healthy, if its health check does not give up before.
@@ -16,7 +16,9 @@ const START_LIMIT: Duration = Duration::from_secs(600);
 /// The inside of one running sandbox.
 pub(super) struct Inside<'a> {
     pub guest: &'a dyn Guest,
+    /// What is declared, completed by what the image says.
     pub spec: &'a GuestSpec,
+    pub image: &'a ImageDefaults,
     pub secrets: &'a Secrets,
     pub say: &'a (dyn Fn(&str) + Send + Sync),
 }
@@ -51,7 +53,8 @@ impl Inside<'_> {
             }
             Action::StartService { name, spec, digest } => {
                 let env = self.env(Some(spec))?;
-                Ok(guest::start_service(self.guest, name, spec, digest, &env, self.defaults()).await?)
+                let spec = self.image.complete_service(spec);
+                Ok(guest::start_service(self.guest, name, &spec, digest, &env, self.defaults()).await?)
             }
             Action::StopService { name } => Ok(guest::stop_service(self.guest, name).await?),
             Action::RemoveService { name } => Ok(guest::remove_service(self.guest, name).await?),
@@ -138,8 +141,9 @@ impl Inside<'_> {
             };
             files.push(guest::FileToWrite { path: path.clone(), digest: file.digest.clone(), mode, content });
         }
-        let bundle =
-            guest::Bundle { env, files, remove: setup.remove.iter().cloned().collect(), owner: None };
+        let remove = setup.remove.iter().cloned().collect();
+        let owner = self.image.owner.clone();
+        let bundle = guest::Bundle { env, files, remove, owner };
         Ok(guest::write_bundle(self.guest, &bundle).await?)
     }
 }

@@ -127,12 +127,13 @@ async fn observe_guest(
     id: &SandboxId,
     declared: &GuestSpec,
 ) -> Observation<ObservedGuest> {
-    let defaults = guest::ServiceDefaults {
-        user: declared.user.as_deref(),
-        working_dir: declared.working_dir.as_deref(),
-    };
     let look = async {
         let inside = again(provider_pause, || provider.guest(id)).await.map_err(|e| with_causes(&e))?;
+        let image = inside.image().await.map_err(|e| with_causes(&e))?;
+        let defaults = guest::ServiceDefaults {
+            user: declared.user.as_deref().or(image.user.as_deref()),
+            working_dir: declared.working_dir.as_deref(),
+        };
         let look = || guest::observe(inside.as_ref(), &declared.services, defaults);
         again(|error| error.is_retryable().then_some(None), look).await.map_err(|e| with_causes(&e))
     };

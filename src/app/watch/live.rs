@@ -445,11 +445,12 @@ impl Live<'_> {
         let guest = sandbox.guest.as_ref();
         match on_change {
             OnChange::Restart(service) => {
-                let Some(spec) = self.guest.services.get(service) else { return Ok(None) };
+                let declared = sandbox.image.complete(&self.guest);
+                let Some(spec) = declared.services.get(service) else { return Ok(None) };
                 let env = guest::environment(guest).await?;
                 let defaults = ServiceDefaults {
-                    user: self.guest.user.as_deref(),
-                    working_dir: self.guest.working_dir.as_deref(),
+                    user: declared.user.as_deref(),
+                    working_dir: declared.working_dir.as_deref(),
                 };
                 let known = guest::restart_service(guest, service, spec, &env, defaults).await?;
                 Ok((!known).then(|| "it was not started yet".to_owned()))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
-use crate::app::{Error, Project, Sandbox, parse_target};
+use crate::app::{Error, Project, parse_target};
 use crate::cli::args::{CopyEnd, CpArgs, ProgressHow};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
@@ -32,11 +32,10 @@ pub async fn run(cx: &Context, args: &CpArgs) -> Result<Exit, CliError> {
 
 async fn copy(project: &Project<'_>, args: &CpArgs) -> Result<String, Error> {
     let open = async |name: &str| project.sandbox(&parse_target(name).sandbox).await;
-    let user = |sandbox: &Sandbox| sandbox.declared.as_ref().and_then(|guest| guest.user.clone());
     match (&args.from, &args.to) {
         (CopyEnd::Host(from), CopyEnd::Sandbox { name, path }) => {
             let sandbox = open(name).await?;
-            let copied = guest::copy_in(sandbox.guest.as_ref(), from, path, user(&sandbox).as_deref()).await;
+            let copied = guest::copy_in(sandbox.guest.as_ref(), from, path, sandbox.user()).await;
             match copied {
                 Ok(path) => Ok(format!("{}:{path}", sandbox.name)),
                 Err(error) => Err(project.explain(&sandbox, error.into()).await),
@@ -44,7 +43,7 @@ async fn copy(project: &Project<'_>, args: &CpArgs) -> Result<String, Error> {
         }
         (CopyEnd::Sandbox { name, path }, CopyEnd::Host(to)) => {
             let sandbox = open(name).await?;
-            let copied = guest::copy_out(sandbox.guest.as_ref(), path, to, user(&sandbox).as_deref()).await;
+            let copied = guest::copy_out(sandbox.guest.as_ref(), path, to, sandbox.user()).await;
             match copied {
                 Ok(path) => Ok(path.display().to_string()),
                 Err(error) => Err(project.explain(&sandbox, error.into()).await),

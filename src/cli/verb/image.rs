@@ -123,7 +123,9 @@ async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> 
         Err(error) => Err(CliError::usage(error.to_string())),
     });
     let name = name.transpose()?;
-    let request = build::Request { context: &context, file: None, sha256: None, name: name.as_ref() };
+    let pins = BTreeMap::new();
+    let request =
+        build::Request { context: &context, file: None, sha256: None, name: name.as_ref(), pins: &pins };
     let line: Mutex<Vec<u8>> = Mutex::default();
     let say = |event: build::Event<'_>| match event {
         build::Event::Pull(_) => {}

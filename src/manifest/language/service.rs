@@ -13,8 +13,9 @@ use crate::model::{Duration, Quantity, ServiceState};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Service {
-    /// The program with its arguments as a list, or one text that `sh -c` runs.
-    #[schemars(with = "short::Command")]
+    /// The program with its arguments as a list, or one text that `sh -c` runs. Default: what the sandbox's image says, its entry point with its command.
+    #[serde(default)]
+    #[schemars(with = "Option<short::Command>")]
     pub command: Vec<EnvText>,
     /// Whether it should run. Default: `running`.
     pub state: Option<ServiceState>,
@@ -34,7 +35,7 @@ pub(crate) struct Service {
     pub healthcheck: Option<HealthCheck>,
     /// `always`, `on-failure`, `on-failure:N` (at most N times in a row) or `never`, with backoff. Default: `always`.
     pub restart: Option<Restart>,
-    /// The signal that asks it to end. Default: `TERM`.
+    /// The signal that asks it to end. Default: `TERM`; for the image's own command, what the image says.
     pub stop_signal: Option<Signal>,
     /// How long it may take to end before it is killed. Default: 10s.
     pub stop_timeout: Option<Duration>,

@@ -76,6 +76,25 @@ impl Lowering<'_> {
             );
             self.push(problem);
         }
+        let is_on_host = sandbox.base.is_none()
+            && sandbox.build.is_none()
+            && sandbox.snapshot.is_none()
+            && sandbox.image.as_ref().is_none_or(|image| image.0 == "host");
+        if command.is_empty() && is_on_host {
+            let span = self.node.key_span(&["services", name]);
+            let message =
+                format!("service `{name}` has no `command`, and its sandbox no image that could have one");
+            self.push(
+                Problem::error("missing-key", span, message)
+                    .help("write its `command`, or give the sandbox an `image`"),
+            );
+        }
+        let stop_signal = match &raw.stop_signal {
+            Some(signal) => signal.0.strip_prefix("SIG").unwrap_or(&signal.0),
+            // The image says.
+            None if command.is_empty() => "",
+            None => "TERM",
+        };
         let logs = raw.logs.as_ref();
         ServiceSpec {
             command,
@@ -90,11 +109,7 @@ impl Lowering<'_> {
                 .as_ref()
                 .and_then(|r| parse_restart(&r.0).ok())
                 .unwrap_or(RestartPolicy::Always),
-            stop_signal: raw
-                .stop_signal
-                .as_ref()
-                .map_or("TERM", |s| s.0.strip_prefix("SIG").unwrap_or(&s.0))
-                .to_owned(),
+            stop_signal: stop_signal.to_owned(),
             stop_timeout: raw.stop_timeout.unwrap_or(Duration::from_secs(10)),
             log_max_size: logs.and_then(|l| l.max_size).unwrap_or(Quantity::from_bytes(10 << 20)),
             log_max_files: logs.and_then(|l| l.max_files).unwrap_or(3),

@@ -12,11 +12,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{self, Engine, EngineError, ExecHandle, ExecRequest, Exit, Stdio};
+use crate::engine::{self, Engine, EngineError, ExecHandle, ExecRequest, Exit, OciImage, Stdio};
 use crate::model::SandboxId;
 use crate::provider::{
-    Attached, Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, Input, Output, Pty, PtyRequest,
-    SessionInfo, Sessions,
+    Attached, Command, ExecIo, ExitStatus, Guest, GuestError, GuestStream, ImageDefaults, Input, Output, Pty,
+    PtyRequest, SessionInfo, Sessions,
 };
 
 /// One read of a command's output.
@@ -93,6 +93,15 @@ impl Guest for LocalGuest {
 
     fn sessions(&self) -> Option<&dyn Sessions> {
         Some(self)
+    }
+
+    async fn image(&self) -> Result<ImageDefaults, GuestError> {
+        let image = self.engine.image_of(&self.id.0).map_err(|error| self.unreachable(error))?;
+        let image = image.unwrap_or_default();
+        // Where there is a single id, whatever is there belongs to every user.
+        let owner = image.user.clone().filter(|_| !image.has_one_owner());
+        let OciImage { user, command, stop_signal, .. } = image;
+        Ok(ImageDefaults { user, owner, command, stop_signal })
     }
 
     async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError> {

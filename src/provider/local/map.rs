@@ -68,10 +68,10 @@ pub(super) fn reference(text: &str) -> Result<Reference, ProviderError> {
 
 /// The image to make a sandbox from; `None` for the programs of this machine. `pinned` knows digests of references without one.
 pub(super) fn image(
-    spec: &SandboxSpec,
+    image: &Image,
     pinned: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Reference>, ProviderError> {
-    match &spec.image {
+    match image {
         Image::Host => Ok(None),
         Image::Oci(text) => match pinned(text) {
             Some(digest) => reference(&format!("{text}@{digest}")).map(Some),

@@ -1,11 +1,12 @@
 //! The built-in provider: sandboxes on this machine by the local engine. Nothing to install, no account.
 
 mod guest;
+mod image;
 mod map;
 mod sheet;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,14 +15,12 @@ pub use sheet::SHEET;
 
 use super::{
     BoundSecrets, BoundValue, Capabilities, EgressLog, Guest, Images, Owner, Provider, ProviderContext,
-    ProviderError, Snapshots, Volumes, base, label,
+    ProviderError, Snapshots, Volumes, label,
 };
-use crate::build;
-use crate::engine::{self, BoxSpec, Engine, EngineConfig, EngineError, Image, OciImage};
-use crate::image::Hold;
+use crate::engine::{self, BoxSpec, Engine, EngineConfig, EngineError, Image};
 use crate::model::{
-    EgressAttempt, Identity, Image as ModelImage, ObservedProvider, ObservedSandbox, ObservedSnapshot,
-    ObservedVolume, SandboxId, SandboxSpec, labels,
+    EgressAttempt, Identity, ObservedProvider, ObservedSandbox, ObservedSnapshot, ObservedVolume, SandboxId,
+    SandboxSpec, labels,
 };
 
 /// How long the processes of a sandbox may take to end when it is stopped.
@@ -47,27 +46,6 @@ impl Local {
         }
     }
 
-    fn pinned(&self, reference: &str) -> Option<String> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
-    }
-
-    /// The image of a spec that has to be built.
-    async fn built(&self, image: &ModelImage) -> Result<Option<(OciImage, Hold)>, ProviderError> {
-        let base;
-        let (context, file, sha256) = match image {
-            ModelImage::Build { context, dockerfile, sha256 } => {
-                (context.0.as_path(), dockerfile.as_deref(), sha256)
-            }
-            ModelImage::Base(name) => {
-                base = base::context(name)?;
-                (base.0.path(), None, &base.1)
-            }
-            ModelImage::Host | ModelImage::Oci(_) | ModelImage::Snapshot(_) => return Ok(None),
-        };
-        let request = build::Request { context, file, sha256: Some(sha256), name: None };
-        build::ensure(&self.engine, &request, &told).await.map(Some).map_err(map::build_error)
-    }
-
     async fn observed(
         &self,
         info: crate::engine::BoxInfo,
@@ -81,15 +59,6 @@ impl Local {
     async fn volume_times(&self) -> Result<BTreeMap<String, u64>, ProviderError> {
         let volumes = self.engine.list_volumes().await.map_err(map::error)?;
         Ok(volumes.into_iter().map(|v| (v.name, v.created_at)).collect())
-    }
-}
-
-/// What of a build is worth a line of the log.
-fn told(event: build::Event<'_>) {
-    if let build::Event::Done { position, cached, took } = event {
-        let (number, of, step) = (position.number, position.of, &position.text);
-        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(number, of, step, cached, ms, "built");
     }
 }
 
@@ -153,12 +122,8 @@ impl Provider for Local {
         let mut made = map::box_spec(spec, &identity.project)?;
         // Nobody removes the image until the sandbox is there, which keeps it.
         let mut _hold = None;
-        if let Some(reference) = map::image(spec, |reference| self.pinned(reference))? {
-            let (image, hold) = self.engine.image(&reference, false, &|_| ()).await.map_err(map::error)?;
+        if let Some((image, hold)) = self.image(&spec.image, &|_| ()).await? {
             (made.image, _hold) = (Image::Oci(image), Some(hold));
-        }
-        if let Some((image, held)) = self.built(&spec.image).await? {
-            (made.image, _hold) = (Image::Oci(image), Some(held));
         }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;
         let (forwards, links) = (map::forwards(spec), map::links(spec));
@@ -289,20 +254,6 @@ impl Snapshots for Local {
         let (name, target) = (map::engine_snapshot(project, name), map::reference(target)?);
         let digest = self.engine.export_snapshot(&name, &target).await.map_err(map::error)?;
         Ok(digest.to_string())
-    }
-}
-
-#[async_trait]
-impl Images for Local {
-    fn pin(&self, digests: BTreeMap<String, String>) {
-        *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = digests;
-    }
-
-    async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError> {
-        match self.pinned(reference) {
-            Some(digest) => Ok(Some(digest)),
-            None => self.engine.image_digest(&map::reference(reference)?).map_err(map::error),
-        }
     }
 }
 

@@ -33,6 +33,7 @@ pub static SHEET: Capabilities = Capabilities {
         refused("base=OTHER", "has no base image of this name", base::USE),
         honoured("build", ChangeClass::Recreate),
         honoured("snapshot", ChangeClass::Recreate),
+        honoured("services.*.command=IMAGE", ChangeClass::Live),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),
         honoured("network.egress", ChangeClass::Live),

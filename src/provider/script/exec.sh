@@ -15,6 +15,12 @@ if [ "$pe_mode" = tty ]; then
   pe_saved=$(stty -g 2>/dev/null) && stty raw -echo min 0 time 100 2>/dev/null || pe_saved=
 fi
 
+# What presets put there is found without a shell that reads its profile.
+case :$PATH: in
+*:"$pe_home/.local/bin":*) ;;
+*) export PATH="$pe_home/.local/bin:${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}" ;;
+esac
+
 pe_say "pocketenv $$ $pe_started"
 pe_go=
 while IFS= read -r pe_line; do

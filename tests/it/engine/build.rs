@@ -8,7 +8,7 @@ use pocketenv::build::{BuildError, Event, Request, build};
 use pocketenv::engine::{BoxSpec, EngineError, Image, OciImage};
 use pocketenv::image::Reference;
 
-use super::images::{archive, busybox, file, pocketenv, served, symlink};
+use super::images::{archive, busybox, file, pocketenv, push, served, symlink, tool};
 use super::support::Fixture;
 
 /// A context with an archive in it that has a shell, and two users.
@@ -44,7 +44,8 @@ async fn built(fixture: &Fixture, dir: &Path, name: Option<&str>) -> (Result<Oci
         }
     };
     let name = name.map(|name| name.parse::<Reference>().unwrap());
-    let request = Request { context: dir, file: None, sha256: None, name: name.as_ref() };
+    let request =
+        Request { context: dir, file: None, sha256: None, name: name.as_ref(), pins: &Default::default() };
     let image = build(&fixture.engine, &request, &say).await.map(|(image, _hold)| image);
     (image, told.into_inner().unwrap())
 }
@@ -311,6 +312,50 @@ async fn a_build_begins_with_an_image_of_a_registry() {
         error.to_string().contains("Dockerfile:2: ") && matches!(error, BuildError::Image { .. }),
         "{error}"
     );
+}
+
+/// A tag in `FROM` is locked as one in `image` is, and what is built changes when the lock does.
+#[tokio::test]
+async fn a_moved_tag_changes_no_build_until_the_lock_does() {
+    let (fixture, other) = (Fixture::new(), Fixture::new());
+    let Some((source, _registry, name)) = served(fixture.dir.path()).await else { return };
+    for fixture in [&fixture, &other] {
+        let context = fixture.dir.path().join("context");
+        fs::create_dir(&context).unwrap();
+        let text = format!("FROM {name}\nRUN echo $MADE_BY > /by\nCOPY --from={name} /version /copied\n");
+        fs::write(context.join("Containerfile"), text).unwrap();
+        let manifest = "version: 1\nname: locked\nsandboxes: { box: { build: ./context } }\n";
+        fs::write(fixture.dir.path().join("pocketenv.yaml"), manifest).unwrap();
+    }
+    let run = |fixture: &Fixture, args: &[&str]| {
+        let (code, text) = pocketenv(fixture, args);
+        assert_eq!(code, 0, "{args:?}: {text}");
+        text
+    };
+    let lock = |fixture: &Fixture| fs::read_to_string(fixture.dir.path().join("pocketenv.lock")).unwrap();
+    let by = |fixture: &Fixture| run(fixture, &["exec", "box", "--", "cat", "/by"]);
+    let told = run(&fixture, &["apply", "--yes"]);
+    assert!(told.contains("[1/2] RUN echo $MADE_BY > /by"), "{told}");
+    let locked = lock(&fixture);
+    assert!(locked.contains(&name) && locked.contains("sha256:"), "{locked}");
+
+    tool("umoci", &["config", "--image", &source[4..], "--config.env", "MADE_BY=somebody else"]);
+    push(&source, &name);
+    fs::write(other.dir.path().join("pocketenv.lock"), &locked).unwrap();
+    run(&other, &["apply", "--yes"]);
+    assert_eq!(by(&other), "umoci\n");
+    // Nor does it where the other one is here.
+    run(&other, &["image", "pull", &name]);
+    run(&other, &["destroy", "--yes"]);
+    run(&other, &["apply", "--yes"]);
+    assert_eq!((by(&other), lock(&other)), ("umoci\n".to_owned(), locked.clone()));
+
+    fs::remove_file(other.dir.path().join("pocketenv.lock")).unwrap();
+    run(&other, &["destroy", "--yes"]);
+    let told = run(&other, &["apply", "--yes", "-o", "json"]);
+    assert!(told.contains("step_output") && told.contains("[1/2] RUN"), "{told}");
+    assert_eq!(by(&other), "somebody else\n");
+    assert_ne!(lock(&other), locked);
 }
 
 /// What a context holds decides; where it lies, and what is ignored in it, does not.

@@ -582,7 +582,7 @@ pub(super) async fn served(dir: &Path) -> Option<(String, Registry, String)> {
     Some((source, registry, name))
 }
 
-fn push(source: &str, name: &str) {
+pub(super) fn push(source: &str, name: &str) {
     let target = format!("docker://{name}");
     tool("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", source, &target]);
 }

@@ -6,6 +6,7 @@ mod base_images;
 mod build;
 mod crowd;
 mod device;
+mod configured;
 mod escape;
 mod exec;
 mod export;

@@ -172,6 +172,7 @@ fn reality(desired: &Desired) -> (Recorded, Observed) {
             endpoints: BTreeMap::new(),
             bound: BTreeMap::new(),
             missing_mounts: Vec::new(),
+            usage: Default::default(),
             notes: Vec::new(),
         };
         sandboxes.insert(id.clone(), seen);

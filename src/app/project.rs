@@ -11,15 +11,20 @@ use super::snapshot::Fork;
 use super::{Environment, Error, credentials, ports};
 use crate::manifest::{self, Confinement, DeclaredPort, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
-    Address, Desired, DriftPolicy, LinkSpec, NetworkMode, Observation, Observed, ObservedGuest, PortRef,
-    ProbeResult, Recorded, SandboxId, SecretUse, Timestamp,
+    Address, Desired, DriftPolicy, Identity, LimitHit, LinkSpec, NetworkMode, Observation, Observed,
+    ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId, SecretUse, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, Registry, builtin_capabilities};
 use crate::reconcile::observe::{self, Listings};
 use crate::reconcile::status::{self, ProjectStatus};
 use crate::secret::{self, Secrets};
-use crate::store::{KeptGoal, Store};
+use crate::store::{Event, EventKind, EventQuery, KeptGoal, Store};
+
+/// The operation of events about limits.
+const LIMIT: &str = "limit";
+/// The most events that are looked through for those that are known.
+const KNOWN: usize = 10_000;
 
 /// Which project, as the flags say.
 #[derive(Clone, Debug, Default)]
@@ -608,6 +613,7 @@ impl Project<'_> {
     pub async fn status(&self) -> Result<(ProjectStatus, Plan), Error> {
         let view = self.look(false, false).await?;
         let plan = self.plan(&view, &Policy::default())?;
+        self.note_limits(&view).await?;
         let mut status = status::status(&view.desired, &view.recorded, &view.observed, &plan);
         let conditions: Vec<_> = status
             .resources
@@ -624,6 +630,41 @@ impl Project<'_> {
             }
         }
         Ok((status, plan))
+    }
+
+    /// Makes events of what limits held back since somebody last looked.
+    async fn note_limits(&self, view: &View) -> Result<(), Error> {
+        let listings = view.observed.providers.values().filter_map(Observation::complete);
+        for sandbox in listings.flat_map(|listing| listing.sandboxes.values()) {
+            let Some(first) = sandbox.usage.hits.first() else { continue };
+            let Ok(Some(identity)) = Identity::from_labels(&sandbox.labels) else { continue };
+            if identity.project != self.name {
+                continue;
+            }
+            let address = identity.address;
+            let query = EventQuery { address: Some(address.clone()), since: Some(first.at), after: None };
+            let known = self.store.events(&self.name, query, KNOWN).await?;
+            let is_new = |hit: &&LimitHit| {
+                let same = |event: &Event| {
+                    event.operation == LIMIT && event.at == hit.at && event.address.as_ref() == Some(&address)
+                };
+                !known.iter().any(|known| same(&known.event))
+            };
+            let events = sandbox.usage.hits.iter().filter(is_new).map(|hit| Event {
+                at: hit.at,
+                address: Some(address.clone()),
+                kind: EventKind::Warning,
+                operation: LIMIT.to_owned(),
+                reason: hit.reason.clone(),
+                message: hit.message.clone(),
+                run: None,
+            });
+            let events: Vec<Event> = events.collect();
+            if !events.is_empty() {
+                self.store.append(&self.name, events).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Providers that could not be asked, with their reasons.

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 
-use super::spec::{Limits, LimitsInfo};
+use super::spec::{IoLimits, Limits, LimitsInfo};
+use super::throttle;
 
 /// The directory of our groups, in whatever group they are made.
 const OURS: &str = "pocketenv";
@@ -38,20 +39,31 @@ pub enum Controller {
     Memory,
     /// The number of processes and threads.
     Pids,
+    /// Reading and writing of devices; version 1 calls it `blkio`.
+    Io,
     /// Whether processes run at all. Limits nothing: its group is made when a sandbox is paused for the first time.
     Freezer,
 }
 
 impl Controller {
     /// Those that limit.
-    const ALL: [Controller; 3] = [Controller::Cpu, Controller::Memory, Controller::Pids];
+    const ALL: [Controller; 4] = [Controller::Cpu, Controller::Memory, Controller::Pids, Controller::Io];
 
     fn name(self) -> &'static str {
         match self {
             Controller::Cpu => "cpu",
             Controller::Memory => "memory",
             Controller::Pids => "pids",
+            Controller::Io => "io",
             Controller::Freezer => "freezer",
+        }
+    }
+
+    /// Its name in version 1.
+    fn first_name(self) -> &'static str {
+        match self {
+            Controller::Io => "blkio",
+            other => other.name(),
         }
     }
 
@@ -60,6 +72,7 @@ impl Controller {
             Controller::Cpu => limits.cpu_millis.is_some(),
             Controller::Memory => limits.memory.is_some(),
             Controller::Pids => limits.pids.is_some(),
+            Controller::Io => limits.io != IoLimits::default(),
             Controller::Freezer => false,
         }
     }
@@ -126,7 +139,9 @@ impl Available {
     /// # Errors
     /// The text names the limits that cannot, why, and what to do.
     pub fn check(&self, limits: &Limits) -> Result<(), String> {
-        if limits.cpu_millis == Some(0) || limits.memory == Some(0) || limits.pids == Some(0) {
+        let IoLimits { read, write, read_ops, write_ops } = limits.io;
+        let zero = [limits.memory, read, write, read_ops, write_ops].contains(&Some(0));
+        if zero || limits.cpu_millis == Some(0) || limits.pids == Some(0) {
             return Err("a limit of 0 lets nothing run".to_owned());
         }
         if limits.cpu_millis.is_some_and(|millis| u64::from(millis) * PERIOD / 1000 < SHORTEST) {
@@ -254,8 +269,8 @@ fn place(
     root: bool,
     writable: &dyn Fn(&Path) -> bool,
 ) -> Result<(PathBuf, bool), String> {
-    let name = controller.name();
-    let has = |list: &str| list.split(',').any(|item| item == name);
+    let (name, first_name) = (controller.name(), controller.first_name());
+    let has = |list: &str| list.split(',').any(|item| item == first_name);
     // Version 1 has a line for the controller, version 2 one without any.
     let own_path = |wanted: &dyn Fn(&str) -> bool| {
         own.lines().find_map(|line| {
@@ -427,11 +442,11 @@ pub fn thaw(groups: &[Group]) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the limits of the groups; what is absent is unlimited.
+/// Sets the limits of the groups; what is absent is unlimited. `devices` hold the files of the sandbox.
 ///
 /// # Errors
 /// What the kernel reports: memory that is in use cannot always be taken back.
-pub fn limit(groups: &[Group], limits: &Limits) -> io::Result<()> {
+pub fn limit(groups: &[Group], limits: &Limits, devices: &[String]) -> io::Result<()> {
     for group in groups {
         let set = |file: &str, value: &str| {
             fs::write(group.path.join(file), value).map_err(|error| at(&group.path.join(file), &error))
@@ -469,6 +484,13 @@ pub fn limit(groups: &[Group], limits: &Limits) -> io::Result<()> {
                 }
             }
             (Controller::Freezer, _) => {}
+            // Where nothing was limited and nothing is to be, the kernel may not even know how.
+            (Controller::Io, _) if limits.io == throttle::read(group) => {}
+            (Controller::Io, unified) => {
+                for (file, line) in throttle::lines(&limits.io, unified, devices) {
+                    set(file, &line)?;
+                }
+            }
             (Controller::Pids, _) => {
                 set("pids.max", &limits.pids.map_or("max".to_owned(), |n| n.to_string()))?
             }
@@ -514,10 +536,11 @@ pub fn measure(groups: &[Group]) -> io::Result<LimitsInfo> {
                 info.in_force.memory = limit.filter(|bytes| *bytes < (1 << 60));
                 info.oom_kills = counter(&read(events)?, "oom_kill");
                 if info.oom_kills > 0 {
-                    info.last_killed = last_killed(&group.path);
+                    info.last_killed = killed(&group.path, 0).pop().map(|killed| killed.name);
                 }
             }
             (Controller::Freezer, _) => {}
+            (Controller::Io, _) => info.in_force.io = throttle::read(group),
             (Controller::Pids, _) => {
                 info.in_force.pids = read("pids.max")?.trim().parse().ok();
                 info.forks_refused = counter(&read("pids.events")?, "max");
@@ -525,6 +548,24 @@ pub fn measure(groups: &[Group]) -> io::Result<LimitsInfo> {
         }
     }
     Ok(info)
+}
+
+/// Processes that the kernel killed because the memory was used up, and those that could not be started because there were too many.
+///
+/// # Errors
+/// What reading the groups reports.
+pub fn counters(groups: &[Group]) -> io::Result<(u64, u64)> {
+    let (mut killed, mut refused) = (0, 0);
+    for group in groups {
+        let read = |file: &str| fs::read_to_string(group.path.join(file));
+        match (group.controller, group.unified) {
+            (Controller::Memory, true) => killed = counter(&read("memory.events")?, "oom_kill"),
+            (Controller::Memory, false) => killed = counter(&read("memory.oom_control")?, "oom_kill"),
+            (Controller::Pids, _) => refused = counter(&read("pids.events")?, "max"),
+            _ => {}
+        }
+    }
+    Ok((killed, refused))
 }
 
 fn share(quota: Option<u64>, period: Option<u64>) -> Option<u32> {
@@ -536,28 +577,44 @@ fn counter(text: &str, name: &str) -> u64 {
     text.lines().find_map(value).unwrap_or(0)
 }
 
-/// The name of the last process that the kernel killed in this group, if its log can be read and still has it.
-fn last_killed(group: &Path) -> Option<String> {
+/// A process that the kernel killed because the memory of its group was used up.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Killed {
+    /// Its name.
+    pub name: String,
+    /// Its number, as seen from here.
+    pub pid: i32,
+    /// The number of the record of the kernel's log that tells of it.
+    pub record: u64,
+}
+
+/// The processes that were killed in this group, by records of the kernel's log after this one; those that it still has, if it can be read.
+pub fn killed(group: &Path, after: u64) -> Vec<Killed> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let mut log = fs::OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg").ok()?;
+    let mut killed = Vec::new();
+    let Ok(mut log) = fs::OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg") else {
+        return killed;
+    };
     let mut record = vec![0; 8192];
-    let mut last = None;
     for _ in 0..MAX_LOG {
         match log.read(&mut record) {
-            Ok(n) => last = killed_in(&String::from_utf8_lossy(&record[..n]), group).or(last),
+            Ok(n) => killed.extend(killed_in(&String::from_utf8_lossy(&record[..n]), group)),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {} // overwritten before it was read
             Err(_) => break,
         }
     }
-    last
+    killed.retain(|killed| killed.record > after);
+    killed
 }
 
 /// The process that a record of the kernel's log says was killed for this group.
-fn killed_in(record: &str, group: &Path) -> Option<String> {
-    let fields = record.split_once("oom-kill:")?.1;
+fn killed_in(record: &str, group: &Path) -> Option<Killed> {
+    let (head, fields) = record.split_once("oom-kill:")?;
+    let number = head.split(',').nth(1)?.parse().ok()?;
     let field = |name: &str| fields.split(',').find_map(|field| field.trim_end().strip_prefix(name));
     let of = Path::new(field("task_memcg=")?).strip_prefix("/").ok()?;
-    (!of.as_os_str().is_empty() && group.ends_with(of)).then(|| field("task=").map(str::to_owned))?
+    let (name, pid) = (field("task=")?.to_owned(), field("pid=")?.parse().ok()?);
+    (!of.as_os_str().is_empty() && group.ends_with(of)).then_some(Killed { name, pid, record: number })
 }
 
 /// Removes the groups, and the directory that holds ours when they were the last. Absent is fine.
@@ -639,7 +696,7 @@ mod tests {
         // The groups, on files that stand for the kernel's.
         for group in found.make("box").unwrap() {
             assert_eq!(group.path, service.join("pocketenv/box"));
-            limit(&[group], &all(Limits::default())).unwrap();
+            limit(&[group], &all(Limits::default()), &[]).unwrap();
         }
         let read = |file: &str| fs::read_to_string(service.join("pocketenv/box").join(file)).unwrap();
         assert_eq!(
@@ -653,7 +710,8 @@ mod tests {
         let record = "6,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,\
             oom_memcg=/pocketenv/a-1,task_memcg=/pocketenv/a-1,task=python3,pid=7,uid=0\n";
         let killed = |group: &str| killed_in(record, Path::new(group));
-        assert_eq!(killed("/sys/fs/cgroup/memory/pocketenv/a-1"), Some("python3".to_owned()));
+        let python = Killed { name: "python3".to_owned(), pid: 7, record: 1 };
+        assert_eq!(killed("/sys/fs/cgroup/memory/pocketenv/a-1"), Some(python));
         assert_eq!(killed("/sys/fs/cgroup/memory/pocketenv/a-2"), None);
         assert_eq!(killed_in("6,1,2,-;something else", Path::new("/x")), None);
     }

@@ -52,6 +52,8 @@ pub struct Given {
     pub slots: Vec<usize>,
     /// The certificate of its authority, where its proxy ends TLS itself.
     pub authority: Option<String>,
+    /// Whether the last descriptor is the mount of the sandbox's disk.
+    pub disk: bool,
 }
 
 /// What commands get whoever runs them.
@@ -173,10 +175,11 @@ fn open_run_file(run: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
 
 fn launch(shim: &OwnedFd, plan: &[Step]) -> Result<Vec<String>, (String, io::Error)> {
     let start = || -> io::Result<Real> {
-        let (bytes, fds) = seq::recv(shim)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (bytes, mut fds) = seq::recv(shim)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let given: Given = seq::decode(&bytes)?;
         let mut real = Real::default();
         real.authority = given.authority;
+        real.disk = if given.disk { fds.pop() } else { None };
         for (slot, fd) in given.slots.into_iter().zip(fds) {
             real.sources.resize_with(real.sources.len().max(slot + 1), || None);
             real.sources[slot] = Some(fd);

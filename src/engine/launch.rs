@@ -13,7 +13,7 @@ use super::device;
 use super::skeleton;
 use super::spec::{BoxSpec, Image, MountSource, Network};
 
-/// The new root, relative to the sandbox's directory, which is init's working directory throughout.
+/// The new root, relative to the sandbox's directory, or to its disk if it has one: init's working directory throughout.
 pub const ROOT: &str = "rootfs";
 
 /// How ids inside map to ids of the host. Fixed at creation, since the files belong to them.
@@ -139,6 +139,8 @@ pub enum Step {
     Loopback,
     /// Keep mounts from travelling to the host.
     PrivateMounts,
+    /// Attach the sandbox's own disk, and go on there: its files are on it and not in its directory.
+    EnterDisk,
     /// Mount a tree somewhere else, without set-user-id and devices.
     Bind { from: String, to: String, read_only: bool, recursive: bool },
     /// Bind one device node.
@@ -197,6 +199,7 @@ impl fmt::Display for Step {
             Step::Hostname(_) => f.write_str("set the host name"),
             Step::Loopback => f.write_str("bring loopback up"),
             Step::PrivateMounts => f.write_str("make mounts private"),
+            Step::EnterDisk => f.write_str("attach its disk"),
             Step::Bind { from, to, .. } => write!(f, "bind {from} to {to}"),
             Step::Device(name) => write!(f, "bind /dev/{name}"),
             Step::Give { path, .. } => write!(f, "open {} as root inside", path.display()),
@@ -278,6 +281,9 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
         steps.push(Step::Loopback);
     }
     steps.push(Step::PrivateMounts);
+    if spec.limits.disk.is_some() {
+        steps.push(Step::EnterDisk);
+    }
     match &spec.image {
         Image::Host => host_root(places, facts, &request.snapshots, &mut steps),
         // A copy would be as large as the image, for each sandbox.
@@ -577,6 +583,23 @@ mod tests {
         };
         assert!(!steps.iter().any(of_host), "{steps:?}");
         assert!(steps.contains(&Step::MakeDir("/srv/app".into())));
+    }
+
+    #[test]
+    fn a_disk_of_its_own_is_attached_before_anything_is_laid_on_it() {
+        let mut request = request(Network::None);
+        assert!(!plan(&request, &facts()).contains(&Step::EnterDisk));
+        request.spec.limits.disk = Some(1 << 30);
+        for image in [Image::Host, Image::Oci(OciImage::default())] {
+            request.spec.image = image;
+            let steps = plan(&request, &facts());
+            let attached = position(&steps, |s| *s == Step::EnterDisk);
+            assert!(
+                position(&steps, |s| *s == Step::PrivateMounts) < attached,
+                "it does not travel to the host"
+            );
+            assert!(attached < position(&steps, |s| s.to_string().contains("overlay")), "{steps:?}");
+        }
     }
 
     #[test]

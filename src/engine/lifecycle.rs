@@ -15,6 +15,7 @@ use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Controller};
 use super::client;
 use super::device;
+use super::disk::{self, Files};
 use super::error::EngineError;
 use super::launch::LaunchRequest;
 use super::lifetime::Moment;
@@ -25,8 +26,11 @@ use super::remove;
 use super::rootfs;
 use super::seq::Seq;
 use super::shim::{self, Answer, Order, Task};
-use super::spec::{BoxInfo, BoxSpec, BoxState, Forward, ForwardInfo, Limits, LimitsInfo, MountSource};
+use super::spec::{
+    BoxInfo, BoxSpec, BoxState, Forward, ForwardInfo, IoLimits, Limits, LimitsInfo, MountSource,
+};
 use super::state::{self, Ended, Lock, Record, Run};
+use super::throttle;
 
 /// How long the processes may take to go after they were told to, beyond the grace.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -134,7 +138,7 @@ impl Engine {
     ) -> Result<BoxInfo, EngineError> {
         check_name(id)?;
         check_spec(spec)?;
-        check_limits(&spec.limits)?;
+        self.check_limits(&spec.limits)?;
         let lock = self.lock(id).await?;
         let record = match self.record(id)? {
             Some(record) if record.labels != *labels => {
@@ -216,7 +220,7 @@ impl Engine {
     /// [`EngineError::Running`], [`EngineError::NotFound`], [`EngineError::Invalid`], [`EngineError::File`].
     pub async fn reconfigure(&self, id: &str, spec: &BoxSpec) -> Result<(), EngineError> {
         check_spec(spec)?;
-        check_limits(&spec.limits)?;
+        self.check_limits(&spec.limits)?;
         let (_lock, mut record) = self.existing(id).await?;
         if self.liveness(id)?.0.pid().is_some() {
             return Err(EngineError::Running(id.to_owned()));
@@ -224,8 +228,10 @@ impl Engine {
         if spec.snapshot != record.spec.snapshot {
             return Err(EngineError::Invalid("what a sandbox starts from cannot be changed".to_owned()));
         }
+        disk::can_become(record.spec.limits.disk, spec.limits.disk).map_err(EngineError::Invalid)?;
         let dir = self.dir(id);
-        rootfs::forget_network_files(&dir).map_err(EngineError::file("update", &dir))?;
+        let forget = || rootfs::forget_network_files(Files::of(&dir)?.path());
+        forget().map_err(EngineError::file("update", &dir))?;
         record.spec = spec.clone();
         self.write_record(&record)
     }
@@ -351,12 +357,16 @@ impl Engine {
         }
         let groups = run.iter().flat_map(|run| &run.cgroups).cloned().collect::<Vec<_>>();
         let limited = groups.iter().any(|group| group.controller != Controller::Freezer);
-        let limits = match state.pid() {
+        let mut limits = match state.pid() {
             // It may end between the two looks, and its groups with it: then nothing is in force.
             Some(_) if limited => Some(cgroup::measure(&groups).unwrap_or_default()),
             Some(_) if record.spec.limits != Limits::default() => Some(LimitsInfo::default()),
             _ => None,
         };
+        if let (Some(pid), Some(limits)) = (state.pid(), &mut limits) {
+            limits.disk = disk::of_running(&self.dir(&record.id), pid).unwrap_or_default();
+            limits.in_force.disk = limits.disk.map(|disk| disk.limit);
+        }
         let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
         let bound = match state.pid() {
             Some(_) if !record.spec.bound.is_empty() => self.bound(&record.id).await?,
@@ -366,6 +376,7 @@ impl Engine {
         Ok(BoxInfo {
             bound,
             limits,
+            hits: self.hits(&record.id)?,
             lost,
             expires_at: left.map(|left| state::now_ms().saturating_add(left)),
             id: record.id,
@@ -591,6 +602,25 @@ impl Engine {
         }
     }
 
+    /// Whether all of them can be enforced here.
+    pub(super) fn check_limits(&self, limits: &Limits) -> Result<(), EngineError> {
+        if let Some(limit) = limits.disk {
+            disk::check(limit).map_err(EngineError::Unenforceable)?;
+        }
+        if !limits.need_groups() {
+            return Ok(());
+        }
+        let available =
+            Available::here().map_err(EngineError::file("read", Path::new("/proc/self/cgroup")))?;
+        available.check(limits).map_err(EngineError::Unenforceable)?;
+        if limits.io != IoLimits::default() {
+            let why_not =
+                |why| EngineError::Unenforceable(format!("io cannot be limited here: {why}; remove `io`"));
+            throttle::device(&absolute(&self.root)?).map_err(why_not)?;
+        }
+        Ok(())
+    }
+
     /// Ends and removes everything, the state last, so that a removal that was cut short is still listed.
     pub(super) async fn remove(&self, id: &str) -> Result<(), EngineError> {
         self.end(id, None).await?;
@@ -599,7 +629,7 @@ impl Engine {
             return Ok(());
         }
         if let Ok(Some(record)) = self.record(id)
-            && record.spec.limits != Limits::default()
+            && record.spec.limits.need_groups()
             && let Ok(available) = Available::here()
         {
             // Of a launch that was cut short before it wrote them down.
@@ -649,6 +679,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         bound: BTreeMap::new(),
         choices: Vec::new(),
         limits: None,
+        hits: Vec::new(),
         lost: Vec::new(),
     }
 }
@@ -746,14 +777,6 @@ fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
         }
         _ => Ok(()),
     }
-}
-
-pub(super) fn check_limits(limits: &Limits) -> Result<(), EngineError> {
-    if *limits == Limits::default() {
-        return Ok(());
-    }
-    let available = Available::here().map_err(EngineError::file("read", Path::new("/proc/self/cgroup")))?;
-    available.check(limits).map_err(EngineError::Unenforceable)
 }
 
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, EngineError> {

@@ -5,7 +5,8 @@
 //! other. A request travels from the caller to the shim, which passes it on with the caller's own connection, so a command's
 //! streams and answers go straight between caller and init.
 //!
-//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}`, `volumes/<name>/`, `snapshots/<name>/`,
+//! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}` (with a limit on the disk
+//! its files are in `disk.img` instead, see `disk`), `volumes/<name>/`, `snapshots/<name>/`,
 //! `skeletons/<hash>/` with what sandboxes have in common, `images/` (see `image::Store`), `locks/`;
 //! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
 
@@ -17,11 +18,13 @@ mod command;
 mod copy;
 mod destination;
 mod device;
+mod disk;
 mod egress;
 mod error;
 mod export;
 mod fence;
 mod hello;
+mod hits;
 mod hosts;
 mod images;
 mod init;
@@ -50,18 +53,22 @@ mod spec;
 mod state;
 mod sys;
 mod syscalls;
+mod throttle;
 mod user;
 mod volume;
 
 pub use bound::{BoundHost, BoundSecret, BoundValue};
 pub use client::{Attached, ExecHandle, Stdio, resize};
 pub use device::Device;
+pub use disk::{MAX as MAX_DISK, MIN as MIN_DISK};
 pub use egress::{Attempt, EgressHost, EgressRule, Outcome};
 pub use error::EngineError;
+pub use hits::{Held, Hit};
 pub use layers::{RunStep, Taken};
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
-    BoxInfo, BoxSpec, BoxState, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo, Lifetime, Limits,
-    LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, SessionInfo, SnapshotInfo, VolumeInfo,
+    BoxInfo, BoxSpec, BoxState, DiskInfo, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo,
+    IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, SessionInfo,
+    SnapshotInfo, VolumeInfo,
 };

@@ -56,6 +56,8 @@ pub enum Request {
     Idle,
     /// Replace when it ends by itself.
     SetLifetime(Lifetime),
+    /// Limits may be others now than they were.
+    SetLimits,
     /// Replace the values of bound secrets. Descriptor: the packed values.
     Bind,
     /// Which bound secrets have a value.

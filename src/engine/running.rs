@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 
 use super::cgroup::{self, Available, Controller};
 use super::client::{self, Attached, ExecHandle, Stdio};
+use super::disk::{self, Files};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
-use super::lifecycle::{Engine, absolute, check_limits, check_name, read_state};
+use super::lifecycle::{Engine, absolute, check_name, read_state};
 use super::proto::{Reply, Request};
 use super::spec::{ExecRequest, Forward, Limits, Link, Name, SessionInfo};
 use super::state;
@@ -18,14 +19,19 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Unenforceable`], [`EngineError::NotFound`], [`EngineError::Control`] where the kernel refuses, [`EngineError::File`].
     pub async fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), EngineError> {
-        check_limits(limits)?;
+        self.check_limits(limits)?;
         let (_lock, mut record) = self.existing(id).await?;
+        disk::can_become(record.spec.limits.disk, limits.disk).map_err(EngineError::Invalid)?;
         let control = |source| EngineError::Control { id: id.to_owned(), source };
         let (state, run) = self.liveness(id)?;
         if let (Some(pid), Some(mut run)) = (state.pid(), run) {
+            let dir = absolute(&self.dir(id))?;
+            if record.spec.limits.disk != limits.disk {
+                return Err(EngineError::Running(id.to_owned()));
+            }
+            let files = Files::of(&dir).map_err(EngineError::file("look at the disk in", &dir))?;
             let limited = run.cgroups.iter().any(|group| group.controller != Controller::Freezer);
-            if !limited && *limits != Limits::default() {
-                let dir = absolute(&self.dir(id))?;
+            if !limited && limits.need_groups() {
                 let available = Available::here().map_err(control)?;
                 run.cgroups.extend(available.make(&cgroup::name(&dir, id)).map_err(control)?);
                 // Written down before anything is in them: from here on whoever ends the sandbox removes them.
@@ -33,13 +39,20 @@ impl Engine {
                 state::write(&path, &run, false).map_err(EngineError::file("write", &path))?;
                 cgroup::enter_all(&run.cgroups, pid).map_err(control)?;
             }
-            cgroup::limit(&run.cgroups, limits).map_err(control)?;
+            cgroup::limit(&run.cgroups, limits, &files.devices(&dir)).map_err(control)?;
         }
         if record.spec.limits == *limits {
             return Ok(());
         }
         record.spec.limits = *limits;
-        self.write_record(&record)
+        self.write_record(&record)?;
+        if state.pid().is_some()
+            && let Ok(shim) = self.reach(id).await
+        {
+            // Who keeps the account of what they hold back; the shim of an older version keeps none.
+            let _ = self.ask(id, &shim, &Request::SetLimits).await;
+        }
+        Ok(())
     }
 
     /// Runs a command inside a running sandbox.

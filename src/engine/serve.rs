@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use rustix::net::SocketFlags;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::authority::Authority;
 use super::bound::Bound;
 use super::cgroup;
 use super::egress::{Account, Policy};
+use super::hits;
 use super::lifetime::{self, Over, Uses};
 use super::proto::{self, Reply, Request};
 use super::proxy::{self, Named, Proxy};
@@ -123,6 +124,7 @@ struct Shim {
     policy: Arc<Policy>,
     bound: Arc<Bound>,
     account: Arc<Account>,
+    limits_changed: Notify,
 }
 
 /// What listens at addresses of the loopback inside, and where it leads.
@@ -141,6 +143,7 @@ struct Open {
 pub async fn serve(
     order: Order,
     caller: Caller,
+    first: i32,
     init: OwnedFd,
     pidfd: OwnedFd,
     listener: OwnedFd,
@@ -148,6 +151,7 @@ pub async fn serve(
 ) -> io::Result<End> {
     let (lifetime, lifetime_changes) = watch::channel(order.request.spec.lifetime);
     let created = order.created.clone();
+    let limits = order.request.spec.limits;
     let shim = Arc::new(Shim {
         sandbox: Arc::new(Sandbox(Seq::new(init)?)),
         asked: AtomicBool::new(false),
@@ -160,6 +164,7 @@ pub async fn serve(
         policy: Arc::new(Policy::new(order.request.spec.egress.clone())),
         bound: Arc::new(Bound::new(order.request.spec.bound.clone(), authority, order.trust.clone())),
         account: Arc::new(Account::open()),
+        limits_changed: Notify::new(),
     });
     let gone = sys::watch(pidfd, tokio::io::Interest::READABLE)?;
     let listener = sys::watch(listener, tokio::io::Interest::READABLE)?;
@@ -168,6 +173,8 @@ pub async fn serve(
     let idle_inside = || async { shim.sandbox.idle().await };
     let over = lifetime::over(lifetime_changes, created, &shim.uses, idle_inside);
     tokio::pin!(over);
+    let limits = hits::watch(first, limits, &shim.limits_changed);
+    tokio::pin!(limits);
     let mut ended = None;
     loop {
         tokio::select! {
@@ -180,6 +187,7 @@ pub async fn serve(
                     (false, None) => End::Alone,
                 });
             }
+            () = &mut limits => {}
             why = &mut over, if ended.is_none() => {
                 ended = Some(why);
                 let groups = state::read::<Run>(Path::new("run.json"))?.map(|run| run.cgroups).unwrap_or_default();
@@ -294,6 +302,10 @@ impl Shim {
             },
             Request::SetLifetime(lifetime) => {
                 self.lifetime.send_replace(lifetime);
+                client.try_send(&Reply::Done)
+            }
+            Request::SetLimits => {
+                self.limits_changed.notify_one();
                 client.try_send(&Reply::Done)
             }
             Request::Bind => {

@@ -20,6 +20,7 @@ use super::authority::Authority;
 use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Group};
 use super::device;
+use super::disk::{Disk, Files};
 use super::init::{self, Given, Launched};
 use super::launch::{self, HostFacts, IdMap, LaunchRequest, Places, wants_idmap};
 use super::lifecycle::Engine;
@@ -29,7 +30,7 @@ use super::proxy::Upstream;
 use super::remove;
 use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
-use super::spec::{Forward, Image, Limits, Link, Name, Network};
+use super::spec::{Forward, Image, Link, Name, Network};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{layers, rootfs, seccomp, seq, snapshot, sys, syscalls};
 use crate::image;
@@ -316,7 +317,8 @@ fn launch(order: &Order) -> Result<Live, Failure> {
         Image::Host => rootfs::host_facts(),
         Image::Oci(_) => HostFacts::default(),
     };
-    rootfs::prepare(&order.dir, request, &facts).map_err(step("prepare the files"))?;
+    let files = Files::ready(&order.dir, request.spec.limits.disk).map_err(step("prepare its disk"))?;
+    rootfs::prepare(files.path(), request, &facts).map_err(step("prepare the files"))?;
     device::make(&order.dir, &request.id_map, &request.devices).map_err(step("make nodes of devices"))?;
     let entries = match &request.spec.image {
         Image::Host => skeleton::for_host(&facts),
@@ -341,7 +343,7 @@ fn launch(order: &Order) -> Result<Live, Failure> {
             .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
     };
     let shim = ProcessId::of(std::process::id() as i32).map_err(step("read /proc"))?;
-    let cgroups = limited(order).map_err(step("make the control groups"))?;
+    let cgroups = limited(order, &files).map_err(step("make the control groups"))?;
     let (pid, pidfd) = match sys::clone_into_namespaces(launch::namespaces(request.spec.network))
         .map_err(step("make the namespaces"))?
     {
@@ -355,11 +357,13 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     cgroup::enter(&cgroups.0, pid).map_err(step("enter the control groups"))?;
     write_id_maps(pid, &request.id_map).map_err(step("write the id maps"))?;
     let (slots, mounts, mut choices) = mapped_mounts(pid, request);
-    let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+    let disk = files.disk().map(Disk::mount);
+    let fds: Vec<_> = mounts.iter().chain(disk).map(AsFd::as_fd).collect();
     // Made after init was: nothing inside ever has its key.
     let authority = bound::ends_tls(&request.spec).then(Authority::new).transpose();
     let authority = authority.map_err(step("make an authority for its proxy"))?;
-    let given = Given { slots, authority: authority.as_ref().map(|authority| authority.pem().to_owned()) };
+    let pem = authority.as_ref().map(|authority| authority.pem().to_owned());
+    let given = Given { slots, authority: pem, disk: disk.is_some() };
     seq::send(&ours, &given, &fds).map_err(step("talk to init"))?;
     drop(mounts);
     let answer = seq::recv(&ours).map_err(step("talk to init"))?;
@@ -406,15 +410,15 @@ impl Drop for Groups {
 }
 
 /// The groups of a sandbox with a limit, with the limits in force.
-fn limited(order: &Order) -> io::Result<Groups> {
+fn limited(order: &Order, files: &Files) -> io::Result<Groups> {
     let limits = &order.request.spec.limits;
-    if *limits == Limits::default() {
+    if !limits.need_groups() {
         return Ok(Groups(Vec::new()));
     }
     let available = Available::here()?;
     available.check(limits).map_err(io::Error::other)?;
     let groups = Groups(available.make(&cgroup::name(&order.dir, &order.request.id))?);
-    cgroup::limit(&groups.0, limits)?;
+    cgroup::limit(&groups.0, limits, &files.devices(&order.dir))?;
     Ok(groups)
 }
 
@@ -516,7 +520,7 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     let control = order.control.clone();
     let (id, dir) = (order.request.id.clone(), order.dir.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = runtime.block_on(serve::serve(order, caller, init, pidfd, listener, authority));
+    let asked = runtime.block_on(serve::serve(order, caller, run.init.pid, init, pidfd, listener, authority));
     let status = rustix::process::wait(WaitOptions::NOHANG).ok().flatten();
     let asked = asked?;
     run.ended = Some(match (asked, status.and_then(|(_, status)| status.terminating_signal())) {

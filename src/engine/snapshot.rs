@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, Group};
 use super::copy;
+use super::disk::Files;
 use super::error::EngineError;
 use super::launch::{Below, IdMap};
 use super::lifecycle::{Engine, absolute, check_name, names};
@@ -332,6 +333,8 @@ fn holds_more_than(dir: &Path, names: &[&str]) -> io::Result<bool> {
 /// # Errors
 /// What the file system reports, with the path.
 pub(super) fn copy_parts(from: &Path, to: &Path) -> io::Result<u64> {
+    let files = Files::of(from)?;
+    let from = files.path();
     PARTS.iter().map(|part| copy::copy_tree(&from.join(part), &to.join(part))).sum()
 }
 
@@ -340,5 +343,8 @@ pub(super) fn copy_parts(from: &Path, to: &Path) -> io::Result<u64> {
 /// # Errors
 /// What the file system reports, with the path.
 pub(super) fn size_of_parts(dir: &Path) -> io::Result<u64> {
+    if let Some(disk) = Files::of(dir)?.disk() {
+        return Ok(disk.measure()?.used);
+    }
     PARTS.iter().map(|part| copy::size(&dir.join(part))).sum()
 }

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::bound::BoundSecret;
 use super::device::Device;
 use super::egress::EgressRule;
+use super::hits::Hit;
 
 /// Where a sandbox's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -156,6 +157,53 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u32>,
+    /// Bytes of files that it writes outside its volumes, with what their file system needs. It can only grow.
+    #[serde(default)]
+    pub disk: Option<u64>,
+    /// Reading and writing of the devices that hold its files.
+    #[serde(default)]
+    pub io: IoLimits,
+}
+
+/// What may be read and written in a second; what is absent is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IoLimits {
+    /// Bytes read.
+    pub read: Option<u64>,
+    /// Bytes written.
+    pub write: Option<u64>,
+    /// Reads.
+    pub read_ops: Option<u64>,
+    /// Writes.
+    pub write_ops: Option<u64>,
+}
+
+impl Limits {
+    /// Whether control groups are needed for them.
+    pub(super) fn need_groups(&self) -> bool {
+        Limits { disk: None, ..*self } != Limits::default()
+    }
+}
+
+/// How much of a limited disk is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Its bytes.
+    pub limit: u64,
+    /// Those that cannot be written to any more.
+    pub used: u64,
+    /// How many files it can hold.
+    pub files_limit: u64,
+    /// How many it holds.
+    pub files_used: u64,
+}
+
+impl DiskInfo {
+    /// Whether next to nothing can be written to it any more.
+    pub fn is_full(&self) -> bool {
+        let full = |used: u64, limit: u64| limit.saturating_sub(used) < limit.div_ceil(200);
+        full(self.used, self.limit) || full(self.files_used, self.files_limit)
+    }
 }
 
 /// Limits as they are measured on a running sandbox.
@@ -165,6 +213,8 @@ pub struct LimitsInfo {
     pub by: String,
     /// Those that hold.
     pub in_force: Limits,
+    /// How much of its disk is used, where that is limited.
+    pub disk: Option<DiskInfo>,
     /// Processes that the kernel killed because the memory was used up.
     pub oom_kills: u64,
     /// The name of the last of them, where the kernel's log tells.
@@ -286,6 +336,8 @@ pub struct BoxInfo {
     pub choices: Vec<String>,
     /// Its limits, while it runs and has any.
     pub limits: Option<LimitsInfo>,
+    /// What they held back, in this run and before, oldest first.
+    pub hits: Vec<Hit>,
     /// Targets of host directories that a running sandbox does not have any more, or that lead to another directory on the host now.
     pub lost: Vec<PathBuf>,
 }

@@ -354,3 +354,69 @@ pub fn landlock_abi() -> io::Result<i32> {
     };
     if abi < 0 { Err(io::Error::last_os_error()) } else { Ok(abi as i32) }
 }
+
+/// `struct loop_info64` of the kernel.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encryption: [u32; 2],
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of the kernel.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// The number of a loop device that nobody uses at this moment.
+///
+/// # Errors
+/// What `LOOP_CTL_GET_FREE` reports.
+pub fn free_loop(control: impl AsFd) -> io::Result<i32> {
+    const LOOP_CTL_GET_FREE: u32 = 0x4C82;
+    // SAFETY: this request takes no argument.
+    check(unsafe { libc::ioctl(control.as_fd().as_raw_fd(), LOOP_CTL_GET_FREE as _) })
+}
+
+/// Gives a loop device the file that is behind it, until the last who has the device open, or mounted, lets go of it.
+///
+/// # Errors
+/// What `LOOP_CONFIGURE` reports; `ResourceBusy` where it has one.
+pub fn configure_loop(device: impl AsFd, file: impl AsFd) -> io::Result<()> {
+    const LOOP_CONFIGURE: u32 = 0x4C0A;
+    const AUTOCLEAR: u32 = 4;
+    // SAFETY: all of the structure are plain numbers, for which zero is valid; its layout is the kernel's, and it outlives the call.
+    unsafe {
+        let mut config: LoopConfig = std::mem::zeroed();
+        config.fd = file.as_fd().as_raw_fd() as u32;
+        config.info.flags = AUTOCLEAR;
+        check(libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE as _, &raw const config)).map(drop)
+    }
+}
+
+/// The device and number of the file behind a loop device.
+///
+/// # Errors
+/// What `LOOP_GET_STATUS64` reports; `ENXIO` where there is none.
+pub fn loop_file(device: impl AsFd) -> io::Result<(u64, u64)> {
+    const LOOP_GET_STATUS64: u32 = 0x4C05;
+    // SAFETY: as above; the kernel writes no more than the structure.
+    unsafe {
+        let mut info: LoopInfo = std::mem::zeroed();
+        check(libc::ioctl(device.as_fd().as_raw_fd(), LOOP_GET_STATUS64 as _, &raw mut info))?;
+        Ok((info.device, info.inode))
+    }
+}

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::bound;
+use super::disk;
 use super::fence;
 use super::launch::{ROOT, Step, Syscalls};
 use super::skeleton;
@@ -41,6 +42,8 @@ pub struct Real {
     pub sources: Vec<Option<OwnedFd>>,
     /// The certificate of the authority of the sandbox's proxy, if it has one.
     pub authority: Option<String>,
+    /// The mount of the sandbox's disk, attached nowhere yet, if it has one.
+    pub disk: Option<OwnedFd>,
     /// The skeleton, once it is open.
     skeleton: Option<OwnedFd>,
     /// The snapshots, the uppermost first, once they are open.
@@ -76,6 +79,12 @@ impl Syscalls for Real {
                 "/",
                 MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
             )?),
+            Step::EnterDisk => {
+                let disk = self.disk.take().ok_or(io::ErrorKind::NotFound)?;
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                rustix::mount::move_mount(&disk, c"", CWD, disk::MOUNT_POINT, flags)?;
+                Ok(rustix::process::chdir(disk::MOUNT_POINT)?)
+            }
             Step::Bind { from, to, read_only, recursive } => {
                 bind(from, to, MountAttributes { read_only: *read_only, recursive: *recursive })
             }

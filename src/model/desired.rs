@@ -223,6 +223,32 @@ pub struct Resources {
     /// Processes and threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// Reading and writing of disks. Left out where it is unlimited, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "Io::is_unlimited")]
+    pub io: Io,
+}
+
+/// What may be read from and written to disks in a second. What is absent is unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Io {
+    /// Bytes read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<Quantity>,
+    /// Bytes written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write: Option<Quantity>,
+    /// Reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_ops: Option<u32>,
+    /// Writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_ops: Option<u32>,
+}
+
+impl Io {
+    fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A volume mounted into a sandbox.

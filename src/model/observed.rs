@@ -72,8 +72,44 @@ pub struct ObservedSandbox {
     /// Keyed digests of the values of bound secrets that its way out has, while it runs.
     #[serde(default)]
     pub bound: BTreeMap<String, String>,
+    /// What it uses of its limits, and what they held back, where the provider tells.
+    #[serde(default)]
+    pub usage: Usage,
     /// What else is worth telling, such as fallbacks the engine took.
     pub notes: Vec<String>,
+}
+
+/// What a sandbox uses of its limits, and what they held back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Its disk, where that is limited, while it runs.
+    pub disk: Option<DiskUse>,
+    /// What its limits held back, oldest first; the latest hundred.
+    pub hits: Vec<LimitHit>,
+}
+
+/// How much of a limited disk is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUse {
+    /// The bytes used, those for the file system itself among them.
+    pub used_bytes: u64,
+    /// The bytes of all of it.
+    pub limit_bytes: u64,
+    /// The files, directories and links on it.
+    pub files: u64,
+    /// How many it can hold.
+    pub files_limit: u64,
+}
+
+/// Something that a limit held back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitHit {
+    /// When.
+    pub at: Timestamp,
+    /// One CamelCase word for programs: `OutOfMemory`, `TooManyProcesses`, `DiskFull`.
+    pub reason: String,
+    /// One sentence for people.
+    pub message: String,
 }
 
 /// Where a port is reached.

@@ -27,6 +27,12 @@ impl Quantity {
         Self(bytes)
     }
 
+    /// So many bytes as people read them: a whole number of at least 10, or less than the next unit, rounded up.
+    pub fn rounded(bytes: u64) -> Self {
+        let unit = UNITS[..4].iter().find(|(_, unit)| bytes >= 10 * unit).map_or(1, |(_, unit)| *unit);
+        Self(bytes.div_ceil(unit).saturating_mul(unit))
+    }
+
     /// The number of bytes.
     pub const fn as_bytes(self) -> u64 {
         self.0
@@ -100,6 +106,11 @@ mod tests {
         assert_eq!("512MiB".parse::<Quantity>().unwrap().as_bytes(), 512 << 20);
         assert_eq!("2GB".parse::<Quantity>().unwrap().as_bytes(), 2_000_000_000);
         assert_eq!("4096MiB".parse::<Quantity>().unwrap().to_string(), "4GiB");
+        for (bytes, text) in
+            [(5, "5B"), (7_700_480, "7520KiB"), (64 << 20, "64MiB"), ((11 << 30) + 1, "12GiB")]
+        {
+            assert_eq!(Quantity::rounded(bytes).to_string(), text);
+        }
         for text in ["", "GiB", "1.5GiB", "-1B", "4 GiB", "4gb", "99999999999TiB"] {
             assert!(text.parse::<Quantity>().is_err(), "{text}");
         }

@@ -65,6 +65,7 @@ fn observed(
         spec: Some(recorded.spec.clone()),
         endpoints: endpoints.collect(),
         missing_mounts: Vec::new(),
+        usage: Default::default(),
         bound: bound.collect(),
         notes: Vec::new(),
     }

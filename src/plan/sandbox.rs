@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::{
     Address, DesiredSandbox, DriftPolicy, Identity, IntentId, IntentOperation, Observation, ObservedSandbox,
-    PendingIntent, RecordedSandbox, RunState, SandboxId, SandboxState, labels,
+    PendingIntent, Quantity, RecordedSandbox, RunState, SandboxId, SandboxState, labels,
 };
 use crate::provider::{Capabilities, ChangeClass, StopMeaning};
 
@@ -364,7 +364,7 @@ impl<'a> One<'a, '_> {
         if !found.is_empty() && is_drift && !self.heals(b, "its spec was changed at the provider") {
             found.clear();
         }
-        let mut class = found.iter().map(|d| sheet.change_class(&segments(d))).max();
+        let mut class = found.iter().map(|d| change_class(sheet, d)).max();
         let mut reasons: Vec<Reason> = found.iter().map(|d| self.reason(b, d, is_drift)).collect();
         if is_unknown {
             class = class.max(Some(ChangeClass::Restart));
@@ -622,6 +622,18 @@ struct Bring {
 
 fn segments(difference: &diff::Difference) -> Vec<&str> {
     difference.path.iter().map(String::as_str).collect()
+}
+
+/// What a change needs. A disk can grow; with another change of it, the files would have to go somewhere else.
+fn change_class(sheet: &Capabilities, difference: &diff::Difference) -> ChangeClass {
+    let path = segments(difference);
+    let bytes =
+        |value: &Option<serde_json::Value>| -> Option<Quantity> { value.as_ref()?.as_str()?.parse().ok() };
+    let grows = || bytes(&difference.old).zip(bytes(&difference.new)).is_some_and(|(old, new)| old < new);
+    match path[..] {
+        ["resources", "disk"] if !grows() => ChangeClass::Recreate,
+        _ => sheet.change_class(&path),
+    }
 }
 
 fn disk_at_risk(name: &str) -> String {

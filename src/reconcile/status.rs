@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::model::{
-    Address, Condition, ConditionStatus, Desired, DesiredSandbox, Endpoint, Health, Identity, Observation,
-    Observed, ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, Resources, RunState,
-    SandboxState, ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
+    Address, Condition, ConditionStatus, Desired, DesiredSandbox, DiskUse, Endpoint, Health, Identity,
+    Observation, Observed, ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, Resources,
+    RunState, SandboxState, ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
 };
 use crate::plan::{Change, Note, Plan, Reason, Waiting, WaitingOn, report};
 
@@ -53,6 +53,9 @@ pub struct ResourceStatus {
     pub endpoint: Option<Endpoint>,
     /// Fallbacks and other remarks of the provider.
     pub notes: Vec<String>,
+    /// How much of its disk is used, for a sandbox that runs with a limit on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskUse>,
 }
 
 /// Derives the status of everything desired or still recorded.
@@ -204,6 +207,7 @@ impl<'a> Context<'a> {
             since: None,
             restarts: None,
             endpoint: None,
+            disk: None,
             notes: Vec::new(),
         }
     }
@@ -310,6 +314,7 @@ impl<'a> Context<'a> {
             id: Some(found.id.0.clone()),
             since: found.created_at,
             notes: found.notes.clone(),
+            disk: found.usage.disk,
             ..self.row(address, provider, health, phase(&found.state), message)
         };
         let mut row = self.with_conditions(row, name);
@@ -447,6 +452,7 @@ fn limits_enforced(declared: &Resources, found: &ObservedSandbox, generation: u6
                 ("memory", held.memory != declared.memory),
                 ("disk", held.disk != declared.disk),
                 ("pids", held.pids != declared.pids),
+                ("io", held.io != declared.io),
             ];
             let names: Vec<&str> =
                 differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect();

@@ -17,6 +17,8 @@ mod contents;
 mod crash;
 #[path = "../scenarios/database/scenario.rs"]
 mod database;
+#[path = "../scenarios/disk/scenario.rs"]
+mod disk;
 #[path = "../scenarios/drift/scenario.rs"]
 mod drift;
 #[path = "../scenarios/egress/scenario.rs"]

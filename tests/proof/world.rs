@@ -440,6 +440,7 @@ fn observed(vendor: &Vendor, id: &SandboxId, sandbox: &Sandbox, now: i64) -> Obs
         endpoints: ports.map(|(port, spec)| (*port, endpoint(spec))).collect(),
         bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
+        usage: Default::default(),
         notes: Vec::new(),
     }
 }

@@ -129,11 +129,29 @@ pub(crate) struct Resources {
     pub cpu: Option<Cpu>,
     /// Memory.
     pub memory: Option<Quantity>,
-    /// Disk.
+    /// What it writes to disk outside its volumes, with what its file system needs for itself. It can grow; a smaller one needs a new sandbox.
     pub disk: Option<Quantity>,
     /// Processes and threads.
     #[schemars(range(min = 1))]
     pub pids: Option<u32>,
+    /// Reading and writing of the disks that hold its files.
+    pub io: Option<Io>,
+}
+
+/// What may be read from and written to disks in a second. What is left out is unlimited.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Io {
+    /// Bytes read in a second.
+    pub read: Option<Quantity>,
+    /// Bytes written in a second.
+    pub write: Option<Quantity>,
+    /// Reads in a second.
+    #[schemars(range(min = 1))]
+    pub read_ops: Option<u32>,
+    /// Writes in a second.
+    #[schemars(range(min = 1))]
+    pub write_ops: Option<u32>,
 }
 
 /// How a secret is given. `{}` is the environment variable of the secret's name.

@@ -447,6 +447,12 @@ fn resources(raw: &language::Resources) -> Resources {
         memory: raw.memory,
         disk: raw.disk,
         pids: raw.pids,
+        io: raw.io.as_ref().map_or_else(Io::default, |io| Io {
+            read: io.read,
+            write: io.write,
+            read_ops: io.read_ops,
+            write_ops: io.write_ops,
+        }),
     }
 }
 

@@ -560,6 +560,7 @@ impl World {
             endpoints: BTreeMap::new(),
             bound: BTreeMap::new(),
             missing_mounts: Vec::new(),
+            usage: Default::default(),
             notes: Vec::new(),
         };
         let sandbox = Sandbox {

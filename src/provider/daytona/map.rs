@@ -302,6 +302,7 @@ pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
         endpoints,
         bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
+        usage: Default::default(),
         notes,
         spec,
         labels,

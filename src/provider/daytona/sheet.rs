@@ -60,6 +60,7 @@ pub static SHEET: Capabilities = Capabilities {
         // Of an image. A snapshot has its own, and what is asked for has to be that.
         honoured("resources", ChangeClass::Recreate),
         refused("resources.pids", "limits no processes", "remove `pids`"),
+        refused("resources.io", "has no limit on what a sandbox reads and writes", "remove `io`"),
         honoured("network", ChangeClass::Live),
         refused("network=host", "has no network of this machine", "remove `network`"),
         refused("network.mode=host", "has no network of this machine", "remove `network`"),

@@ -327,6 +327,7 @@ pub(super) fn observed(
     Some(ObservedSandbox {
         bound: BTreeMap::new(),
         missing_mounts: missing.cloned().collect(),
+        usage: Default::default(),
         id: SandboxId(id),
         state,
         created_at: container.created.map(|seconds| Timestamp(seconds.saturating_mul(1000))),

@@ -52,6 +52,11 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("build", ChangeClass::Recreate),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "cannot limit the disk of a sandbox", "remove `disk`"),
+        refused(
+            "resources.io",
+            "limits devices by their names on the daemon's machine only, which a manifest does not know",
+            "remove `io`",
+        ),
         honoured("hostname", ChangeClass::Recreate),
         honoured("volumes", ChangeClass::Recreate),
         refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),

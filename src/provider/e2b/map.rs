@@ -182,6 +182,7 @@ pub(super) fn observed(sandbox: api::SandboxDetail, domain: &str) -> ObservedSan
         started_at: timestamp(&sandbox.started_at),
         bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
+        usage: Default::default(),
         notes: match (state == SandboxState::Running, timestamp(&sandbox.end_at)) {
             (true, Some(at)) => {
                 let at = jiff::Timestamp::from_millisecond(at.0).unwrap_or_default();

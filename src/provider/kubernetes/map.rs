@@ -558,6 +558,7 @@ pub(super) fn observed(
         // A pod does not start without every one of its mounts.
         bound: BTreeMap::new(),
         missing_mounts: Vec::new(),
+        usage: Default::default(),
         notes,
         spec,
         labels,

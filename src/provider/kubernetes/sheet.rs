@@ -60,6 +60,7 @@ pub static SHEET: Capabilities = Capabilities {
             "evicts a pod that writes too much instead of refusing the writes",
             "remove `disk`",
         ),
+        refused("resources.io", "has no limit on what a pod reads and writes", "remove `io`"),
         refused(
             "resources.pids",
             "limits the processes of a pod by the settings of its nodes only",

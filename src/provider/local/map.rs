@@ -6,21 +6,24 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::build::BuildError;
 use crate::engine::{
     Attempt, BoundHost as EngineBoundHost, BoundSecret as EngineBound, BoxInfo, BoxSpec, BoxState,
-    Device as EngineDevice, EgressHost as EngineHost, EgressRule as EngineRule, EngineError, Forward,
-    Image as EngineImage, Lifetime, Limits, LimitsInfo, Link, Mount as EngineMount, MountSource, Name,
-    Network, Outcome, SnapshotInfo,
+    Device as EngineDevice, DiskInfo, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
+    Forward, Held, Hit, Image as EngineImage, IoLimits, Lifetime, Limits, LimitsInfo, Link,
+    Mount as EngineMount, MountSource, Name, Network, Outcome, SnapshotInfo,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
-    BoundHost, BoundSecret, Device, Duration, Egress, EgressAttempt, EgressHost, EgressRule, Endpoint,
-    Identity, Image, LifecycleSpec, NetworkMode, NetworkSpec, ObservedSandbox, Quantity, Resources,
-    SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
+    BoundHost, BoundSecret, Device, DiskUse, Duration, Egress, EgressAttempt, EgressHost, EgressRule,
+    Endpoint, Identity, Image, Io, LifecycleSpec, LimitHit, NetworkMode, NetworkSpec, ObservedSandbox,
+    Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, Usage, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
 
 /// Where the scripts of `guest` keep what must not outlive a run. They make these themselves where they are not, at the price of a program each.
 const RUN_DIRS: [&str; 2] = ["pocketenv", "pocketenv/services"];
+
+/// What the engine calls control groups of version 1.
+const FIRST_VERSION: &str = "cgroup v1";
 
 /// More than the largest page of any supported machine.
 const PAGE: u64 = 64 * 1024 + 1;
@@ -197,6 +200,13 @@ pub(super) fn limits(resources: &Resources) -> Limits {
         cpu_millis: resources.cpu_millis,
         memory: resources.memory.map(Quantity::as_bytes),
         pids: resources.pids,
+        disk: resources.disk.map(Quantity::as_bytes),
+        io: IoLimits {
+            read: resources.io.read.map(Quantity::as_bytes),
+            write: resources.io.write.map(Quantity::as_bytes),
+            read_ops: resources.io.read_ops.map(u64::from),
+            write_ops: resources.io.write_ops.map(u64::from),
+        },
     }
 }
 
@@ -225,12 +235,22 @@ fn limit_notes(info: &LimitsInfo) -> Vec<String> {
         said("cpu", held.cpu_millis.is_some()),
         said("memory", held.memory.is_some()),
         said("pids", held.pids.is_some()),
+        said("io", held.io != IoLimits::default()),
     ]
     .into_iter()
     .flatten()
     .collect();
     if !names.is_empty() {
         notes.push(format!("limits: {} by {}", names.join(", "), info.by));
+    }
+    if held.io != IoLimits::default() && info.by == FIRST_VERSION {
+        notes.push(format!(
+            "limits: {FIRST_VERSION} does not hold back what the kernel writes later from its memory"
+        ));
+    }
+    if let Some(disk) = &info.disk {
+        let full = if disk.is_full() { "is full" } else { "by a file system of its own" };
+        notes.push(format!("limits: disk {full}: {}", disk_use(disk)));
     }
     if info.oom_kills > 0 {
         let last = info.last_killed.as_ref().map_or(String::new(), |name| format!(", the last was `{name}`"));
@@ -240,6 +260,37 @@ fn limit_notes(info: &LimitsInfo) -> Vec<String> {
         notes.push(format!("limits: too many processes, refused: {}", info.forks_refused));
     }
     notes
+}
+
+/// How much of its disk is used, and what its limits held back.
+fn usage(info: &BoxInfo) -> Usage {
+    let disk = info.limits.as_ref().and_then(|limits| limits.disk).map(|disk| DiskUse {
+        used_bytes: disk.used,
+        limit_bytes: disk.limit,
+        files: disk.files_used,
+        files_limit: disk.files_limit,
+    });
+    Usage { disk, hits: info.hits.iter().map(hit).collect() }
+}
+
+fn hit(hit: &Hit) -> LimitHit {
+    let (reason, message) = match &hit.what {
+        Held::Killed { name, pid } => {
+            let name = name.as_ref().map_or_else(|| "a process".to_owned(), |name| format!("`{name}`"));
+            let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid} inside)"));
+            ("OutOfMemory", format!("the memory was used up, and the kernel killed {name}{pid}"))
+        }
+        Held::Refused(count) => {
+            ("TooManyProcesses", format!("there were too many processes: {count} could not be started"))
+        }
+        Held::Full(disk) => ("DiskFull", format!("the disk is full: {}", disk_use(disk))),
+    };
+    LimitHit { at: timestamp(hit.at), reason: reason.to_owned(), message }
+}
+
+fn disk_use(disk: &DiskInfo) -> String {
+    let [used, limit] = [disk.used, disk.limit].map(Quantity::rounded);
+    format!("{used} of {limit} used, {} of {} files", disk.files_used, disk.files_limit)
 }
 
 pub(super) fn forwards(spec: &SandboxSpec) -> Vec<Forward> {
@@ -309,6 +360,7 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         endpoints,
         missing_mounts: Vec::new(),
         bound: info.bound.clone(),
+        usage: usage(&info),
         notes: lifetime_notes(&info)
             .into_iter()
             .chain(info.choices)
@@ -361,6 +413,16 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
             spec.resources.memory = held.memory.map(Quantity::from_bytes);
         }
         spec.resources.pids = held.pids;
+        if spec.resources.disk.map(Quantity::as_bytes) != held.disk {
+            spec.resources.disk = held.disk.map(Quantity::from_bytes);
+        }
+        let ops = |value: Option<u64>| value.map(|value| u32::try_from(value).unwrap_or(u32::MAX));
+        spec.resources.io = Io {
+            read: held.io.read.map(Quantity::from_bytes),
+            write: held.io.write.map(Quantity::from_bytes),
+            read_ops: ops(held.io.read_ops),
+            write_ops: ops(held.io.write_ops),
+        };
     }
     for (port, declared) in &mut spec.ports {
         declared.host_port = info.forwards.iter().find(|f| f.port == *port).map(|f| f.listen.port());

@@ -2,7 +2,7 @@
 
 use crate::provider::base;
 use crate::provider::capabilities::{honoured, refused};
-use crate::provider::{Capabilities, ChangeClass, ResourceRanges, StopMeaning};
+use crate::provider::{Capabilities, ChangeClass, Range, ResourceRanges, StopMeaning};
 
 /// The sheet of provider `local`.
 pub static SHEET: Capabilities = Capabilities {
@@ -23,7 +23,10 @@ pub static SHEET: Capabilities = Capabilities {
     sessions: true,
     dial: true,
     longest_life_ms: None,
-    resources: ResourceRanges::ANY,
+    resources: ResourceRanges {
+        disk: Some(Range { min: crate::engine::MIN_DISK, max: crate::engine::MAX_DISK }),
+        ..ResourceRanges::ANY
+    },
     settings: &[],
     fields: &[
         honoured("image", ChangeClass::Recreate),
@@ -35,7 +38,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("snapshot", ChangeClass::Recreate),
         honoured("services.*.command=IMAGE", ChangeClass::Live),
         honoured("resources", ChangeClass::Live),
-        refused("resources.disk", "has no quota that it could enforce", "remove `disk`"),
+        honoured("resources.disk", ChangeClass::Restart),
         honoured("network.egress", ChangeClass::Live),
         honoured("network.allow", ChangeClass::Live),
         honoured("network", ChangeClass::Restart),

@@ -90,6 +90,7 @@ pub(super) fn observed(sandbox: api::Sandbox) -> ObservedSandbox {
         endpoints: endpoints.collect(),
         bound: BTreeMap::new(),
         missing_mounts: mounts.filter(|m| missing(&m.volume)).map(|m| m.path.clone()).collect(),
+        usage: Default::default(),
         notes: Vec::new(),
         id: SandboxId(sandbox.id),
         spec,

@@ -44,7 +44,7 @@ async fn a_container_is_what_its_spec_says() {
         cpu_millis: Some(500),
         memory: Some(Quantity::from_bytes(64 << 20)),
         pids: Some(100),
-        disk: None,
+        ..Resources::default()
     };
     let mut named = identity("limits", &wanted);
     let id = provider.create(&wanted, &named).await.unwrap();
@@ -65,7 +65,7 @@ async fn a_container_is_what_its_spec_says() {
         cpu_millis: Some(1500),
         memory: Some(Quantity::from_bytes(200 << 20)),
         pids: Some(200),
-        disk: None,
+        ..Resources::default()
     };
     named = next(&named, &wanted);
     provider.update(&id, &wanted, &named).await.unwrap();

@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;
 
-use pocketenv::engine::{Exit, Stdio};
+use pocketenv::engine::{BoxSpec, EngineError, Exit, Held, Limits, Stdio};
 
 use super::support::{Fixture, eventually, null, request};
 
@@ -200,4 +200,42 @@ async fn a_crowd_of_processes_ends_with_its_sandbox() {
     assert!(super::support::processes_in(&dir).len() > 300);
     fixture.engine.stop("one", Duration::from_millis(100)).await.unwrap();
     eventually("nothing is left", async || super::support::processes_in(&dir).is_empty()).await;
+}
+
+/// Every bomb, against a sandbox with limits: the one beside it and the machine go on as if nothing were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bombs_stay_in_a_limited_sandbox() {
+    let fixture = Fixture::new();
+    let limits = Limits {
+        memory: Some(64 << 20),
+        pids: Some(64),
+        disk: Some(64 << 20),
+        cpu_millis: Some(1000),
+        ..Limits::default()
+    };
+    let spec = BoxSpec { limits, ..BoxSpec::default() };
+    match fixture.engine.create("one", &spec, &BTreeMap::new()).await {
+        Err(EngineError::Unenforceable(_)) if !super::support::is_root() => return,
+        made => drop(made.unwrap()),
+    }
+    fixture.create("two").await;
+    let bombs = "head -c 300M /dev/zero | tail -c 300M > /dev/null
+        mkdir /root/many; (i=0; while :; do : > /root/many/$i; i=$((i+1)); done)
+        rm -r /root/many; head -c 100M /dev/zero > /root/big
+        bomb() { bomb | bomb; }; while :; do (bomb); done";
+    let bombs = fixture.start("one", request(["sh", "-c", bombs]), null(), null(), null()).await.unwrap();
+    eventually("every limit is reached", async || {
+        let info = fixture.engine.get("one").await.unwrap().unwrap();
+        let killed = info.hits.iter().any(|hit| matches!(hit.what, Held::Killed { .. }));
+        let refused = info.hits.iter().any(|hit| matches!(hit.what, Held::Refused(_)));
+        let full = info.hits.iter().any(|hit| matches!(hit.what, Held::Full(_)));
+        killed && refused && full
+    })
+    .await;
+    let beside =
+        "head -c 100M /dev/zero > /root/big; head -c 100M /dev/zero | tail -c 100M | wc -c; rm /root/big";
+    assert_eq!(fixture.sh("two", beside).await.ok(), "104857600");
+    drop(bombs);
+    fixture.engine.delete("one").await.unwrap();
+    assert_eq!(super::support::processes_in(&fixture.box_dir("one")), Vec::<i32>::new());
 }

@@ -55,7 +55,12 @@ async fn a_sandbox_is_exported_and_used_again() {
         assert!(again.to_string().contains("is there already"), "{again}");
         let image = create(&fixture, &format!("again-{snapshot}"), &target).await;
         assert_eq!(image.digest, digest.to_string());
-        assert!(image.notes.iter().any(|note| note.contains("its command is run by a service that has no `command`: run")));
+        assert!(
+            image
+                .notes
+                .iter()
+                .any(|note| note.contains("its command is run by a service that has no `command`: run"))
+        );
     }
     assert_eq!(fixture.sh("again-first", look).await.ok(), seen);
     let hosts = fixture.sh("again-first", "cat /etc/hostname").await.ok();

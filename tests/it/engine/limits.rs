@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pocketenv::engine::{BoxSpec, BoxState, EngineError, Exit, Limits, LimitsInfo};
+use pocketenv::engine::{BoxSpec, BoxState, EngineError, Exit, Held, IoLimits, Limits, LimitsInfo};
 
 use super::support::{Fixture, eventually, is_root, null, processes_in, request};
 
-const NONE: Limits = Limits { cpu_millis: None, memory: None, pids: None };
+const NONE: Limits = Limits { cpu_millis: None, memory: None, pids: None, disk: None, io: NO_IO };
+const NO_IO: IoLimits = IoLimits { read: None, write: None, read_ops: None, write_ops: None };
 
 /// Creates a sandbox with limits; `None` where this machine cannot enforce them, after making sure that this is what it says.
 async fn limited(fixture: &Fixture, id: &str, limits: Limits) -> Option<()> {
@@ -58,6 +59,17 @@ async fn memory_ends_what_takes_too_much_and_nothing_else() {
     if is_root() && fs::File::open("/dev/kmsg").is_ok() {
         assert_eq!(after.last_killed.as_deref(), Some("tail"), "{after:?}");
     }
+    // One that lived for a while is told with its number inside.
+    let slow =
+        "(sleep 2.5; exec head -c 400M /dev/zero) | tail -c 400M > /dev/null & echo $!; wait $!; exit 0";
+    let pid: i32 = fixture.sh("one", slow).await.ok().parse().unwrap();
+    eventually("the account has it", async || {
+        let hits = fixture.engine.get("one").await.unwrap().unwrap().hits;
+        let kills: Vec<_> = hits.iter().filter(|hit| matches!(hit.what, Held::Killed { .. })).collect();
+        let known = Held::Killed { name: Some("tail".to_owned()), pid: Some(pid) };
+        kills.len() >= 2 && (!is_root() || fs::File::open("/dev/kmsg").is_err() || kills[1].what == known)
+    })
+    .await;
     for id in ["one", "other"] {
         assert_eq!(fixture.sh(id, "echo alive").await.ok(), "alive");
     }
@@ -73,6 +85,11 @@ async fn too_many_processes_cannot_be_started() {
     let bomb = request(["sh", "-c", "bomb() { bomb | bomb; }; bomb"]);
     let handle = fixture.start("one", bomb, null(), null(), null()).await.unwrap();
     eventually("forks are refused", async || info(&fixture, "one").await.forks_refused > 0).await;
+    eventually("it is told", async || {
+        let hits = fixture.engine.get("one").await.unwrap().unwrap().hits;
+        hits.iter().any(|hit| matches!(hit.what, Held::Refused(count) if count > 0))
+    })
+    .await;
     let inside = processes_in(fixture.dir.path()).len();
     assert!(inside <= 24 + 1, "{inside} processes, the shim among them");
     drop(handle);
@@ -109,7 +126,7 @@ async fn limits_change_while_it_runs() {
     let _sleeper = fixture.start("one", sleeper, null(), null(), null()).await.unwrap();
     let many =
         "i=0; while [ $i -lt 40 ]; do sleep 30 & i=$((i+1)); done; kill $(jobs -p) 2>/dev/null; exit 0";
-    let few = Limits { pids: Some(16), memory: Some(256 << 20), cpu_millis: Some(1500) };
+    let few = Limits { pids: Some(16), memory: Some(256 << 20), cpu_millis: Some(1500), ..NONE };
     match fixture.engine.set_limits("one", &few).await {
         Err(EngineError::Unenforceable(_)) if !is_root() => return,
         result => result.unwrap(),
@@ -122,7 +139,7 @@ async fn limits_change_while_it_runs() {
     });
     assert!(counted, "init and the sleepers are in every group");
     assert_ne!(fixture.sh("one", many).await.exit, Exit::Code(0));
-    let more = Limits { pids: Some(200), memory: Some(512 << 20), cpu_millis: None };
+    let more = Limits { pids: Some(200), memory: Some(512 << 20), cpu_millis: None, ..NONE };
     fixture.engine.set_limits("one", &more).await.unwrap();
     assert_eq!(info(&fixture, "one").await.in_force, more);
     assert_eq!(fixture.sh("one", many).await.exit, Exit::Code(0));

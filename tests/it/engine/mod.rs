@@ -4,12 +4,14 @@
 
 mod base_images;
 mod build;
+mod configured;
 mod crowd;
 mod device;
-mod configured;
+mod disk;
 mod escape;
 mod exec;
 mod export;
+mod full;
 mod hardening;
 mod images;
 mod lifecycle;

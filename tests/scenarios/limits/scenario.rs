@@ -1,6 +1,6 @@
 //! Limits are enforced, changed without a restart, and told as they are; a machine that cannot enforce them says so and makes nothing.
 
-use crate::scenarios::world::World;
+use crate::scenarios::world::{World, eventually};
 
 fn condition(world: &World) -> serde_json::Value {
     let status = world.status("sandbox/box");
@@ -36,6 +36,11 @@ fn limits() {
     let told = condition(&world)["message"].as_str().unwrap().to_owned();
     assert!(told.contains("out of memory"), "{told}");
     assert!(init.lives() && web.lives());
+    eventually("it is an event", || {
+        world.status("sandbox/box");
+        let events = world.run(&["events", "sandbox/box"]).ends(0).stdout;
+        events.contains("OutOfMemory") && events.contains("the kernel killed")
+    });
 
     // another limit: nothing is restarted
     world.edit("pocketenv.yaml", "64MiB, pids: 60", "256MiB, pids: 70");

@@ -104,6 +104,7 @@ impl Limits {
             memory: self.memory.map(size),
             disk: self.disk.map(size),
             pids: None,
+            io: Default::default(),
         })
     }
 }

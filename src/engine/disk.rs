@@ -25,6 +25,9 @@ use super::throttle;
 const IMAGE: &str = "disk.img";
 /// Where init attaches it, in the sandbox's directory.
 pub const MOUNT_POINT: &str = "disk";
+/// Directories on the disk that give way to those that a start has to make, so that a disk that is full can be started from, and emptied.
+const SPARE: &str = "spare";
+const SPARES: usize = 32;
 /// The size of a block of the file system.
 const BLOCK: u64 = 4096;
 /// There is one inode for so many bytes.
@@ -60,6 +63,8 @@ pub struct Disk {
 pub struct Files {
     path: PathBuf,
     disk: Option<Disk>,
+    /// Whether the spare directories are made again when it is dropped.
+    keep_spare: bool,
 }
 
 impl Files {
@@ -70,7 +75,7 @@ impl Files {
     pub fn of(dir: &Path) -> io::Result<Files> {
         let image = dir.join(IMAGE);
         if !image.exists() {
-            return Ok(Files { path: dir.to_owned(), disk: None });
+            return Ok(Files { path: dir.to_owned(), disk: None, keep_spare: false });
         }
         Files::on(Disk::open(&image).map_err(|error| at(&image, &error))?)
     }
@@ -88,12 +93,22 @@ impl Files {
         }
         match fs::create_dir(dir.join(MOUNT_POINT)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => Files::of(dir),
+            _ => {}
+        }
+        let mut files = Files::of(dir)?;
+        files.keep_spare = true;
+        match fs::remove_dir_all(files.path.join(SPARE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(files),
         }
     }
 
     fn on(disk: Disk) -> io::Result<Files> {
-        Ok(Files { path: format!("/proc/self/fd/{}", disk.mount.as_raw_fd()).into(), disk: Some(disk) })
+        Ok(Files {
+            path: format!("/proc/self/fd/{}", disk.mount.as_raw_fd()).into(),
+            disk: Some(disk),
+            keep_spare: false,
+        })
     }
 
     /// The directory that holds them.
@@ -111,6 +126,16 @@ impl Files {
     /// The disk, where they are on one.
     pub fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let spare = self.path.join(SPARE);
+        // As many as there is room for: what is missing is missing at the next start only.
+        if self.keep_spare && fs::create_dir(&spare).is_ok() {
+            let _ = (0..SPARES).try_for_each(|number| fs::create_dir(spare.join(number.to_string())));
+        }
     }
 }
 

@@ -57,10 +57,10 @@ fn each_is_pinned_for_an_ordinary_user_and_takes_nothing_unseen() {
             "{name}"
         );
         for instruction in &instructions {
-            let run = shell(instruction);
+            let run = shell(instruction).replace("| sha256sum -c -", "| CHECKED");
             for unwanted in ["curl ", "wget ", "| sh", "|sh", "| bash", "@latest"] {
                 let installs = unwanted == "curl " && run.contains("apt-get install");
-                let checked = unwanted == "curl " && run.contains("| sha256sum -c -");
+                let checked = unwanted == "curl " && run.contains("| CHECKED");
                 assert!(
                     installs || checked || !run.contains(unwanted),
                     "{name}:{}: `{unwanted}`",

@@ -86,7 +86,7 @@ async fn a_service_without_a_command_needs_an_image_that_can_be_asked() {
     for (provider, image, says) in [
         ("local", "", "no image that could have one"),
         ("local", "image: host, ", "no image that could have one"),
-        ("docker", "image: 'docker.io/library/redis:7', ", "cannot tell what the command of an image is"),
+        ("docker", "image: 'docker.io/library/redis:7', ", "cannot tell what the command of an image"),
     ] {
         let manifest =
             format!("version: 1\nname: c\nsandboxes:\n  box: {{ {image}services: {{ app: {{}} }} }}\n");

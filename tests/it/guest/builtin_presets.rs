@@ -94,11 +94,12 @@ fn each_is_documented_pinned_idempotent_and_plain_posix_shell() {
                     };
                     assert!(output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
                 }
+                let checked = text.replace("| sha256sum -c -", "| CHECKED");
                 for unwanted in ["&>", "[[", "| sh", "|sh", "wget", "sudo", "<(", "function ", "local "] {
-                    assert!(!text.contains(unwanted), "{at} has `{unwanted}`");
+                    assert!(!checked.contains(unwanted), "{at} has `{unwanted}`");
                 }
                 let fetches = text.lines().any(|line| line.starts_with("curl "));
-                assert!(!fetches || text.contains("| sha256sum -c -"), "{at} takes what it gets");
+                assert!(!fetches || checked.contains("| CHECKED"), "{at} takes what it gets");
             }
         }
     }
@@ -204,7 +205,7 @@ async fn tools_from_the_npm_registry_run_and_are_installed_once() {
         eprintln!("SKIPPED: no /usr/bin/node of version 20 or newer");
         return;
     }
-    for name in ["gemini", "mise", "bun", "deno"] {
+    for name in ["gemini", "mise", "bun"] {
         twice(&room, name, name).await;
     }
     let wanted = &presets()["node"].vars["VERSION"];

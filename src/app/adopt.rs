@@ -128,14 +128,20 @@ fn declare(text: &mut String, spec: &SandboxSpec) {
     if !spec.ports.is_empty() {
         text.push_str("    ports:\n");
         for (port, declared) in &spec.ports {
-            match declared.host_port {
-                Some(host_port) => {
-                    let _ = writeln!(text, "      - {{ port: {port}, host_port: {host_port} }}");
-                }
-                None => {
-                    let _ = writeln!(text, "      - {port}");
-                }
+            let mut more = String::new();
+            if let Some(host_port) = declared.host_port {
+                let _ = write!(more, ", host_port: {host_port}");
             }
+            if !declared.host_ip.is_loopback() {
+                let _ = write!(more, ", host_ip: {}", declared.host_ip.address());
+            }
+            if declared.protocol.is_udp() {
+                more.push_str(", protocol: udp");
+            }
+            let _ = match more.as_str() {
+                "" => writeln!(text, "      - {port}"),
+                more => writeln!(text, "      - {{ port: {port}{more} }}"),
+            };
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where declared ports are reached: one address each, chosen once and kept.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use super::Error;
 use crate::manifest::DeclaredPort;
@@ -97,5 +97,6 @@ fn candidates(project: &str, port: &PortRef) -> impl Iterator<Item = u16> + use<
 }
 
 fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let address = (Ipv4Addr::LOCALHOST, port);
+    TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
 }

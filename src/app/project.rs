@@ -472,7 +472,7 @@ impl Project<'_> {
         }
     }
 
-    /// Who depends on a sandbox reaches its declared ports by its name; where the provider needs a link for that, here it is.
+    /// Writes down which links carry datagrams. Who depends on a sandbox reaches its declared ports by its name; where the provider needs a link for that, here it is.
     fn place_links(&self, desired: &mut Desired) {
         let by_links =
             |provider: &str| self.registry.get(provider).is_some_and(|p| p.capabilities().names_by_links);
@@ -481,12 +481,20 @@ impl Project<'_> {
             .map(|(name, sandbox)| {
                 let placed = sandbox.spec.ports.iter().filter_map(|(port, spec)| {
                     let to = PortRef { sandbox: name.clone(), port: *port };
-                    Some(LinkSpec { to, host_port: spec.host_port? })
+                    Some(LinkSpec { to, host_port: spec.host_port?, udp: spec.protocol.is_udp() })
                 });
                 (name.clone(), placed.collect())
             })
             .collect();
+        let udp: BTreeSet<PortRef> = (desired.sandboxes.iter())
+            .flat_map(|(name, sandbox)| {
+                let ports = sandbox.spec.ports.iter().filter(|(_, spec)| spec.protocol.is_udp());
+                ports.map(|(port, _)| PortRef { sandbox: name.clone(), port: *port })
+            })
+            .collect();
         for sandbox in desired.sandboxes.values_mut() {
+            let links = std::mem::take(&mut sandbox.spec.links).into_iter();
+            sandbox.spec.links = links.map(|link| LinkSpec { udp: udp.contains(&link.to), ..link }).collect();
             if by_links(&sandbox.provider) && sandbox.spec.network.mode != NetworkMode::Host {
                 let links = sandbox.depends_on.keys().filter_map(|name| host_ports.get(name)).flatten();
                 sandbox.spec.links.extend(links.cloned());

@@ -277,6 +277,10 @@ impl Init {
             Request::Sessions => reply(&connection, &Reply::Sessions(self.sessions.list()), &[]),
             Request::EndSession(name) => self.sessions.end(&name, connection),
             Request::Dial(port) => self.dial(connection, port, false),
+            Request::DialUdp(port) => match dial_udp(port) {
+                Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
+                Err(error) => fail(&connection, format!("make a socket to port {port}"), &error),
+            },
             Request::Open(path) => match open_run_file(&self.run, &path) {
                 Ok(file) => {
                     let fds: Vec<BorrowedFd<'_>> = file.iter().map(AsFd::as_fd).collect();
@@ -285,6 +289,10 @@ impl Init {
                 Err(error) => fail(&connection, format!("open /run/{path}"), &error),
             },
             Request::Listen(address) => match listen(address) {
+                Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
+                Err(error) => fail(&connection, format!("listen on {address}"), &error),
+            },
+            Request::ListenUdp(address) => match bind_udp(address) {
                 Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
                 Err(error) => fail(&connection, format!("listen on {address}"), &error),
             },
@@ -527,5 +535,23 @@ fn listen(address: SocketAddrV4) -> io::Result<OwnedFd> {
     rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, 1024)?;
+    Ok(socket)
+}
+
+fn udp() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, Some(ipproto::UDP))?)
+}
+
+/// Whether somebody listens there only shows when a datagram was sent.
+fn dial_udp(port: u16) -> io::Result<OwnedFd> {
+    let socket = udp()?;
+    rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))?;
+    Ok(socket)
+}
+
+fn bind_udp(address: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = udp()?;
+    rustix::net::bind(&socket, &address)?;
     Ok(socket)
 }

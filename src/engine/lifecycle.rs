@@ -341,7 +341,7 @@ impl Engine {
     async fn info(&self, record: Record) -> Result<BoxInfo, EngineError> {
         let (state, run) = self.liveness(&record.id)?;
         let stopped =
-            |forward: &Forward| ForwardInfo { listen: forward.listen, port: forward.port, listening: false };
+            |forward: &Forward| ForwardInfo { listen: forward.listen, to: forward.to, listening: false };
         let mut forwards: Vec<ForwardInfo> = record.forwards.iter().map(stopped).collect();
         if state.pid().is_some() && !forwards.is_empty() {
             // Between the look at the processes and this question the sandbox may end: then nothing listens.
@@ -351,7 +351,7 @@ impl Engine {
             {
                 for forward in &mut forwards {
                     forward.listening =
-                        open.iter().any(|other| other.listen == forward.listen && other.listening);
+                        open.iter().any(|other| *other == ForwardInfo { listening: true, ..*forward });
                 }
             }
         }

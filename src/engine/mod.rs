@@ -16,6 +16,7 @@ mod cgroup;
 mod client;
 mod command;
 mod copy;
+mod datagram;
 mod destination;
 mod device;
 mod disk;
@@ -69,6 +70,6 @@ pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, DiskInfo, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo,
-    IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, SessionInfo,
+    IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, Outside, Port, Protocol, SessionInfo,
     SnapshotInfo, VolumeInfo,
 };

@@ -38,8 +38,12 @@ pub enum Request {
     Dial(u16),
     /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
     Open(String),
+    /// A socket for datagrams to a port of the sandbox's loopback; answered with it. Only from the shim.
+    DialUdp(u16),
     /// Listen on an address of the sandbox's loopback; answered with the socket. Only from the shim.
     Listen(SocketAddrV4),
+    /// A socket for datagrams at an address of the sandbox's loopback; answered with it. Only from the shim.
+    ListenUdp(SocketAddrV4),
     /// Make these the names of loopback addresses in `/etc/hosts`, beside what else is there. Only from the shim.
     Hosts(BTreeMap<String, Ipv4Addr>),
     /// End everything inside: SIGTERM, then SIGKILL after the grace in milliseconds.
@@ -106,7 +110,7 @@ pub struct SessionHead {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// Done. For `Dial` and `Listen` the socket comes along, for `Open` the file if there is one.
+    /// Done. For `Dial`, `Listen` and their likes for datagrams the socket comes along, for `Open` the file if there is one.
     Done,
     /// The command runs (its pid inside). For a terminal its master comes along.
     Started(i32),

@@ -148,11 +148,13 @@ impl Engine {
     /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
     pub async fn set_forwards(&self, id: &str, forwards: &[Forward]) -> Result<(), EngineError> {
         for (index, forward) in forwards.iter().enumerate() {
-            if forward.listen.port() == 0 || forward.port == 0 {
+            if forward.listen.port() == 0 || forward.to.number() == 0 {
                 return Err(EngineError::Invalid("a forward needs two ports that are not 0".to_owned()));
             }
-            if forwards[..index].iter().any(|other| other.listen == forward.listen) {
-                return Err(EngineError::Invalid(format!("{} is forwarded twice", forward.listen)));
+            let key = |forward: &Forward| (forward.listen, forward.to.protocol());
+            if forwards[..index].iter().any(|other| key(other) == key(forward)) {
+                let Forward { listen, to } = forward;
+                return Err(EngineError::Invalid(format!("{} {listen} is forwarded twice", to.protocol())));
             }
         }
         let (_lock, mut record) = self.existing(id).await?;
@@ -171,10 +173,14 @@ impl Engine {
     /// [`EngineError::Control`], [`EngineError::File`].
     pub async fn set_links(&self, id: &str, links: &[Link]) -> Result<(), EngineError> {
         for (index, link) in links.iter().enumerate() {
-            if link.listen_port == 0 || link.host.port() == 0 || link.listen_port == super::proxy::PORT {
+            if link.listen_port == 0
+                || link.host.address().port() == 0
+                || link.listen_port == super::proxy::PORT
+            {
                 return Err(EngineError::Invalid(format!("port {} cannot be linked", link.listen_port)));
             }
-            if links[..index].iter().any(|other| other.listen_port == link.listen_port) {
+            let key = |link: &Link| (link.listen_port, link.host.protocol());
+            if links[..index].iter().any(|other| key(other) == key(link)) {
                 return Err(EngineError::Invalid(format!("port {} is linked twice", link.listen_port)));
             }
         }
@@ -195,13 +201,14 @@ impl Engine {
     pub async fn set_names(&self, id: &str, names: &[Name]) -> Result<(), EngineError> {
         for (index, name) in names.iter().enumerate() {
             check_name(&name.name)?;
-            if name.port == 0 || name.host.port() == 0 {
+            if name.port == 0 || name.host.address().port() == 0 {
                 return Err(EngineError::Invalid(format!(
                     "port {} of {} cannot be named",
                     name.port, name.name
                 )));
             }
-            if names[..index].iter().any(|other| other.name == name.name && other.port == name.port) {
+            let key = |name: &Name| (name.name.clone(), name.port, name.host.protocol());
+            if names[..index].iter().any(|other| key(other) == key(name)) {
                 return Err(EngineError::Invalid(format!("{}:{} is named twice", name.name, name.port)));
             }
         }

@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustix::net::SocketFlags;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::authority::Authority;
 use super::bound::Bound;
 use super::cgroup;
+use super::datagram;
 use super::egress::{Account, Policy};
 use super::hits;
 use super::lifetime::{self, Over, Uses};
@@ -25,7 +26,7 @@ use super::proto::{self, Reply, Request};
 use super::proxy::{self, Named, Proxy};
 use super::seq::{self, Seq};
 use super::shim::{Answer, Caller, Order, is_for_clients};
-use super::spec::{Forward, ForwardInfo, Lifetime, Link, Name, Network};
+use super::spec::{Forward, ForwardInfo, Lifetime, Link, Name, Network, Outside, Port, Protocol};
 use super::state::{self, Run};
 use super::sys;
 
@@ -49,6 +50,22 @@ impl Sandbox {
         let socket = std::net::TcpStream::from(self.socket(Request::Dial(port)).await?);
         socket.set_nonblocking(true)?;
         TcpStream::from_std(socket)
+    }
+
+    /// A socket for datagrams to a port of the sandbox's loopback, which are lost while nobody listens there.
+    ///
+    /// # Errors
+    /// What making it inside reports.
+    pub async fn dial_udp(&self, port: u16) -> io::Result<UdpSocket> {
+        UdpSocket::from_std(self.socket(Request::DialUdp(port)).await?.into())
+    }
+
+    /// A socket for datagrams at an address of the sandbox's loopback.
+    ///
+    /// # Errors
+    /// What listening inside reports.
+    pub async fn listen_udp(&self, address: SocketAddrV4) -> io::Result<UdpSocket> {
+        UdpSocket::from_std(self.socket(Request::ListenUdp(address)).await?.into())
     }
 
     /// A listener on the sandbox's loopback.
@@ -117,7 +134,7 @@ struct Shim {
     asked: AtomicBool,
     lifetime: watch::Sender<Lifetime>,
     uses: Arc<Uses>,
-    forwards: Mutex<HashMap<SocketAddr, Open>>,
+    forwards: Mutex<HashMap<(SocketAddr, Protocol), Open>>,
     links: Mutex<Relays>,
     names: Mutex<Relays>,
     named: watch::Sender<Named>,
@@ -128,12 +145,34 @@ struct Shim {
 }
 
 /// What listens at addresses of the loopback inside, and where it leads.
-type Relays = HashMap<(SocketAddrV4, SocketAddr), JoinHandle<()>>;
+type Relays = HashMap<(SocketAddrV4, Outside), JoinHandle<()>>;
 
 /// A forward; without a task where its host port was taken when the sandbox started.
 struct Open {
     port: Arc<AtomicU16>,
     task: Option<JoinHandle<()>>,
+}
+
+impl Open {
+    fn listens(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| !task.is_finished())
+    }
+
+    async fn close(self) {
+        if let Some(task) = self.task {
+            close(task).await;
+        }
+    }
+}
+
+/// What listens at an address of the host.
+enum Listener {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+fn key(forward: &Forward) -> (SocketAddr, Protocol) {
+    (forward.listen, forward.to.protocol())
 }
 
 /// Opens what was declared, tells the caller that all is ready, and serves until init is gone. How that came.
@@ -236,14 +275,14 @@ impl Shim {
             }
         }
         for forward in order.forwards {
-            let open = match listen_on_host(forward.listen) {
+            let open = match listen_on_host(&forward) {
                 Ok(listener) => self.open(forward, listener),
                 Err(error) => {
                     eprintln!("forward {}: {error}", forward.listen);
-                    Open { port: Arc::new(AtomicU16::new(forward.port)), task: None }
+                    Open { port: Arc::new(AtomicU16::new(forward.to.number())), task: None }
                 }
             };
-            self.forwards.lock().await.insert(forward.listen, open);
+            self.forwards.lock().await.insert(key(&forward), open);
         }
         if let Err((what, error)) = self.set_links(&order.links).await {
             eprintln!("{what}: {error}");
@@ -275,9 +314,11 @@ impl Shim {
             | Request::Sessions
             | Request::EndSession(_)
             | Request::Dial(_)
+            | Request::DialUdp(_)
             | Request::Open(_)
             | Request::Stop(_)
             | Request::Listen(_)
+            | Request::ListenUdp(_)
             | Request::Hosts(_)
             | Request::Idle => {
                 // A connection is made by whoever checks health; those of users come through forwards.
@@ -298,7 +339,7 @@ impl Shim {
             Request::Status => client.try_send(&Reply::Status(self.status().await)),
             Request::SetForwards(forwards) => match self.set_forwards(&forwards).await {
                 Ok(()) => client.try_send(&Reply::Done),
-                Err((listen, error)) => client.try_send(&failed(listen.to_string(), &error)),
+                Err((forward, error)) => client.try_send(&failed(address(&forward), &error)),
             },
             Request::SetLifetime(lifetime) => {
                 self.lifetime.send_replace(lifetime);
@@ -332,53 +373,78 @@ impl Shim {
     }
 
     async fn status(&self) -> Vec<ForwardInfo> {
-        let info = |(listen, open): (&SocketAddr, &Open)| ForwardInfo {
-            listen: *listen,
-            port: open.port.load(Ordering::Relaxed),
-            listening: open.task.as_ref().is_some_and(|task| !task.is_finished()),
+        let info = |((listen, protocol), open): (&(SocketAddr, Protocol), &Open)| {
+            let port = open.port.load(Ordering::Relaxed);
+            let to = match protocol {
+                Protocol::Tcp => Port::Tcp(port),
+                Protocol::Udp => Port::Udp(port),
+            };
+            ForwardInfo { listen: *listen, to, listening: open.listens() }
         };
         self.forwards.lock().await.iter().map(info).collect()
     }
 
     /// Listens on what is new, or changes nothing; then closes what is not in the set, and returns when it is closed.
-    async fn set_forwards(&self, wanted: &[Forward]) -> Result<(), (SocketAddr, io::Error)> {
+    async fn set_forwards(&self, wanted: &[Forward]) -> Result<(), (Forward, io::Error)> {
         let mut forwards = self.forwards.lock().await;
+        // What another address of the same port is in the way of comes first. Whom a client of UDP was led to is settled, so that begins anew.
+        let moved = |(listen, protocol): &(SocketAddr, Protocol), port: u16| {
+            let same_port = |forward: &&Forward| {
+                forward.to.protocol() == *protocol && forward.listen.port() == listen.port()
+            };
+            let kept = wanted.iter().filter(same_port).find(|forward| forward.listen == *listen);
+            match kept {
+                Some(forward) => *protocol == Protocol::Udp && forward.to.number() != port,
+                None => wanted.iter().any(|forward| same_port(&forward)),
+            }
+        };
+        let again: Vec<_> =
+            forwards.extract_if(|key, open| moved(key, open.port.load(Ordering::Relaxed))).collect();
+        for (_, open) in again {
+            open.close().await;
+        }
         let mut opened = Vec::new();
         for forward in wanted {
-            if forwards.get(&forward.listen).is_none_or(|open| open.task.is_none()) {
-                opened.push((
-                    *forward,
-                    listen_on_host(forward.listen).map_err(|error| (forward.listen, error))?,
-                ));
+            if !forwards.get(&key(forward)).is_some_and(Open::listens) {
+                opened.push((*forward, listen_on_host(forward).map_err(|error| (*forward, error))?));
             }
         }
         for (forward, listener) in opened {
-            forwards.insert(forward.listen, self.open(forward, listener));
+            forwards.insert(key(&forward), self.open(forward, listener));
         }
         for forward in wanted {
-            if let Some(open) = forwards.get(&forward.listen) {
-                open.port.store(forward.port, Ordering::Relaxed);
+            if let Some(open) = forwards.get(&key(forward)) {
+                open.port.store(forward.to.number(), Ordering::Relaxed);
             }
         }
-        let gone: Vec<_> = forwards
-            .extract_if(|listen, _| !wanted.iter().any(|forward| forward.listen == *listen))
-            .collect();
+        let gone: Vec<_> =
+            forwards.extract_if(|open, _| !wanted.iter().any(|forward| key(forward) == *open)).collect();
         for (_, open) in gone {
-            if let Some(task) = open.task {
-                close(task).await;
-            }
+            open.close().await;
         }
         Ok(())
     }
 
-    fn open(&self, forward: Forward, listener: TcpListener) -> Open {
-        let port = Arc::new(AtomicU16::new(forward.port));
-        let (sandbox, target) = (Arc::clone(&self.sandbox), Arc::clone(&port));
-        let connect = move || {
-            let (sandbox, port) = (Arc::clone(&sandbox), target.load(Ordering::Relaxed));
-            async move { sandbox.dial(port).await }
+    fn open(&self, forward: Forward, listener: Listener) -> Open {
+        let port = Arc::new(AtomicU16::new(forward.to.number()));
+        let (sandbox, target, uses) = (Arc::clone(&self.sandbox), Arc::clone(&port), Arc::clone(&self.uses));
+        let task = match listener {
+            Listener::Tcp(listener) => {
+                let connect = move || {
+                    let (sandbox, port) = (Arc::clone(&sandbox), target.load(Ordering::Relaxed));
+                    async move { sandbox.dial(port).await }
+                };
+                tokio::spawn(relay(listener, connect, uses))
+            }
+            Listener::Udp(socket) => {
+                let connect = move || {
+                    let (sandbox, port) = (Arc::clone(&sandbox), target.load(Ordering::Relaxed));
+                    async move { sandbox.dial_udp(port).await }
+                };
+                tokio::spawn(datagram::relay(socket, connect, uses, datagram::BOUNDS))
+            }
         };
-        Open { port, task: Some(tokio::spawn(relay(listener, connect, Arc::clone(&self.uses)))) }
+        Open { port, task: Some(task) }
     }
 
     async fn set_links(&self, links: &[Link]) -> Result<(), (String, io::Error)> {
@@ -397,8 +463,9 @@ impl Shim {
             let name = names.iter().find(|name| address(name) == at).map_or("", |name| name.name.as_str());
             (format!("{name}:{} inside", at.port()), error)
         })?;
+        let tcp = names.iter().filter(|name| name.host.protocol() == Protocol::Tcp);
         self.named
-            .send_replace(names.iter().map(|name| ((name.name.clone(), name.port), name.host)).collect());
+            .send_replace(tcp.map(|name| ((name.name.clone(), name.port), name.host.address())).collect());
         let hosts = names.iter().map(|name| (name.name.clone(), Name::address(&name.name))).collect();
         self.sandbox.name(hosts).await.map_err(|error| ("/etc/hosts inside".to_owned(), error))
     }
@@ -407,7 +474,7 @@ impl Shim {
     async fn set_relays(
         &self,
         relays: &mut Relays,
-        wanted: &BTreeSet<(SocketAddrV4, SocketAddr)>,
+        wanted: &BTreeSet<(SocketAddrV4, Outside)>,
     ) -> Result<(), (SocketAddrV4, io::Error)> {
         let gone: Vec<_> = relays.extract_if(|relay, _| !wanted.contains(relay)).collect();
         for (_, task) in gone {
@@ -415,9 +482,19 @@ impl Shim {
         }
         for (at, host) in wanted.iter().copied() {
             if let Entry::Vacant(free) = relays.entry((at, host)) {
-                let listener = self.sandbox.listen(at).await.map_err(|error| (at, error))?;
-                let connect = move || TcpStream::connect(host);
-                free.insert(tokio::spawn(relay(listener, connect, Arc::default())));
+                let task = match host {
+                    Outside::Tcp(host) => {
+                        let listener = self.sandbox.listen(at).await.map_err(|error| (at, error))?;
+                        let connect = move || TcpStream::connect(host);
+                        tokio::spawn(relay(listener, connect, Arc::default()))
+                    }
+                    Outside::Udp(host) => {
+                        let socket = self.sandbox.listen_udp(at).await.map_err(|error| (at, error))?;
+                        let connect = move || async move { datagram::connect(host) };
+                        tokio::spawn(datagram::relay(socket, connect, Arc::default(), datagram::BOUNDS))
+                    }
+                };
+                free.insert(task);
             }
         }
         Ok(())
@@ -447,11 +524,23 @@ fn failed(what: String, error: &io::Error) -> Reply {
     Reply::Failed { what, errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
-fn listen_on_host(address: SocketAddr) -> io::Result<TcpListener> {
+/// The address of a forward, for people.
+fn address(forward: &Forward) -> String {
+    match forward.to {
+        Port::Tcp(_) => forward.listen.to_string(),
+        Port::Udp(_) => format!("{} (udp)", forward.listen),
+    }
+}
+
+fn listen_on_host(forward: &Forward) -> io::Result<Listener> {
+    let address = forward.listen;
+    if forward.to.protocol() == Protocol::Udp {
+        return Ok(Listener::Udp(datagram::bind(address)?));
+    }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(1024)
+    Ok(Listener::Tcp(socket.listen(1024)?))
 }
 
 /// Accepts until aborted; then its connections end too. Each of them is one of the uses.

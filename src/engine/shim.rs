@@ -554,5 +554,8 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
 
 /// Whether a client may ask this of the shim.
 pub fn is_for_clients(request: &Request) -> bool {
-    !matches!(request, Request::Listen(_) | Request::Hosts(_) | Request::Idle)
+    !matches!(
+        request,
+        Request::DialUdp(_) | Request::Listen(_) | Request::ListenUdp(_) | Request::Hosts(_) | Request::Idle
+    )
 }

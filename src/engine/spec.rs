@@ -144,7 +144,7 @@ pub struct BoxSpec {
 pub struct Lifetime {
     /// It is deleted so long after its creation.
     pub ttl: Option<u64>,
-    /// It is stopped after so long without a command from outside that runs and without a connection through one of its ports.
+    /// It is stopped after so long without a command from outside that runs and without a connection or datagram through one of its ports.
     pub idle: Option<u64>,
 }
 
@@ -223,13 +223,89 @@ pub struct LimitsInfo {
     pub forks_refused: u64,
 }
 
+/// What travels through a forward or a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// A port of the sandbox's loopback. TCP is written as it was before there was UDP, so that a shim from then understands the one and says that it
+/// does not understand the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Port {
+    /// For connections.
+    #[serde(rename = "port")]
+    Tcp(u16),
+    /// For datagrams.
+    #[serde(rename = "udp_port")]
+    Udp(u16),
+}
+
+impl Port {
+    /// What travels to it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Port::Tcp(_) => Protocol::Tcp,
+            Port::Udp(_) => Protocol::Udp,
+        }
+    }
+
+    /// Its number.
+    pub fn number(self) -> u16 {
+        match self {
+            Port::Tcp(number) | Port::Udp(number) => number,
+        }
+    }
+}
+
 /// A host address that leads to a port inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Forward {
     /// Where the host listens; the port must not be 0.
     pub listen: SocketAddr,
-    /// The port on the sandbox's loopback.
-    pub port: u16,
+    /// Where it leads.
+    #[serde(flatten)]
+    pub to: Port,
+}
+
+/// An address as seen from the host, written as a [`Port`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Outside {
+    /// For connections.
+    #[serde(rename = "host")]
+    Tcp(SocketAddr),
+    /// For datagrams.
+    #[serde(rename = "udp_host")]
+    Udp(SocketAddr),
+}
+
+impl Outside {
+    /// What travels to it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Outside::Tcp(_) => Protocol::Tcp,
+            Outside::Udp(_) => Protocol::Udp,
+        }
+    }
+
+    /// The address.
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Outside::Tcp(address) | Outside::Udp(address) => address,
+        }
+    }
 }
 
 /// A port of the sandbox's own loopback that leads to an address of the host.
@@ -237,8 +313,9 @@ pub struct Forward {
 pub struct Link {
     /// The port on the sandbox's loopback.
     pub listen_port: u16,
-    /// Where connections go, seen from the host.
-    pub host: SocketAddr,
+    /// Where it leads.
+    #[serde(flatten)]
+    pub host: Outside,
 }
 
 /// A port of another sandbox, by that sandbox's name: inside, the name leads to an address of the loopback where this port listens.
@@ -248,8 +325,9 @@ pub struct Name {
     pub name: String,
     /// The port at the name.
     pub port: u16,
-    /// Where connections go, seen from the host.
-    pub host: SocketAddr,
+    /// Where it leads.
+    #[serde(flatten)]
+    pub host: Outside,
 }
 
 impl Name {
@@ -265,8 +343,9 @@ impl Name {
 pub struct ForwardInfo {
     /// Where the host listens.
     pub listen: SocketAddr,
-    /// The port inside.
-    pub port: u16,
+    /// Where it leads.
+    #[serde(flatten)]
+    pub to: Port,
     /// False while the sandbox is stopped, and where the host port was taken when the sandbox started.
     pub listening: bool,
 }

@@ -687,12 +687,13 @@ impl Pass<'_> {
         let nodes: BTreeMap<&str, &Declaration> =
             declarations.iter().flat_map(|d| d.replicas.iter().map(move |r| (r.as_str(), d))).collect();
         let span_of = |sandbox: &str| nodes.get(sandbox).map_or(self.given.tree.span, |d| d.key);
-        let mut host_ports: BTreeMap<u16, (&str, Span)> = BTreeMap::new();
+        let mut host_ports: BTreeMap<(u16, bool), (&str, Span)> = BTreeMap::new();
         for (name, sandbox) in &desired.sandboxes {
             for (port, spec) in &sandbox.spec.ports {
                 let Some(host) = spec.host_port else { continue };
                 let span = nodes.get(name.as_str()).map_or(span_of(name), |d| host_port_span(d, *port));
-                if let Some((other, first)) = host_ports.insert(host, (name, span)) {
+                if let Some((other, first)) = host_ports.insert((host, spec.protocol.is_udp()), (name, span))
+                {
                     let mut problem = Problem::error(
                         "port-clash",
                         span,
@@ -789,7 +790,7 @@ fn connect(
     for reference in used {
         match endpoints.get(reference) {
             Some((host, port)) if host == "127.0.0.1" && reference.sandbox != name => {
-                sandbox.spec.links.insert(LinkSpec { to: reference.clone(), host_port: *port });
+                sandbox.spec.links.insert(LinkSpec { to: reference.clone(), host_port: *port, udp: false });
             }
             Some(_) => {}
             None => {

@@ -6,14 +6,28 @@ use super::diagnostic::{Problem, Problems};
 use super::node::{Node, Value};
 use super::source::Span;
 use crate::model::{DesiredSandbox, EgressHost, EgressRule, Image};
-use crate::provider::{BASE_OTHER, Capabilities, EGRESS_NAME, IMAGE_COMMAND, IMAGE_FILE, Support, base};
+use crate::provider::{
+    BASE_OTHER, Capabilities, EGRESS_NAME, FieldSupport, IMAGE_COMMAND, IMAGE_FILE, Support, base,
+};
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
 const ONLY_IF_HONOURED: &[&[&str]] =
     &[&["sync"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
 
-/// Values that need a row of their own: a sheet that speaks of the field as a whole has not thought of them.
-const ONLY_IF_NAMED: &[&str] = &["sync.*.mode=bind"];
+/// Values that need a row of their own, with what is said where there is none: a sheet that speaks of the field as a whole has not thought of them.
+const ONLY_IF_NAMED: &[FieldSupport] = &[
+    FieldSupport {
+        path: "sync.*.mode=bind",
+        support: Support::Refused {
+            because: "cannot share a directory of this machine",
+            instead: "leave it out, so that the directory is copied",
+        },
+    },
+    FieldSupport {
+        path: "ports.*.protocol=udp",
+        support: Support::Refused { because: "carries no datagrams", instead: "remove `protocol`" },
+    },
+];
 
 /// Checks everything below `node`. `prefix` is what the sheet's paths begin with (nothing, or `volumes`).
 pub(crate) fn check(node: &Node, prefix: &[&str], sheet: &Capabilities, problems: &mut Problems) {
@@ -120,12 +134,14 @@ impl Walk<'_> {
 
 fn refusal<'s>(sheet: &'s Capabilities, path: &[&str], value: Option<&str>) -> Option<(&'s str, &'s str)> {
     if let Some(value) = value {
-        let named = format!("{}={value}", path.join("."));
-        if ONLY_IF_NAMED.contains(&named.as_str()) && !sheet.fields.iter().any(|row| row.path == named) {
-            return Some((
-                "cannot share a directory of this machine",
-                "leave it out, so that the directory is copied",
-            ));
+        let unnamed = |row: &&FieldSupport| {
+            row.matches(path, Some(value)).is_some()
+                && sheet.fields.iter().all(|named| named.path != row.path)
+        };
+        if let Some(Support::Refused { because, instead }) =
+            ONLY_IF_NAMED.iter().find(unnamed).map(|row| row.support)
+        {
+            return Some((because, instead));
         }
     }
     if let (["image"], Some(value)) = (path, value)

@@ -23,7 +23,8 @@ pub struct Confinement {
     pub host_network: bool,
     /// Sandboxes may have devices of this machine.
     pub devices: bool,
-    /// Ports may be forwarded from ports of this machine that the manifest chooses, rather than from free ones.
+    /// Ports may be forwarded from ports of this machine that the manifest chooses, rather than from free ones, and from all of its addresses, rather than
+    /// from the loopback.
     pub host_ports: bool,
     /// The manifest may set providers up, which decides where the operator's credentials are sent.
     pub provider_settings: bool,

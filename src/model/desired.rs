@@ -3,6 +3,7 @@
 //! A sandbox is split in two: [`SandboxSpec`] is what its provider makes, [`GuestSpec`] is what is put in place inside it.
 //! Secret values never stand here; secrets are names.
 
+use core::net::Ipv4Addr;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -283,14 +284,44 @@ impl Bind {
 /// A declared port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortSpec {
-    /// The loopback port of the host it is forwarded from. Resolved before planning where the provider forwards ports from the host.
+    /// The port of the host it is forwarded from. Resolved before planning where the provider forwards ports from the host.
     pub host_port: Option<u16>,
+    /// Where on this machine that is. Left out where it is the loopback, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "HostIp::is_loopback")]
+    pub host_ip: HostIp,
     /// What is spoken on it.
     pub protocol: PortProtocol,
     /// Reachable without credentials from anywhere, at providers that publish ports.
     pub public: bool,
     /// For people.
     pub description: Option<String>,
+}
+
+/// The address of this machine that a port is forwarded from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum HostIp {
+    /// For programs of this machine only.
+    #[default]
+    #[serde(rename = "127.0.0.1")]
+    Loopback,
+    /// For everybody who reaches this machine at any of its addresses.
+    #[serde(rename = "0.0.0.0")]
+    Any,
+}
+
+impl HostIp {
+    /// Whether only programs of this machine reach it.
+    pub fn is_loopback(&self) -> bool {
+        *self == Self::Loopback
+    }
+
+    /// The address.
+    pub fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Loopback => Ipv4Addr::LOCALHOST,
+            Self::Any => Ipv4Addr::UNSPECIFIED,
+        }
+    }
 }
 
 /// What is spoken on a port.
@@ -302,6 +333,15 @@ pub enum PortProtocol {
     Tcp,
     /// HTTP.
     Http,
+    /// Datagrams.
+    Udp,
+}
+
+impl PortProtocol {
+    /// Whether connections do not lead there.
+    pub fn is_udp(self) -> bool {
+        self == Self::Udp
+    }
 }
 
 /// A port of another sandbox made reachable from inside at `127.0.0.1:host_port`.
@@ -311,6 +351,9 @@ pub struct LinkSpec {
     pub to: PortRef,
     /// The address of that port on the host, used unchanged inside.
     pub host_port: u16,
+    /// Datagrams travel there, and no connections. Filled in before planning; left out where not, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub udp: bool,
 }
 
 /// Reach of the network.

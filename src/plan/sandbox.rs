@@ -624,15 +624,19 @@ fn segments(difference: &diff::Difference) -> Vec<&str> {
     difference.path.iter().map(String::as_str).collect()
 }
 
-/// What a change needs. A disk can grow; with another change of it, the files would have to go somewhere else.
+/// What a change needs: the most of what leaving the old value and coming to the new one need. A disk can grow; with another change of it, the files would
+/// have to go somewhere else.
 fn change_class(sheet: &Capabilities, difference: &diff::Difference) -> ChangeClass {
     let path = segments(difference);
     let bytes =
         |value: &Option<serde_json::Value>| -> Option<Quantity> { value.as_ref()?.as_str()?.parse().ok() };
     let grows = || bytes(&difference.old).zip(bytes(&difference.new)).is_some_and(|(old, new)| old < new);
+    let class = |value: &Option<serde_json::Value>| {
+        sheet.change_class(&path, value.as_ref().and_then(serde_json::Value::as_str))
+    };
     match path[..] {
         ["resources", "disk"] if !grows() => ChangeClass::Recreate,
-        _ => sheet.change_class(&path),
+        _ => class(&difference.old).max(class(&difference.new)),
     }
 }
 

@@ -191,9 +191,9 @@ impl Capabilities {
             .map(|(_, support)| support)
     }
 
-    /// What changing the provider-level field at `path` needs.
-    pub fn change_class(&self, path: &[&str]) -> ChangeClass {
-        match self.field(path, None) {
+    /// What changing the provider-level field at `path` from or to `value` needs, if that is known.
+    pub fn change_class(&self, path: &[&str], value: Option<&str>) -> ChangeClass {
+        match self.field(path, value) {
             Some(Support::Honoured(class)) => *class,
             Some(Support::Refused { .. }) | None => ChangeClass::Recreate,
         }
@@ -225,7 +225,7 @@ pub(super) const fn setting(
 
 impl FieldSupport {
     /// How specifically this row speaks of the field: the number of matching segments, a value counting as one more. `None` if it does not.
-    fn matches(&self, path: &[&str], value: Option<&str>) -> Option<usize> {
+    pub(crate) fn matches(&self, path: &[&str], value: Option<&str>) -> Option<usize> {
         let (pattern, wanted) = match self.path.split_once('=') {
             Some((pattern, wanted)) => (pattern, Some(wanted)),
             None => (self.path, None),
@@ -264,10 +264,10 @@ mod tests {
             FieldSupport { path: "ports.*.public", support: NO },
         ];
         let sheet = sheet(FIELDS);
-        assert_eq!(sheet.change_class(&["network", "mode"]), ChangeClass::Restart);
+        assert_eq!(sheet.change_class(&["network", "mode"], None), ChangeClass::Restart);
         assert_eq!(sheet.field(&["network", "egress"], Some("deny")), Some(&NO));
         assert_ne!(sheet.field(&["network", "egress"], Some("allow")), Some(&NO));
         assert_eq!(sheet.field(&["ports", "3000", "public"], Some("true")), Some(&NO));
-        assert_eq!(sheet.change_class(&["image"]), ChangeClass::Recreate);
+        assert_eq!(sheet.change_class(&["image"], None), ChangeClass::Recreate);
     }
 }

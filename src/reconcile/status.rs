@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::model::{
     Address, Condition, ConditionStatus, Desired, DesiredSandbox, DiskUse, Endpoint, Health, Identity,
-    Observation, Observed, ObservedGuest, ObservedSandbox, ObservedService, ProbeResult, Recorded, Resources,
+    Observation, Observed, ObservedGuest, ObservedSandbox, ObservedService, PortProtocol, ProbeResult, Recorded, Resources,
     RunState, SandboxState, ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
 };
 use crate::plan::{Change, Note, Plan, Reason, Waiting, WaitingOn, report};
@@ -51,6 +51,9 @@ pub struct ResourceStatus {
     pub restarts: Option<u32>,
     /// Where a port is reached from the host.
     pub endpoint: Option<Endpoint>,
+    /// What is spoken on a port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<PortProtocol>,
     /// Fallbacks and other remarks of the provider.
     pub notes: Vec<String>,
     /// How much of its disk is used, for a sandbox that runs with a limit on it.
@@ -208,6 +211,7 @@ impl<'a> Context<'a> {
             restarts: None,
             endpoint: None,
             disk: None,
+            protocol: None,
             notes: Vec::new(),
         }
     }
@@ -385,7 +389,7 @@ impl<'a> Context<'a> {
         found: &ObservedSandbox,
         rows: &mut Vec<ResourceStatus>,
     ) {
-        for port in sandbox.spec.ports.keys() {
+        for (port, declared) in &sandbox.spec.ports {
             let address = Address::Port(name.to_owned(), *port);
             let endpoint = found.endpoints.get(port).cloned();
             let (health, phase, message) = match &endpoint {
@@ -395,6 +399,7 @@ impl<'a> Context<'a> {
             };
             rows.push(ResourceStatus {
                 endpoint,
+                protocol: Some(declared.protocol),
                 ..self.row(address, &sandbox.provider, health, phase, message)
             });
         }

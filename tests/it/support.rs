@@ -49,6 +49,7 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("ports", "", "ports: [8000]"),
     ("ports.*.port", "", "ports: [{ port: 8000 }]"),
     ("ports.*.host_port", "ports: [8000]", "ports: [{ port: 8000, host_port: 18000 }]"),
+    ("ports.*.host_ip", "ports: [8000]", "ports: [{ port: 8000, host_ip: 0.0.0.0 }]"),
     ("ports.*.protocol", "ports: [8000]", "ports: [{ port: 8000, protocol: http }]"),
     ("ports.*.public", "ports: [8000]", "ports: [{ port: 8000, public: true }]"),
     ("ports.*.description", "ports: [8000]", "ports: [{ port: 8000, description: shop }]"),

@@ -324,7 +324,7 @@ async fn read_back(bench: &Bench) -> Verdict {
 fn port(bench: &Bench) -> Result<PortSpec, Failure> {
     let host_port = if bench.sheet().forwards_from_host { Some(super::ports::free_port()?) } else { None };
     let description = Some("conformance".to_owned());
-    Ok(PortSpec { host_port, protocol: PortProtocol::Http, public: false, description })
+    Ok(PortSpec { host_port, protocol: PortProtocol::Http, description, ..PortSpec::default() })
 }
 
 async fn hostname(bench: &Bench) -> Verdict {

@@ -239,7 +239,7 @@ pub struct Allow {
     pub host_network: bool,
     /// Sandboxes with devices of this machine.
     pub devices: bool,
-    /// Ports of this machine that manifests choose with `host_port`; without it only free ones are taken.
+    /// Ports of this machine that manifests choose with `host_port`; without it only free ones of the loopback are taken.
     pub host_ports: bool,
     /// Settings of providers, which decide where credentials are sent.
     pub provider_settings: bool,

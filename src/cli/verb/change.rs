@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::plan;
-use super::status::reached_at;
+use super::status::place;
 use crate::app::{Answer, ApplyOptions, ApplyReport, Approval, Consent, Goal, Outcome, Project};
 use crate::cli::args::{OutputForm, ProgressHow};
 use crate::cli::context::Context;
@@ -133,7 +133,7 @@ pub(super) async fn say_ports(cx: &Context, project: &Project<'_>) -> Result<(),
     let (status, _) = project.status().await?;
     for resource in &status.resources {
         if let (Address::Port(sandbox, port), Some(_)) = (&resource.address, &resource.endpoint) {
-            let at = reached_at(resource.endpoint.as_ref());
+            let at = place(resource);
             cx.ui.say(&format!("  {sandbox} port {port} is at {}", cx.ui.err.paint(Role::Hint, &at)));
         }
     }

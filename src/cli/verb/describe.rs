@@ -86,7 +86,7 @@ fn text(cx: &Context, Described { resource, events: recorded, disk }: &Described
     fact("phase", &resource.phase);
     fact("since", &time::cell(resource.since, cx.now(), wide));
     fact("restarts", &resource.restarts.map_or_else(String::new, |n| n.to_string()));
-    fact("reached at", &status::reached_at(resource.endpoint.as_ref()));
+    fact("reached at", &status::place(resource));
     fact("on disk", &disk.map_or_else(String::new, |bytes| Quantity::from_bytes(bytes).to_string()));
     fact("why", &printable(&resource.message));
     for note in &resource.notes {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::status::{self, reached_at};
+use super::status::{self, place, reached_at};
 use crate::app::parse_target;
 use crate::cli::args::PortsArgs;
 use crate::cli::context::Context;
@@ -10,7 +10,7 @@ use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::style;
 use crate::cli::ui::table::{Cell, Table};
-use crate::model::Address;
+use crate::model::{Address, PortProtocol};
 use crate::reconcile::status::ResourceStatus;
 
 #[derive(Serialize)]
@@ -23,6 +23,7 @@ struct Ports<'a> {
 struct Port<'a> {
     sandbox: &'a str,
     port: u16,
+    protocol: Option<PortProtocol>,
     /// `host:port`; absent while it is not reached anywhere.
     reached_at: Option<String>,
     listening: bool,
@@ -42,6 +43,7 @@ pub async fn run(cx: &Context, args: &PortsArgs) -> Result<Exit, CliError> {
             Address::Port(sandbox, port) => Some(Port {
                 sandbox,
                 port: *port,
+                protocol: r.protocol,
                 reached_at: r.endpoint.as_ref().map(|e| reached_at(Some(e))),
                 listening: r.endpoint.as_ref().is_some_and(|e| e.listening),
                 status: r,
@@ -56,7 +58,7 @@ pub async fn run(cx: &Context, args: &PortsArgs) -> Result<Exit, CliError> {
             table.row([
                 port.sandbox.into(),
                 port.port.to_string().into(),
-                port.reached_at.as_deref().unwrap_or_default().into(),
+                place(port.status).into(),
                 Cell::new(port.status.phase.as_str(), style::of_health(port.status.health)),
                 port.status.message.as_str().into(),
             ]);

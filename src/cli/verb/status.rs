@@ -7,7 +7,7 @@ use crate::cli::ui::exit::Exit;
 use crate::cli::ui::style::{self, Role};
 use crate::cli::ui::table::{Cell, Table};
 use crate::cli::ui::{hint, time};
-use crate::model::{Address, Endpoint};
+use crate::model::{Address, Endpoint, PortProtocol};
 use crate::reconcile::status::{ProjectStatus, ResourceStatus};
 
 /// Prints the status.
@@ -75,12 +75,18 @@ fn table(cx: &Context, resources: &[ResourceStatus], wide: bool) -> String {
             Cell::new(resource.health.to_string(), style::of_health(resource.health)),
             resource.phase.as_str().into(),
             Cell::new(time::cell(resource.since, now, wide), Role::Dim),
-            reached_at(resource.endpoint.as_ref()).into(),
+            place(resource).into(),
             resource.message.as_str().into(),
         ]);
         table.row(row);
     }
     cx.ui.table(&table)
+}
+
+/// Where a port is reached, for people: `host:port`, with `/udp` where connections do not lead there.
+pub fn place(resource: &ResourceStatus) -> String {
+    let at = reached_at(resource.endpoint.as_ref());
+    if !at.is_empty() && resource.protocol.is_some_and(PortProtocol::is_udp) { at + "/udp" } else { at }
 }
 
 /// `host:port`, as it is typed into a browser.

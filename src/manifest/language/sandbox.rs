@@ -11,7 +11,7 @@ use super::{
     RepoUrl, SecretRef, Service, Text, User, env_name_schema, name_schema,
 };
 use crate::model::{
-    DependencyCondition, Device, DriftPolicy, Duration, Egress, Isolation, NetworkMode, PortProtocol,
+    DependencyCondition, Device, DriftPolicy, Duration, Egress, HostIp, Isolation, NetworkMode, PortProtocol,
     Quantity, RunState, SyncMode,
 };
 
@@ -186,9 +186,11 @@ pub(crate) struct Mount {
 pub(crate) struct Port {
     /// The port inside, 1 to 65535.
     pub port: PortNumber,
-    /// The loopback port of this machine that leads to it. Default: a free one, chosen once and kept.
+    /// The port of this machine that leads to it. Default: a free one, chosen once and kept.
     pub host_port: Option<PortNumber>,
-    /// What is spoken on it. Default: `tcp`.
+    /// Where on this machine: `127.0.0.1`, or `0.0.0.0` for everybody who reaches the machine. Default: `127.0.0.1`.
+    pub host_ip: Option<HostIp>,
+    /// What is spoken on it: a stream (`tcp`, `http`), or datagrams (`udp`). Default: `tcp`.
     pub protocol: Option<PortProtocol>,
     /// Reachable from anywhere without credentials, at providers that publish ports. Default: false.
     pub public: Option<bool>,

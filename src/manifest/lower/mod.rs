@@ -326,8 +326,21 @@ impl Lowering<'_> {
                 );
                 continue;
             }
+            let host_ip = port.host_ip.unwrap_or_default();
+            if !host_ip.is_loopback() && self.confinement.is_some_and(|confinement| !confinement.host_ports) {
+                let message =
+                    "a manifest of this source may not open a port to others than this machine".to_owned();
+                let problem = self.error("not-allowed", &["ports", key, "host_ip"], message);
+                self.push(
+                    problem
+                        .expected("no `host_ip`, so that it is 127.0.0.1")
+                        .help("the operator allows it with `host_ports: true` under `allow` of the source"),
+                );
+                continue;
+            }
             let spec = PortSpec {
                 host_port,
+                host_ip,
                 protocol: port.protocol.unwrap_or_default(),
                 public: port.public.unwrap_or(false),
                 description: port.description.as_ref().map(|d| d.0.clone()),

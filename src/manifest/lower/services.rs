@@ -104,7 +104,7 @@ impl Lowering<'_> {
             user: raw.user.as_ref().map(|u| u.0.clone()),
             env: raw.env.iter().map(|(k, v)| (k.clone(), v.0.clone())).collect(),
             depends_on,
-            healthcheck: raw.healthcheck.as_ref().and_then(|h| self.healthcheck(name, h)),
+            healthcheck: raw.healthcheck.as_ref().and_then(|h| self.healthcheck(name, h, sandbox)),
             restart: raw
                 .restart
                 .as_ref()
@@ -117,7 +117,12 @@ impl Lowering<'_> {
         }
     }
 
-    fn healthcheck(&mut self, service: &str, raw: &HealthCheck) -> Option<crate::model::HealthCheck> {
+    fn healthcheck(
+        &mut self,
+        service: &str,
+        raw: &HealthCheck,
+        sandbox: &Sandbox,
+    ) -> Option<crate::model::HealthCheck> {
         let at = ["services", service, "healthcheck"];
         let present = [raw.tcp.is_some(), raw.http.is_some(), raw.exec.is_some()];
         if !self.exactly_one(&at, &["tcp", "http", "exec"], &present, true) {
@@ -142,6 +147,21 @@ impl Lowering<'_> {
                 span,
                 format!("a probe may take {timeout} but the next is due after {interval}"),
             ));
+        }
+        let probed = [
+            raw.tcp.as_ref().map(|port| (&["tcp"][..], port)),
+            raw.http.as_ref().map(|http| (&["http", "port"][..], &http.port)),
+        ];
+        for (key, port) in probed.into_iter().flatten() {
+            let declared = sandbox.ports.get(&port.0);
+            if declared.is_some_and(|declared| declared.protocol == Some(PortProtocol::Udp)) {
+                let message =
+                    format!("the port {} is declared as `udp`, and this check connects to it", port.0);
+                self.push(
+                    Problem::warning("healthcheck", self.node.span_at(&[&at[..], key].concat()), message)
+                        .help("ask the service by a command: `exec`"),
+                );
+            }
         }
         let probe = if let Some(port) = &raw.tcp {
             Probe::Tcp(parse_port(&port.0).ok()?)

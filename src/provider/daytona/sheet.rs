@@ -73,6 +73,12 @@ pub static SHEET: Capabilities = Capabilities {
         refused("volumes.s3", "cannot mount object storage yet", "copy the data in with `files`"),
         honoured("ports", ChangeClass::Live),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
+        refused("ports.*.host_ip", "does not forward ports from this machine", "remove `host_ip`"),
+        refused(
+            "ports.*.protocol=udp",
+            "reaches the ports of a sandbox by HTTP only",
+            "remove `protocol`, or use provider `local`, `docker` or `kubernetes`",
+        ),
         honoured("links", ChangeClass::Recreate),
         refused("devices", "gives no devices", "remove `devices`, or use provider `local`"),
         refused("isolation.require=gvisor", "does not say how it isolates", "remove `isolation`"),

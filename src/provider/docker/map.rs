@@ -9,14 +9,14 @@ use std::net::Ipv4Addr;
 use bollard::models::{
     ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum as State, ContainerUpdateBody,
     EndpointSettings, HealthConfig, HostConfig, Mount as DockerMount, MountType, NetworkingConfig,
-    PortBinding, Volume,
+    PortBinding, PortSummary, PortSummaryTypeEnum, Volume,
 };
 
 use super::guest::{PERL, PYTHON};
 use super::sheet::{MIN_CPU_MILLIS, MIN_MEMORY};
 use crate::model::{
-    Egress, Endpoint, Identity, NetworkMode, NetworkSpec, ObservedSandbox, Resources, SandboxId, SandboxSpec,
-    SandboxState, Timestamp, labels as names, sha256_hex,
+    Egress, Endpoint, HostIp, Identity, NetworkMode, NetworkSpec, ObservedSandbox, PortRef, PortSpec,
+    Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -131,6 +131,13 @@ pub(super) fn check(spec: &SandboxSpec) -> Result<(), ProviderError> {
             "with `network: host` the way out is that of the host itself; leave out `egress`, or the `network`",
         );
     }
+    if let Some(link) = spec.links.iter().find(|link| link.udp && spec.network.mode == NetworkMode::Isolated)
+    {
+        let PortRef { sandbox, port } = &link.to;
+        return invalid(&format!(
+            "Docker carries no datagrams to the host's address of port {port} of `{sandbox}`; instead of the template write `{sandbox}` and {port}, which reach it by name"
+        ));
+    }
     match spec.network.mode {
         NetworkMode::Isolated => {}
         NetworkMode::None if spec.ports.is_empty() && spec.links.is_empty() => {}
@@ -176,12 +183,14 @@ pub(super) fn container(
         NetworkMode::None => "none".to_owned(),
     };
     let is_own = spec.network.mode == NetworkMode::Isolated;
-    let tcp = |port: &u16| format!("{port}/tcp");
-    let published = spec.ports.iter().filter_map(|(port, p)| Some((port, p.host_port?))).filter(|_| is_own);
-    let bindings = published.map(|(port, host)| {
-        let binding =
-            PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: Some(host.to_string()) };
-        (tcp(port), Some(vec![binding]))
+    let exposed = |(port, declared): (&u16, &PortSpec)| {
+        format!("{port}/{}", if declared.protocol.is_udp() { "udp" } else { "tcp" })
+    };
+    let bindings = spec.ports.iter().filter(|_| is_own).filter_map(|(port, declared)| {
+        let host_port = Some(declared.host_port?.to_string());
+        let host_ip = Some(declared.host_ip.address().to_string());
+        let binding = PortBinding { host_ip, host_port };
+        Some((exposed((port, declared)), Some(vec![binding])))
     });
     let is_shut = is_own && is_shut(&spec.network);
     let binds = spec.binds.iter().map(|bind| DockerMount {
@@ -215,7 +224,7 @@ pub(super) fn container(
         entrypoint: Some(["sh", "-c", INIT, "pocketenv-init", PERL, PYTHON].map(str::to_owned).to_vec()),
         cmd: Some(Vec::new()),
         labels: Some(labels),
-        exposed_ports: is_own.then(|| spec.ports.keys().map(tcp).collect()),
+        exposed_ports: is_own.then(|| spec.ports.iter().map(exposed).collect()),
         // An image's own health check would only start processes that nobody asks for.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         stop_signal: Some("SIGTERM".to_owned()),
@@ -263,7 +272,8 @@ pub(super) fn update(resources: &Resources) -> ContainerUpdateBody {
 /// Of two specs, whether a container of the first can become one of the second.
 pub(super) fn can_become(old: &SandboxSpec, new: &SandboxSpec) -> bool {
     fn fixed(spec: &SandboxSpec) -> impl PartialEq + '_ {
-        let ports: Vec<_> = spec.ports.iter().map(|(port, p)| (*port, p.host_port)).collect();
+        let ports: Vec<_> =
+            spec.ports.iter().map(|(port, p)| (*port, p.host_port, p.host_ip, p.protocol.is_udp())).collect();
         let network = (spec.network.mode, is_shut(&spec.network));
         (&spec.image, &spec.hostname, &spec.mounts, &spec.binds, ports, network)
     }
@@ -359,8 +369,15 @@ fn endpoints(container: &ContainerSummary, spec: &mut SandboxSpec, runs: bool) -
     }
     let mut found = BTreeMap::new();
     for (port, declared) in &mut spec.ports {
-        let published =
-            container.ports.iter().flatten().filter(|p| p.private_port == *port).find_map(|p| p.public_port);
+        let is_it = |p: &&PortSummary| {
+            let is_udp = p.typ == Some(PortSummaryTypeEnum::UDP);
+            p.private_port == *port && is_udp == declared.protocol.is_udp()
+        };
+        let seen = container.ports.iter().flatten().filter(is_it).find(|p| p.public_port.is_some());
+        if let Some(ip) = seen.and_then(|p| p.ip.as_deref()).filter(|_| runs) {
+            declared.host_ip = if ip == "0.0.0.0" { HostIp::Any } else { HostIp::Loopback };
+        }
+        let published = seen.and_then(|p| p.public_port);
         let published = match spec.network.mode {
             NetworkMode::Host => Some(*port),
             _ => published,
@@ -405,7 +422,7 @@ fn unclean(status: &str) -> Option<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::model::{Address, IntentId, LinkSpec, OwnerId, PortRef, PortSpec, SpecHash};
+    use crate::model::{Address, IntentId, LinkSpec, OwnerId, PortProtocol, SpecHash};
 
     fn identity() -> Identity {
         Identity {
@@ -424,7 +441,7 @@ mod tests {
         let to = PortRef { sandbox: "db".to_owned(), port: 5432 };
         SandboxSpec {
             ports: BTreeMap::from([(80, port)]),
-            links: [LinkSpec { to, host_port: 20_001 }].into(),
+            links: [LinkSpec { to, host_port: 20_001, udp: false }].into(),
             resources: Resources { cpu_millis: Some(500), ..Resources::default() },
             ..SandboxSpec::default()
         }
@@ -440,6 +457,20 @@ mod tests {
             created: Some(7),
             ..ContainerSummary::default()
         }
+    }
+
+    #[test]
+    fn datagrams_are_published_as_such() {
+        let mut spec = spec();
+        spec.links.clear();
+        spec.ports.entry(80).and_modify(|port| port.protocol = PortProtocol::Udp);
+        let made = container(&spec, &identity(), "image".to_owned(), BTreeMap::new());
+        assert_eq!(made.exposed_ports, Some(vec!["80/udp".to_owned()]));
+        assert!(made.host_config.unwrap().port_bindings.unwrap().contains_key("80/udp"));
+        assert!(!can_become(&self::spec(), &spec), "it is published anew");
+        let to = PortRef { sandbox: "db".to_owned(), port: 53 };
+        spec.links.insert(LinkSpec { to, host_port: 20_053, udp: true });
+        assert!(check(&spec).unwrap_err().to_string().contains("write `db` and 53"));
     }
 
     #[test]

@@ -62,6 +62,7 @@ pub static SHEET: Capabilities = Capabilities {
         refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),
         honoured("ports", ChangeClass::Recreate),
         honoured("ports.*.protocol", ChangeClass::Live),
+        honoured("ports.*.protocol=udp", ChangeClass::Recreate),
         honoured("ports.*.description", ChangeClass::Live),
         honoured("ports.*.public", ChangeClass::Live),
         refused(

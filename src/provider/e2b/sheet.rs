@@ -65,6 +65,12 @@ pub static SHEET: Capabilities = Capabilities {
         refused("volumes.read_only=true", "mounts volumes to be written to", "remove `read_only`"),
         made_anew("ports"),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
+        refused("ports.*.host_ip", "does not forward ports from this machine", "remove `host_ip`"),
+        refused(
+            "ports.*.protocol=udp",
+            "reaches the ports of a sandbox by HTTP only",
+            "remove `protocol`, or use provider `local`, `docker` or `kubernetes`",
+        ),
         made_anew("links"),
         refused("devices", "gives no devices", "remove `devices`, or use provider `local`"),
         made_anew("isolation"),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service, ServicePort};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use serde_json::{Value as Json, json};
 
@@ -13,7 +13,7 @@ use super::api::AGENTS;
 use super::sheet::MIN_MEMORY;
 use crate::model::{
     Egress, EgressHost, EgressRule, Endpoint, Identity, Image, NetworkMode, NetworkSpec, ObservedSandbox,
-    ObservedVolume, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
+    ObservedVolume, PortSpec, SandboxId, SandboxSpec, SandboxState, Timestamp, labels as names, sha256_hex,
 };
 use crate::provider::label::labelled_spec;
 use crate::provider::script::shown;
@@ -345,7 +345,8 @@ pub(super) fn policy(
     spec: &SandboxSpec,
     labels: &BTreeMap<String, String>,
 ) -> Result<Json, ProviderError> {
-    let ports: Vec<Json> = spec.ports.keys().map(|port| json!({ "protocol": "TCP", "port": port })).collect();
+    let port = |(port, declared): (&u16, &PortSpec)| json!({ "protocol": protocol(declared), "port": port });
+    let ports: Vec<Json> = spec.ports.iter().map(port).collect();
     let ingress = if ports.is_empty() { json!([]) } else { json!([{ "ports": ports }]) };
     let mut policy = json!({
         "podSelector": { "matchLabels": { SANDBOX: name } },
@@ -373,9 +374,8 @@ pub(super) fn service(
     spec: &SandboxSpec,
     labels: &BTreeMap<String, String>,
 ) -> Option<Json> {
-    let port =
-        |port| json!({ "name": format!("port-{port}"), "protocol": "TCP", "port": port, "targetPort": port });
-    let ports: Vec<Json> = spec.ports.keys().map(port).collect();
+    let port = |(port, declared): (&u16, &PortSpec)| json!({ "name": format!("port-{port}"), "protocol": protocol(declared), "port": port, "targetPort": port });
+    let ports: Vec<Json> = spec.ports.iter().map(port).collect();
     (!ports.is_empty()).then(|| {
         json!({
             "apiVersion": "v1", "kind": "Service",
@@ -385,6 +385,10 @@ pub(super) fn service(
             "spec": { "selector": { SANDBOX: name }, "ports": ports },
         })
     })
+}
+
+fn protocol(declared: &PortSpec) -> &'static str {
+    if declared.protocol.is_udp() { "UDP" } else { "TCP" }
 }
 
 /// Whether a sandbox owns a service.
@@ -538,7 +542,11 @@ pub(super) fn observed(
     let own = service.filter(|service| owner.metadata.uid.as_ref().is_some_and(|uid| owns(uid, service)));
     notes.extend(own.and_then(|service| {
         let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-        let ports: Vec<String> = ports.map(|port| port.port.to_string()).collect();
+        let shown = |port: &ServicePort| match port.protocol.as_deref() {
+            Some("UDP") => format!("{}/udp", port.port),
+            _ => port.port.to_string(),
+        };
+        let ports: Vec<String> = ports.map(shown).collect();
         let (name, namespace) = (service.metadata.name.as_deref()?, service.metadata.namespace.as_deref()?);
         Some(format!("inside the cluster: {name}.{namespace}.svc, port {}", ports.join(", ")))
     }));
@@ -573,7 +581,7 @@ fn timestamp(at: &k8s_openapi::jiff::Timestamp) -> Timestamp {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::model::{Address, IntentId, OwnerId, PortSpec, Resources, SpecHash};
+    use crate::model::{Address, IntentId, OwnerId, Resources, SpecHash};
 
     fn identity() -> Identity {
         Identity {

@@ -70,11 +70,13 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("volumes", ChangeClass::Recreate),
         refused("volumes.s3", "cannot mount object storage yet", "use a managed volume: `{}`"),
         honoured("ports", ChangeClass::Live),
+        honoured("ports.*.protocol=udp", ChangeClass::Live),
         refused(
             "ports.*.host_port",
             "does not forward ports from this machine",
             "remove `host_port`; inside the cluster the port is reached at the sandbox's Service",
         ),
+        refused("ports.*.host_ip", "does not forward ports from this machine", "remove `host_ip`"),
         refused(
             "ports.*.public=true",
             "opens no port to the outside of the cluster",

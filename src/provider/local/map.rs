@@ -8,13 +8,13 @@ use crate::engine::{
     Attempt, BoundHost as EngineBoundHost, BoundSecret as EngineBound, BoxInfo, BoxSpec, BoxState,
     Device as EngineDevice, DiskInfo, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
     Forward, Held, Hit, Image as EngineImage, IoLimits, Lifetime, Limits, LimitsInfo, Link,
-    Mount as EngineMount, MountSource, Name, Network, Outcome, SnapshotInfo,
+    Mount as EngineMount, MountSource, Name, Network, Outcome, Outside, Port as EnginePort, SnapshotInfo,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
     BoundHost, BoundSecret, Device, DiskUse, Duration, Egress, EgressAttempt, EgressHost, EgressRule,
-    Endpoint, Identity, Image, Io, LifecycleSpec, LimitHit, NetworkMode, NetworkSpec, ObservedSandbox,
-    Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, Usage, labels as names, sha256_hex,
+    Endpoint, HostIp, Identity, Image, Io, LifecycleSpec, LimitHit, LinkSpec, NetworkMode, NetworkSpec, ObservedSandbox,
+    PortSpec, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, Usage, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -294,8 +294,17 @@ fn disk_use(disk: &DiskInfo) -> String {
 }
 
 pub(super) fn forwards(spec: &SandboxSpec) -> Vec<Forward> {
-    let ports = spec.ports.iter().filter_map(|(port, p)| p.host_port.map(|host| (*port, host)));
-    ports.map(|(port, host)| Forward { listen: loopback(host), port }).collect()
+    let ports = spec.ports.iter().filter_map(|(port, declared)| Some((port, declared, declared.host_port?)));
+    ports
+        .map(|(port, declared, host)| Forward {
+            listen: SocketAddr::from((declared.host_ip.address(), host)),
+            to: inside(*port, declared),
+        })
+        .collect()
+}
+
+fn inside(port: u16, declared: &PortSpec) -> EnginePort {
+    if declared.protocol.is_udp() { EnginePort::Udp(port) } else { EnginePort::Tcp(port) }
 }
 
 pub(super) fn links(spec: &SandboxSpec) -> Vec<Link> {
@@ -303,8 +312,14 @@ pub(super) fn links(spec: &SandboxSpec) -> Vec<Link> {
     if spec.network.mode == NetworkMode::Host {
         return Vec::new();
     }
-    let ports: BTreeSet<u16> = spec.links.iter().map(|link| link.host_port).collect();
-    ports.into_iter().map(|port| Link { listen_port: port, host: loopback(port) }).collect()
+    let links: BTreeSet<(u16, Outside)> =
+        spec.links.iter().map(|link| (link.host_port, outside(link))).collect();
+    links.into_iter().map(|(listen_port, host)| Link { listen_port, host }).collect()
+}
+
+fn outside(link: &LinkSpec) -> Outside {
+    let address = loopback(link.host_port);
+    if link.udp { Outside::Udp(address) } else { Outside::Tcp(address) }
 }
 
 /// The ports that links lead to, by the names of their sandboxes. What listens at a port of its own at all addresses would be in the way of a
@@ -315,11 +330,7 @@ pub(super) fn names(spec: &SandboxSpec) -> Vec<Name> {
     }
     let links = spec.links.iter().filter(|link| !spec.ports.contains_key(&link.to.port));
     links
-        .map(|link| Name {
-            name: link.to.sandbox.clone(),
-            port: link.to.port,
-            host: loopback(link.host_port),
-        })
+        .map(|link| Name { name: link.to.sandbox.clone(), port: link.to.port, host: outside(link) })
         .collect()
 }
 
@@ -338,7 +349,7 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         .iter()
         .map(|f| {
             let (host, port) = (f.listen.ip().to_string(), f.listen.port());
-            (f.port, Endpoint { host, port, listening: f.listening })
+            (f.to.number(), Endpoint { host, port, listening: f.listening })
         })
         .collect();
     let started_at = match &info.state {
@@ -425,11 +436,17 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
         };
     }
     for (port, declared) in &mut spec.ports {
-        declared.host_port = info.forwards.iter().find(|f| f.port == *port).map(|f| f.listen.port());
+        let to = inside(*port, declared);
+        let listen = info.forwards.iter().find(|f| f.to == to).map(|f| f.listen);
+        declared.host_port = listen.map(|listen| listen.port());
+        if let Some(listen) = listen {
+            declared.host_ip = if listen.ip().is_unspecified() { HostIp::Any } else { HostIp::Loopback };
+        }
     }
     let names = names(&spec);
     spec.links.retain(|link| {
-        let linked = || info.links.iter().any(|l| l.listen_port == link.host_port);
+        let own = Link { listen_port: link.host_port, host: outside(link) };
+        let linked = || info.links.contains(&own);
         let of = |name: &&Name| name.name == link.to.sandbox && name.port == link.to.port;
         let named = || names.iter().find(of).is_none_or(|name| info.names.contains(name));
         spec.network.mode == NetworkMode::Host || linked() && named()

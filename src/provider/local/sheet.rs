@@ -46,6 +46,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("hostname", ChangeClass::Restart),
         honoured("volumes", ChangeClass::Restart),
         honoured("ports", ChangeClass::Live),
+        honoured("ports.*.protocol=udp", ChangeClass::Live),
         honoured("links", ChangeClass::Live),
         refused(
             "ports.*.public=true",

@@ -64,5 +64,7 @@ pub static SHEET: Capabilities = Capabilities {
         refused("tailscale", "does not join a tailnet", "use `ports`"),
         refused("volumes.s3", "cannot mount object storage", "use a managed volume: `{}`"),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),
+        refused("ports.*.host_ip", "does not forward ports from this machine", "remove `host_ip`"),
+        refused("ports.*.protocol=udp", "carries no datagrams", "remove `protocol`"),
     ],
 };

@@ -39,7 +39,8 @@ async fn a_snapshot_is_an_image_that_knows_whose_it_is() {
     let db = provider.create(&spec(), &identity("db", &spec())).await.unwrap();
     inside(&*provider, &db, "nc -lk -p 5432 -e echo up >/dev/null 2>&1 &").await;
     let mounts = vec![Mount { path: "/data".to_owned(), volume: "data".to_owned(), read_only: false }];
-    let wanted = SandboxSpec { links: [LinkSpec { to, host_port: 20_123 }].into(), mounts, ..spec() };
+    let wanted =
+        SandboxSpec { links: [LinkSpec { to, host_port: 20_123, udp: false }].into(), mounts, ..spec() };
     let of = provider.create(&wanted, &identity("api", &wanted)).await.unwrap();
     inside(&*provider, &of, "echo one > /var/kept; echo shared > /data/kept").await;
     snapshots.create_snapshot(&of, "First", &carried("First", "api")).await.unwrap();

@@ -107,7 +107,7 @@ async fn nothing_gets_out_and_ports_are_published_all_the_same() {
 
     // Those of a kind reach each other; across, a link is refused.
     let to = PortRef { sandbox: "web".to_owned(), port: 8000 };
-    let links = || [LinkSpec { to: to.clone(), host_port: port }].into();
+    let links = || [LinkSpec { to: to.clone(), host_port: port, udp: false }].into();
     let linked = SandboxSpec { links: links(), ..shut() };
     let second = provider.create(&linked, &identity("second", &linked)).await.unwrap();
     let fetch = format!("wget -q -O - http://127.0.0.1:{port}/page");

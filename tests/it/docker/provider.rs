@@ -212,7 +212,7 @@ async fn the_first_process_collects_ends_gracefully_and_keeps_links() {
     sh(&*guest, "mkdir -p /srv && echo linked > /srv/page && httpd -p 8000 -h /srv").await;
     let mut wanted = spec();
     let to = PortRef { sandbox: "init".to_owned(), port: 8000 };
-    wanted.links.insert(LinkSpec { to, host_port: 20_123 });
+    wanted.links.insert(LinkSpec { to, host_port: 20_123, udp: false });
     let mut named = identity("linked", &wanted);
     let linked = provider.create(&wanted, &named).await.unwrap();
     let there = provider.guest(&linked).await.unwrap();

@@ -97,7 +97,7 @@ async fn an_open_connection_keeps_it() {
         .unwrap();
     let port = super::network::free_port();
     let listen = ([127, 0, 0, 1], port).into();
-    let forward = pocketenv::engine::Forward { listen, port: 80 };
+    let forward = pocketenv::engine::Forward { listen, to: pocketenv::engine::Port::Tcp(80) };
     fixture.engine.set_forwards("one", &[forward]).await.unwrap();
     let mut first = [0];
     let mut stream = None;

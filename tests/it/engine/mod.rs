@@ -6,6 +6,7 @@ mod base_images;
 mod build;
 mod configured;
 mod crowd;
+mod datagram;
 mod device;
 mod disk;
 mod escape;

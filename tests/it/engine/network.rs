@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use pocketenv::engine::{
-    Attempt, BoxSpec, EgressHost, EgressRule, EngineError, Exit, Forward, Link, Network, Outcome,
+    Attempt, BoxSpec, EgressHost, EgressRule, EngineError, Exit, Forward, Link, Network, Outcome, Port,
 };
 
 use super::support::{Fixture, Output, eventually, is_root, null, request};
@@ -89,7 +89,7 @@ async fn forwards_lead_inside_until_they_are_withdrawn() {
         return;
     }
     let (first, second) = (free_port(), free_port());
-    let forward = |port| Forward { listen: loopback(port), port: 8080 };
+    let forward = |port| Forward { listen: loopback(port), to: Port::Tcp(8080) };
     fixture.engine.set_forwards("one", &[forward(first), forward(second)]).await.unwrap();
     assert!(get(loopback(first)).unwrap().ends_with("inside"));
     assert!(get(loopback(second)).unwrap().ends_with("inside"));
@@ -106,7 +106,11 @@ async fn forwards_lead_inside_until_they_are_withdrawn() {
     let forwards = fixture.engine.get("one").await.unwrap().unwrap().forwards;
     assert_eq!((forwards.len(), forwards[0].listening), (1, true));
 
-    fixture.engine.set_forwards("one", &[Forward { listen: loopback(first), port: 8081 }]).await.unwrap();
+    fixture
+        .engine
+        .set_forwards("one", &[Forward { listen: loopback(first), to: Port::Tcp(8081) }])
+        .await
+        .unwrap();
     assert_eq!(get(loopback(first)), None, "nothing listens on 8081 inside");
     fixture.engine.set_forwards("one", &[forward(first)]).await.unwrap();
 
@@ -125,7 +129,7 @@ async fn links_lead_to_the_declared_address_only() {
     let fixture = Fixture::new();
     fixture.create("one").await;
     let (wanted, other) = (host_service("wanted"), host_service("other"));
-    let links = [Link { listen_port: 5432, host: loopback(wanted) }];
+    let links = [Link { listen_port: 5432, host: pocketenv::engine::Outside::Tcp(loopback(wanted)) }];
     fixture.engine.set_links("one", &links).await.unwrap();
     assert_eq!(curl(&fixture, "one", "http://127.0.0.1:5432/").await.ok(), "wanted");
     assert_ne!(curl(&fixture, "one", &format!("http://127.0.0.1:{other}/")).await.exit, Exit::Code(0));

@@ -10,7 +10,7 @@ use super::state::{Pane, View};
 use crate::cli::ui::style::{Role, of_health, of_sync};
 use crate::cli::ui::table::printable;
 use crate::cli::ui::time;
-use crate::model::Timestamp;
+use crate::model::{PortProtocol, Timestamp};
 use crate::reconcile::status::ResourceStatus;
 
 /// From this width on, the conditions of the selected resource stand beside the resources.
@@ -121,7 +121,10 @@ fn resources(frame: &mut Frame<'_>, view: &mut View, area: Rect, now: Timestamp,
     }
     let row = |resource: &ResourceStatus| {
         let message = match &resource.endpoint {
-            Some(at) if resource.message.is_empty() => format!("{}:{}", at.host, at.port),
+            Some(at) if resource.message.is_empty() => {
+                let udp = if resource.protocol.is_some_and(PortProtocol::is_udp) { "/udp" } else { "" };
+                format!("{}:{}{udp}", at.host, at.port)
+            }
             _ => printable(&resource.message),
         };
         Row::new([
@@ -270,6 +273,7 @@ mod tests {
             since: Some(Timestamp(NOW.0 - 65_000)),
             restarts: None,
             endpoint: None,
+            protocol: None,
             notes: Vec::new(),
         }
     }

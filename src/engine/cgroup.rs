@@ -1,5 +1,6 @@
 //! Limits, by control groups of the kernel, version 2 or 1, made and written by ourselves: as root anywhere, as an ordinary user
-//! below a group that was delegated. What cannot be enforced is an error and never a claim.
+//! in a scope of the user's systemd (see `scope`) or below another group that was delegated. What cannot be enforced is an error and
+//! never a claim.
 //!
 //! A sandbox with a limit has one group for each controller, `pocketenv/<name>` below the caller's own (below the top for root on
 //! version 2, where a group with processes has no limited children). Only what is inside is in it: the shim is not, so that a
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 
+use super::scope::{self, Manager};
 use super::spec::{IoLimits, Limits, LimitsInfo};
 use super::throttle;
 
@@ -98,6 +100,8 @@ pub struct Available {
     why_not: String,
     /// Where the group of a paused sandbox belongs, or why there is no such place.
     freezer: Freezer,
+    /// Who is to be asked for a scope before there is such a place.
+    manager: Option<Manager>,
 }
 
 /// Where sandboxes can be frozen.
@@ -113,15 +117,46 @@ enum Freezer {
 }
 
 impl Available {
-    /// Looks at this machine, changing nothing.
+    /// What a sandbox that is started now can have. Changes nothing.
     ///
     /// # Errors
     /// What reading `/proc` reports.
     pub fn here() -> io::Result<Available> {
-        let (own, mounts) =
-            (fs::read_to_string("/proc/self/cgroup")?, fs::read_to_string("/proc/self/mountinfo")?);
-        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+        let user = rustix::process::geteuid();
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let manager = match mounted(&mounts, &|kind, _| kind == "cgroup2") {
+            Some((_, top)) if !user.is_root() => Manager::find(user.as_raw(), Path::new(top)),
+            _ => None,
+        };
+        match manager.and_then(by_scope) {
+            Some(available) => Ok(available),
+            None => Available::of(std::process::id() as i32),
+        }
+    }
+
+    /// What a sandbox whose host-side process runs already can have. Changes nothing.
+    ///
+    /// # Errors
+    /// What reading `/proc` reports.
+    pub fn of(shim: i32) -> io::Result<Available> {
+        let own = fs::read_to_string(format!("/proc/{shim}/cgroup"))?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let writable = |path: &Path| {
+            // No file of a group can be executed.
+            let search = if path.is_dir() { Access::EXEC_OK } else { Access::empty() };
+            rustix::fs::access(path, Access::WRITE_OK | search).is_ok()
+        };
         Ok(find(&own, &mounts, rustix::process::geteuid().is_root(), &writable))
+    }
+
+    /// Who must start the host-side process of a sandbox with limits in a scope.
+    pub fn manager(&self) -> Option<&Manager> {
+        self.manager.as_ref()
+    }
+
+    /// The scope of ours in which the groups will be.
+    pub fn scope(&self) -> Option<&Path> {
+        self.places.iter().map(|(_, place, _)| place.as_path()).find(|place| scope::is_ours(place))
     }
 
     /// The names of what can be limited.
@@ -132,6 +167,20 @@ impl Available {
     /// Why not everything can be.
     pub fn why_not(&self) -> &str {
         &self.why_not
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        if self.manager.is_none() {
+            let users = "as a user whose own systemd runs (after a login, or `loginctl enable-linger USER`)";
+            return format!("run it as root, or {users}");
+        }
+        format!(
+            "let systemd hand it on (`Delegate={}` under `[Service]` in /etc/systemd/system/user@.service.d/delegate.conf, then \
+             restart user@{}.service), or run it as root",
+            Controller::ALL.map(Controller::name).join(" "),
+            rustix::process::geteuid().as_raw()
+        )
     }
 
     /// Whether every one of these limits can be enforced.
@@ -157,10 +206,10 @@ impl Available {
             return Ok(());
         }
         Err(format!(
-            "{} cannot be limited here: {}; run it as root, or as a user below a delegated control group (from a systemd user \
-             session: `systemd-run --user --scope -p Delegate=yes pocketenv …`), or remove the limit",
+            "{} cannot be limited here: {}; {}, or remove the limit",
             missing.join(" and "),
-            self.why_not
+            self.why_not,
+            self.remedy()
         ))
     }
 
@@ -197,8 +246,8 @@ impl Available {
             Freezer::At(parent, unified) => (parent, *unified),
             Freezer::Nowhere(why) => {
                 return Err(format!(
-                    "nothing can be paused here: {why}; run it as root, or as a user below a delegated control group (from a \
-                     systemd user session: `systemd-run --user --scope -p Delegate=yes pocketenv …`), or stop it instead"
+                    "nothing can be paused here: {why}; run it as root, or give the sandbox a limit where the user's own systemd \
+                     runs (it is started in a scope then), or stop it instead"
                 ));
             }
             Freezer::Unknown => return Err("nothing can be paused here".to_owned()),
@@ -262,6 +311,33 @@ fn find(own: &str, mounts: &str, root: bool, writable: &dyn Fn(&Path) -> bool) -
     available
 }
 
+/// What there is in a scope of this manager; nothing where it has no control groups of version 2 to hand on.
+fn by_scope(manager: Manager) -> Option<Available> {
+    let offered = fs::read_to_string(manager.group.join("cgroup.controllers")).ok()?;
+    let is_offered =
+        |controller: &Controller| offered.split_whitespace().any(|item| item == controller.name());
+    let (there, missing): (Vec<_>, Vec<_>) = Controller::ALL.into_iter().partition(is_offered);
+    let why_not =
+        |controller: Controller| format!("systemd hands no controller `{}` to its users", controller.name());
+    (!there.is_empty()).then(|| Available {
+        places: there.into_iter().map(|controller| (controller, manager.group.clone(), true)).collect(),
+        why_not: missing.into_iter().map(why_not).collect::<Vec<_>>().join(", "),
+        freezer: Freezer::At(manager.group.clone(), true),
+        manager: Some(manager),
+    })
+}
+
+/// What is mounted where, of the first mount of such a kind with such options.
+fn mounted<'a>(mounts: &'a str, wanted: &dyn Fn(&str, &str) -> bool) -> Option<(&'a str, &'a str)> {
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let (kind, options) = (right.split(' ').next()?, right.split(' ').nth(2)?);
+        let mut fields = left.split(' ').skip(3);
+        let (from, to) = (fields.next()?, fields.next()?);
+        wanted(kind, options).then_some((from, to))
+    })
+}
+
 fn place(
     controller: Controller,
     own: &str,
@@ -279,21 +355,12 @@ fn place(
             wanted(controllers).then_some(path)
         })
     };
-    let mounted = |wanted: &dyn Fn(&str, &str) -> bool| {
-        mounts.lines().find_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let (kind, options) = (right.split(' ').next()?, right.split(' ').nth(2)?);
-            let mut fields = left.split(' ').skip(3);
-            let (from, to) = (fields.next()?, fields.next()?);
-            wanted(kind, options).then_some((from, to))
-        })
-    };
     // Seen from the mount; outside of it where a container shows only part of the tree.
     let beneath = |path: &str, (from, to): (&str, &str)| {
         let rest = Path::new(path).strip_prefix(from).map_or(Path::new(""), |rest| rest);
         Path::new(to).join(rest)
     };
-    if let Some(mount) = mounted(&|kind, options| kind == "cgroup" && has(options)) {
+    if let Some(mount) = mounted(mounts, &|kind, options| kind == "cgroup" && has(options)) {
         let at = beneath(own_path(&|list| has(list)).unwrap_or("/"), mount);
         let place = if at.is_dir() { at } else { PathBuf::from(mount.1) };
         return match writable(&place) {
@@ -301,7 +368,7 @@ fn place(
             false => Err("control groups (version 1) belong to root".to_owned()),
         };
     }
-    let mount = mounted(&|kind, _| kind == "cgroup2").ok_or("control groups are not mounted")?;
+    let mount = mounted(mounts, &|kind, _| kind == "cgroup2").ok_or("control groups are not mounted")?;
     let at = beneath(own_path(&str::is_empty).unwrap_or("/"), mount);
     let top = Path::new(mount.1);
     let place = if root {
@@ -310,7 +377,8 @@ fn place(
         // The highest delegated one; the caller's own has a process, so no child of it can be limited.
         let ours: Vec<&Path> = at.ancestors().skip(1).take_while(|path| path.starts_with(top)).collect();
         let delegated = |path: &&&Path| writable(path) && writable(&path.join("cgroup.procs"));
-        ours.iter().rev().find(delegated).map(|path| (*path).to_owned())
+        let scope = at.ancestors().find(|path| scope::is_ours(path));
+        scope.or_else(|| ours.iter().rev().find(delegated).copied()).map(Path::to_owned)
     };
     let place = place.filter(|place| writable(place)).ok_or("no control group is delegated to this user")?;
     if controller == Controller::Freezer {

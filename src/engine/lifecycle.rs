@@ -6,10 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio as ProcessStdio;
 use std::time::Duration;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::bound::{self, Trust};
 use super::cgroup::{self, Available, Controller};
@@ -25,7 +22,8 @@ use super::proxy::Upstream;
 use super::remove;
 use super::rootfs;
 use super::seq::Seq;
-use super::shim::{self, Answer, Order, Task};
+use super::shim::{Answer, Order, Task};
+use super::spawn;
 use super::spec::{
     BoxInfo, BoxSpec, BoxState, Forward, ForwardInfo, IoLimits, Limits, LimitsInfo, MountSource,
 };
@@ -53,7 +51,7 @@ pub struct EngineConfig {
 pub struct Engine {
     pub(super) root: PathBuf,
     runtime: PathBuf,
-    exe: PathBuf,
+    pub(super) exe: PathBuf,
 }
 
 impl Engine {
@@ -461,10 +459,9 @@ impl Engine {
             step: step.to_owned(),
             reason,
         };
-        let answer =
-            tokio::time::timeout(LAUNCH_TIMEOUT, self.spawn_shim(&Task::Launch(Box::new(order)), Some(lock)))
-                .await;
-        match answer {
+        let shim = self.shim_of(record)?;
+        let task = Task::Launch(Box::new(order));
+        match tokio::time::timeout(LAUNCH_TIMEOUT, spawn::run(shim, &task, Some(lock))).await {
             Ok(Ok(Answer::Ready | Answer::Bytes(_) | Answer::Unpacked(_) | Answer::Layers(_))) => Ok(()),
             Ok(Ok(Answer::Failed { step, reason })) => Err(failed(&step, reason)),
             Ok(Err(error)) => Err(failed("start its host-side process", error.to_string())),
@@ -472,28 +469,6 @@ impl Engine {
                 Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}")))
             }
         }
-    }
-
-    pub(super) async fn spawn_shim(&self, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let mut child = tokio::process::Command::new(&self.exe)
-            .arg(shim::ARGUMENT)
-            .env_clear() // nothing of the caller's environment stays readable in a process that lives on
-            .stdin(ProcessStdio::from(OwnedFd::from(theirs)))
-            .stdout(lock.map(Lock::share).transpose()?.map_or_else(ProcessStdio::null, ProcessStdio::from))
-            .stderr(ProcessStdio::null())
-            .spawn()?;
-        let mut stream = tokio::net::UnixStream::from_std(ours)?;
-        stream.write_all(&serde_json::to_vec(task)?).await?;
-        stream.shutdown().await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        child.wait().await?;
-        if answer.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without an answer"));
-        }
-        Ok(serde_json::from_slice(&answer)?)
     }
 
     fn mount_path(&self, source: &MountSource) -> Result<PathBuf, EngineError> {

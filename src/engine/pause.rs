@@ -33,7 +33,7 @@ impl Engine {
             Some(group) => group.clone(),
             None => {
                 let dir = absolute(&self.dir(id))?;
-                let available = Available::here().map_err(control)?;
+                let available = Available::of(run.shim.pid).map_err(control)?;
                 let group =
                     available.make_freezer(&cgroup::name(&dir, id)).map_err(EngineError::Unenforceable)?;
                 run.cgroups.push(group.clone());

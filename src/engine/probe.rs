@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::cgroup::Available;
 use super::lifecycle::EngineConfig;
 use super::rootfs::{self, find_program};
 use super::{launch::IdMap, state, sys};
@@ -44,8 +45,8 @@ fn found(name: &'static str, detail: impl Into<String>) -> Probe {
     Probe { name, ok: true, required: false, detail: detail.into(), remedy: None }
 }
 
-fn missing(name: &'static str, detail: impl Into<String>, remedy: &str) -> Probe {
-    Probe { name, ok: false, required: false, detail: detail.into(), remedy: Some(remedy.to_owned()) }
+fn missing(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Probe {
+    Probe { name, ok: false, required: false, detail: detail.into(), remedy: Some(remedy.into()) }
 }
 
 fn sysctl(path: &str) -> Option<String> {
@@ -183,27 +184,29 @@ fn landlock() -> Probe {
 }
 
 fn cgroups() -> Probe {
-    let remedy = "root, or a delegated control group: from a systemd user session `systemd-run --user --scope -p Delegate=yes`";
-    match super::cgroup::Available::here() {
-        Ok(available) if available.why_not().is_empty() => {
-            found("cgroups", format!("{} can be limited", available.names().join(", ")))
-        }
-        Ok(available) if available.names().is_empty() => missing("cgroups", available.why_not(), remedy),
-        Ok(available) => missing(
-            "cgroups",
-            format!("only {} can be limited: {}", available.names().join(", "), available.why_not()),
-            remedy,
-        ),
-        Err(error) => missing("cgroups", format!("cannot be looked at: {error}"), remedy),
+    let available = match Available::here() {
+        Ok(available) => available,
+        Err(error) => return missing("cgroups", format!("cannot be looked at: {error}"), "mount /proc"),
+    };
+    let by = if available.manager().is_some() { ", in scopes of this user's systemd" } else { "" };
+    let can = format!("{} can be limited{by}", available.names().join(", "));
+    match (available.why_not(), available.names().is_empty()) {
+        ("", _) => found("cgroups", can),
+        (why, true) => missing("cgroups", why, available.remedy()),
+        (why, false) => missing("cgroups", format!("only {can}: {why}"), available.remedy()),
     }
 }
 
 fn freezer() -> Probe {
-    let remedy =
-        "root, or a delegated control group; without it a sandbox is stopped before a snapshot of it is made";
-    match super::cgroup::Available::here().map(|available| available.no_freezer().map(str::to_owned)) {
-        Ok(None) => found("freezer", "a sandbox that runs can be paused"),
-        Ok(Some(why)) => missing("freezer", format!("nothing can be paused: {why}"), remedy),
+    let remedy = "root, or a limit for the sandbox where this user's own systemd runs; without it a sandbox is stopped before a snapshot of it is made";
+    match Available::here() {
+        Ok(available) => match available.no_freezer() {
+            None if available.manager().is_some() => {
+                found("freezer", "a sandbox that runs and has a limit can be paused")
+            }
+            None => found("freezer", "a sandbox that runs can be paused"),
+            Some(why) => missing("freezer", format!("nothing can be paused: {why}"), remedy),
+        },
         Err(error) => missing("freezer", format!("cannot be looked at: {error}"), remedy),
     }
 }

@@ -181,13 +181,17 @@ fn subordinate(file: &str, uid: u32) -> io::Result<Option<(u32, u32)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
+    Ok(parse_subordinate(&text, uid, user_name(uid).as_deref()))
+}
+
+/// What `/etc/passwd` calls this user.
+pub fn user_name(uid: u32) -> Option<String> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
         (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    Ok(parse_subordinate(&text, uid, name.as_deref()))
+    })
 }
 
 fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Option<(u32, u32)> {

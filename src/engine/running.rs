@@ -32,7 +32,12 @@ impl Engine {
             let files = Files::of(&dir).map_err(EngineError::file("look at the disk in", &dir))?;
             let limited = run.cgroups.iter().any(|group| group.controller != Controller::Freezer);
             if !limited && limits.need_groups() {
-                let available = Available::here().map_err(control)?;
+                let available = Available::of(run.shim.pid).map_err(control)?;
+                available.check(limits).map_err(|why| {
+                    EngineError::Unenforceable(format!(
+                        "{why}; limits can be given to it when it starts: stop it first"
+                    ))
+                })?;
                 run.cgroups.extend(available.make(&cgroup::name(&dir, id)).map_err(control)?);
                 // Written down before anything is in them: from here on whoever ends the sandbox removes them.
                 let path = self.dir(id).join("run.json");

@@ -32,7 +32,7 @@ use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
 use super::spec::{Forward, Image, Link, Name, Network};
 use super::state::{self, Ended, ProcessId, Run};
-use super::{layers, rootfs, seccomp, seq, snapshot, sys, syscalls};
+use super::{layers, rootfs, scope, seccomp, seq, snapshot, sys, syscalls};
 use crate::image;
 
 /// The first argument by which the program becomes a shim.
@@ -375,6 +375,9 @@ fn launch(order: &Order) -> Result<Live, Failure> {
     }
     choices.insert(0, request.id_map.describe());
     choices.extend(request.devices.iter().map(|node| format!("device: {}", node.display())));
+    if cgroups.0.iter().any(|group| group.path.ancestors().any(scope::is_ours)) {
+        choices.extend(scope::note(rustix::process::geteuid().as_raw()));
+    }
     if let Some(image) = image {
         choices.push(format!("image: {}", image.digest));
         choices.extend(image.notes.iter().map(|note| format!("image: {note}")));
@@ -415,8 +418,11 @@ fn limited(order: &Order, files: &Files) -> io::Result<Groups> {
     if !limits.need_groups() {
         return Ok(Groups(Vec::new()));
     }
-    let available = Available::here()?;
+    let available = Available::of(std::process::id() as i32)?;
     available.check(limits).map_err(io::Error::other)?;
+    if let Some(scope) = available.scope() {
+        scope::make_room(scope)?;
+    }
     let groups = Groups(available.make(&cgroup::name(&order.dir, &order.request.id))?);
     cgroup::limit(&groups.0, limits, &files.devices(&order.dir))?;
     Ok(groups)

@@ -109,7 +109,8 @@ impl ProcessId {
     pub fn alive(&self) -> io::Result<Option<OwnedFd>> {
         let Some(pid) = Pid::from_raw(self.pid.max(0)) else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            // The number of a session whose leader has ended (as some kernels say), or of a thread: no process.
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
             other => other?,
         };
         // The handle is held, so from here on the number cannot pass to another process unnoticed.

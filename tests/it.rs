@@ -47,3 +47,7 @@ mod sim;
 mod store;
 #[path = "it/support.rs"]
 mod support;
+#[cfg(target_os = "linux")]
+#[allow(clippy::unwrap_used)]
+#[path = "it/vm/mod.rs"]
+mod vm;

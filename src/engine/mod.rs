@@ -72,6 +72,6 @@ pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, DiskInfo, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo,
-    IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, Outside, Port, Protocol, SessionInfo,
-    SnapshotInfo, VolumeInfo,
+    IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, Outside, Port,
+    Protocol, SessionInfo, SnapshotInfo, VolumeInfo,
 };

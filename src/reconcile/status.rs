@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::model::{
     Address, Condition, ConditionStatus, Desired, DesiredSandbox, DiskUse, Endpoint, Health, Identity,
-    Observation, Observed, ObservedGuest, ObservedSandbox, ObservedService, PortProtocol, ProbeResult, Recorded, Resources,
-    RunState, SandboxState, ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
+    Observation, Observed, ObservedGuest, ObservedSandbox, ObservedService, PortProtocol, ProbeResult,
+    Recorded, Resources, RunState, SandboxState, ServiceSpec, ServiceState, ServiceStatus, Sync, Timestamp,
 };
 use crate::plan::{Change, Note, Plan, Reason, Waiting, WaitingOn, report};
 

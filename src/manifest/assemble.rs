@@ -649,6 +649,7 @@ impl Pass<'_> {
                 files: self.world.map(|_| &mut *cache),
                 problems: self.problems,
                 node,
+                written: &declaration.node,
                 services: &services,
             }
             .sandbox(name, raw);
@@ -675,7 +676,7 @@ impl Pass<'_> {
         let sheet = self.world.and_then(|w| w.capabilities.iter().find(|c| c.provider == sandbox.provider));
         let Some(sheet) = sheet else { return };
         capability::check(node, &[], sheet, self.problems);
-        capability::check_commands(node, sandbox, sheet, self.problems);
+        capability::check_commands(&declaration.node, sandbox, sheet, self.problems);
         limits::check(node, sandbox, sheet, self.problems);
         if ["image", "base", "build", "snapshot"].iter().all(|key| node.get(key).is_none()) {
             capability::check_implied(&["image"], "host", declaration.key, sheet, self.problems);

@@ -64,9 +64,9 @@ pub(crate) fn check_implied(
     }
 }
 
-/// Services that leave their command to the image need a provider that can tell what it is.
+/// Services that leave their command to the image need a provider that can tell what it is. `written` has also what made no sense, and has been told.
 pub(crate) fn check_commands(
-    node: &Node,
+    written: &Node,
     sandbox: &DesiredSandbox,
     sheet: &Capabilities,
     problems: &mut Problems,
@@ -74,8 +74,9 @@ pub(crate) fn check_commands(
     if sheet.honours(&["services", "*", "command"], Some(IMAGE_COMMAND)) {
         return;
     }
-    for (name, _) in sandbox.guest.services.iter().filter(|(_, service)| service.command.is_empty()) {
-        let span = node.key_span(&["services", name]);
+    let unsaid = |name: &str| written.at(&["services", name, "command"]).is_none();
+    for (name, _) in sandbox.guest.services.iter().filter(|(name, s)| s.command.is_empty() && unsaid(name)) {
+        let span = written.key_span(&["services", name]);
         let because = "cannot tell what the command of an image is";
         problems.push(problem(sheet, &format!("services.{name}"), because, "write its `command`", span));
     }

@@ -94,6 +94,8 @@ pub(crate) struct Lowering<'a> {
     pub problems: &'a mut Problems,
     /// The normalised sandbox, for spans.
     pub node: &'a Node,
+    /// The sandbox as it was written, with what made no sense and was left out.
+    pub written: &'a Node,
     /// The services as written, usable or not.
     pub services: &'a BTreeSet<String>,
 }

@@ -80,8 +80,9 @@ impl Lowering<'_> {
             && sandbox.build.is_none()
             && sandbox.snapshot.is_none()
             && sandbox.image.as_ref().is_none_or(|image| image.0 == "host");
-        let is_written = self.node.at(&["services", name, "command"]).is_some();
-        if !is_written && is_on_host {
+        // One that was written and makes no sense has been told.
+        let is_written = self.written.at(&["services", name, "command"]).is_some();
+        if command.is_empty() && !is_written && is_on_host {
             let span = self.node.key_span(&["services", name]);
             let message =
                 format!("service `{name}` has no `command`, and its sandbox no image that could have one");

@@ -42,7 +42,7 @@ fn upgrade() {
     world.write("new.html", "brought");
     world.run(&["cp", "new.html", "api:/srv/www/new.html"]).ends(0);
     world.run(&["snapshot", "create", "api", "after"]).ends(0);
-    world.run(&["snapshot", "rm", "after", "--yes"]).ends(0);
+    world.run(&["snapshot", "rm", "after"]).ends(0);
     assert!(api.lives(), "it was never restarted");
 
     // what is changed while it runs reaches the old processes, one of which deletes its sandbox with the program that is gone

@@ -274,6 +274,7 @@ mod tests {
             restarts: None,
             endpoint: None,
             protocol: None,
+            disk: None,
             notes: Vec::new(),
         }
     }

@@ -348,8 +348,7 @@ impl Engine {
                     self.ask(&record.id, &connection, &Request::Status).await
             {
                 for forward in &mut forwards {
-                    forward.listening =
-                        open.iter().any(|other| *other == ForwardInfo { listening: true, ..*forward });
+                    forward.listening = open.contains(&ForwardInfo { listening: true, ..*forward });
                 }
             }
         }

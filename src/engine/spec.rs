@@ -14,6 +14,7 @@ use super::egress::EgressRule;
 use super::hits::Hit;
 
 /// Where a sandbox's root file system comes from.
+#[allow(clippy::large_enum_variant)] // a sandbox has one
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Image {

@@ -71,7 +71,9 @@ pub(crate) fn check_commands(
     sheet: &Capabilities,
     problems: &mut Problems,
 ) {
-    if sheet.honours(&["services", "*", "command"], Some(IMAGE_COMMAND)) {
+    // Where there is no image, that has been told.
+    if sheet.honours(&["services", "*", "command"], Some(IMAGE_COMMAND)) || sandbox.spec.image == Image::Host
+    {
         return;
     }
     let unsaid = |name: &str| written.at(&["services", name, "command"]).is_none();

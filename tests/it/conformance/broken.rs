@@ -122,7 +122,7 @@ const OF_AN_INSIDE: &[(Defect, &[&str])] = &[
     (KeysAreLost, &["pty/interrupt"]),
     (PortsAreClosed, &["ports/dialled"]),
     (PortsAreAllOpen, &["ports/closed"]),
-    (EndpointsAreWrong, &["ports/forwarded"]),
+    (EndpointsAreWrong, &["ports/forwarded", "ports/datagrams"]),
 ];
 
 /// The same at an emulator, whose service is in trouble.

@@ -90,8 +90,11 @@ check("resized", (limited.cpu, limited.memory), (1, 3))
 enough = limited.process.exec("python3 -c 'print(len(b\"x\" * (1536 << 20)))'")
 check("enough now", enough.result, "1610612736\n")
 limited.delete()
-with_disk = CreateSandboxFromImageParams(image="debian:12", resources=Resources(disk=1))
-raises("a disk", DaytonaError, lambda: daytona.create(with_disk))
+bounded = daytona.create(CreateSandboxFromImageParams(image="debian:12", resources=Resources(disk=1)))
+check("a disk", bounded.disk, 1)
+full = bounded.process.exec("dd if=/dev/zero of=$HOME/zeros bs=1M count=2048 2>&1; rm -f $HOME/zeros")
+check("a full disk", "No space left on device" in full.result)
+bounded.delete()
 
 # Networks with exceptions.
 confined = create(network_allow_list="192.0.2.0/24", domain_allow_list="*.example.invalid")

@@ -171,6 +171,7 @@ fn reality(desired: &Desired) -> (Recorded, Observed) {
             spec: Some(sandbox.spec.clone()),
             endpoints: BTreeMap::new(),
             bound: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             missing_mounts: Vec::new(),
             usage: Default::default(),
             notes: Vec::new(),

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use super::{App, Error, LEASE_TTL, LEASE_WAIT, Project};
 use crate::manifest::Manifest;
 use crate::model::{
-    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxSpec, labels,
+    Address, Identity, Image, NetworkMode, ObservedSandbox, RecordedSandbox, SandboxSpec, SocketTarget,
+    labels,
 };
 use crate::provider::{Owner, ProviderError};
 use crate::store::{Change, Holder};
@@ -141,6 +142,19 @@ fn declare(text: &mut String, spec: &SandboxSpec) {
             let _ = match more.as_str() {
                 "" => writeln!(text, "      - {port}"),
                 more => writeln!(text, "      - {{ port: {port}{more} }}"),
+            };
+        }
+    }
+    if !spec.sockets.is_empty() {
+        text.push_str("    sockets:\n");
+        for (name, socket) in &spec.sockets {
+            let to = match &socket.to {
+                SocketTarget::Port(port) => port.to_string(),
+                SocketTarget::Path(path) => path.clone(),
+            };
+            let _ = match &socket.host_path {
+                None => writeln!(text, "      {name}: {to}"),
+                Some(path) => writeln!(text, "      {name}: {{ to: {to}, host_path: {} }}", path.display()),
             };
         }
     }

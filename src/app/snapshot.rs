@@ -192,6 +192,7 @@ impl Project<'_> {
             sandbox.spec.image = Image::Snapshot(fork.snapshot.clone());
             sandbox.spec.hostname = name.replace('_', "-");
             sandbox.spec.ports.values_mut().for_each(|port| port.host_port = None);
+            sandbox.spec.sockets.values_mut().for_each(|socket| socket.host_path = None);
             sandbox.state = RunState::Running;
             sandbox.depends_on.clear();
             sandbox.protect = false;

@@ -6,13 +6,13 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, ipproto};
 use rustix::process::WaitOptions;
 use serde::{Deserialize, Serialize};
 
@@ -277,6 +277,10 @@ impl Init {
             Request::Sessions => reply(&connection, &Reply::Sessions(self.sessions.list()), &[]),
             Request::EndSession(name) => self.sessions.end(&name, connection),
             Request::Dial(port) => self.dial(connection, port, false),
+            Request::DialPath(path) => match dial_path(Path::new(&path)) {
+                Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
+                Err(error) => fail(&connection, format!("connect to {path}"), &error),
+            },
             Request::DialUdp(port) => match dial_udp(port) {
                 Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),
                 Err(error) => fail(&connection, format!("make a socket to port {port}"), &error),
@@ -553,5 +557,21 @@ fn dial_udp(port: u16) -> io::Result<OwnedFd> {
 fn bind_udp(address: SocketAddrV4) -> io::Result<OwnedFd> {
     let socket = udp()?;
     rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Connects to a unix socket by its path in here. Links of the process file system would resolve to what init alone holds, so none is followed.
+fn dial_path(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let there = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&there)?.st_mode) != FileType::Socket {
+        return Err(rustix::io::Errno::NOTSOCK.into());
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // By the descriptor: what was looked at, however long its path is.
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
+    rustix::net::connect(&socket, &address)?;
     Ok(socket)
 }

@@ -23,6 +23,7 @@ use super::remove;
 use super::rootfs;
 use super::seq::Seq;
 use super::shim::{Answer, Order, Task};
+use super::socket;
 use super::spawn;
 use super::spec::{
     BoxInfo, BoxSpec, BoxState, Forward, ForwardInfo, IoLimits, Limits, LimitsInfo, MountSource,
@@ -50,7 +51,7 @@ pub struct EngineConfig {
 #[derive(Debug, Clone)]
 pub struct Engine {
     pub(super) root: PathBuf,
-    runtime: PathBuf,
+    pub(super) runtime: PathBuf,
     pub(super) exe: PathBuf,
 }
 
@@ -323,6 +324,7 @@ impl Engine {
             forwards: Vec::new(),
             links: Vec::new(),
             names: Vec::new(),
+            sockets: Vec::new(),
         };
         let dir = self.dir(id);
         let boxes = self.root.join("boxes");
@@ -352,6 +354,7 @@ impl Engine {
                 }
             }
         }
+        let sockets = self.sockets(&record, state.pid().is_some()).await;
         let groups = run.iter().flat_map(|run| &run.cgroups).cloned().collect::<Vec<_>>();
         let limited = groups.iter().any(|group| group.controller != Controller::Freezer);
         let mut limits = match state.pid() {
@@ -384,6 +387,7 @@ impl Engine {
             forwards,
             links: record.links,
             names: record.names,
+            sockets,
             choices: run.map(|run| run.choices).unwrap_or_default(),
         })
     }
@@ -433,6 +437,7 @@ impl Engine {
         }
         let control = self.runtime.join(id);
         state::private_dir(&control).map_err(EngineError::file("create", &control))?;
+        self.make_socket_dir(id, &record.sockets)?;
         let order = Order {
             request: LaunchRequest {
                 id: id.to_owned(),
@@ -449,6 +454,7 @@ impl Engine {
             forwards: record.forwards.clone(),
             links: record.links.clone(),
             names: record.names.clone(),
+            sockets: record.sockets.clone(),
             created: (record.created_at, record.born.clone()),
             upstream: Upstream::from_environment(),
             trust: Trust::from_environment(),
@@ -562,6 +568,10 @@ impl Engine {
             // The shim does it, unless it was killed.
             cgroup::remove(&groups).map_err(control)?;
         }
+        // As do its sockets, unless it was killed.
+        for socket in self.record(id).ok().flatten().into_iter().flat_map(|record| record.sockets) {
+            let _ = socket::remove_dead(&socket.path); // what is somebody else's stays
+        }
         let dir = self.runtime.join(id);
         remove::remove_tree(&dir).map_err(EngineError::file("remove", &dir))
     }
@@ -650,6 +660,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         forwards: Vec::new(),
         links: Vec::new(),
         names: Vec::new(),
+        sockets: Vec::new(),
         bound: BTreeMap::new(),
         choices: Vec::new(),
         limits: None,

@@ -8,7 +8,7 @@
 //! On disk, under `<data>/engine/`: `boxes/<id>/{state.json,run.json,rootfs,upper,work,logs}` (with a limit on the disk
 //! its files are in `disk.img` instead, see `disk`), `volumes/<name>/`, `snapshots/<name>/`,
 //! `skeletons/<hash>/` with what sandboxes have in common, `images/` (see `image::Store`), `locks/`;
-//! under `<runtime>/engine/<id>/` the control socket. What is there is the truth; whether a sandbox runs is always measured.
+//! under `<runtime>/engine/<id>/` the control socket, and in `sockets/` those that lead inside and are at no path of the caller's. What is there is the truth; whether a sandbox runs is always measured.
 
 mod authority;
 mod bound;
@@ -39,6 +39,7 @@ mod pause;
 mod probe;
 mod proto;
 mod proxy;
+mod relay;
 mod remove;
 mod rootfs;
 mod running;
@@ -51,6 +52,7 @@ mod session;
 pub mod shim;
 mod skeleton;
 mod snapshot;
+mod socket;
 mod spawn;
 mod spec;
 mod state;
@@ -73,5 +75,5 @@ pub use probe::{Probe, probe};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, DiskInfo, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo,
     IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, Outside, Port,
-    Protocol, SessionInfo, SnapshotInfo, VolumeInfo,
+    Protocol, SessionInfo, SnapshotInfo, Socket, SocketInfo, SocketTarget, VolumeInfo,
 };

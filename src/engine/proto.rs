@@ -13,7 +13,9 @@ use std::os::unix::ffi::OsStringExt;
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressRule;
-use super::spec::{ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link, Name, SessionInfo};
+use super::spec::{
+    ExecRequest, Exit, Forward, ForwardInfo, Lifetime, Link, Name, SessionInfo, Socket, SocketInfo,
+};
 
 /// The most bytes of arguments, environment and directory of one command: what Linux itself accepts, and some.
 const MAX_COMMAND: u64 = 8 * 1024 * 1024;
@@ -38,6 +40,8 @@ pub enum Request {
     Dial(u16),
     /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
     Open(String),
+    /// Connect to a unix socket inside, by its path there; answered with the socket. Only from the shim.
+    DialPath(String),
     /// A socket for datagrams to a port of the sandbox's loopback; answered with it. Only from the shim.
     DialUdp(u16),
     /// Listen on an address of the sandbox's loopback; answered with the socket. Only from the shim.
@@ -52,6 +56,10 @@ pub enum Request {
     Status,
     /// Replace the set of forwards.
     SetForwards(Vec<Forward>),
+    /// Replace the set of unix sockets of the host.
+    SetSockets(Vec<Socket>),
+    /// Which unix sockets of the host listen.
+    Sockets,
     /// Replace the set of links.
     SetLinks(Vec<Link>),
     /// Replace the set of names.
@@ -138,6 +146,8 @@ pub enum Reply {
     Bound(BTreeMap<String, String>),
     /// The forwards.
     Status(Vec<ForwardInfo>),
+    /// The unix sockets of the host.
+    Sockets(Vec<SocketInfo>),
 }
 
 /// What a client may say while its command runs. Hanging up kills the command's process group; of a session it only detaches.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Component, PathBuf};
 
 use super::cgroup::{self, Available, Controller};
 use super::client::{self, Attached, ExecHandle, Stdio};
@@ -10,8 +11,15 @@ use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
 use super::lifecycle::{Engine, absolute, check_name, read_state};
 use super::proto::{Reply, Request};
-use super::spec::{ExecRequest, Forward, Limits, Link, Name, SessionInfo};
-use super::state;
+use super::socket;
+use super::spec::{
+    BoxSpec, ExecRequest, Forward, Limits, Link, Mount, MountSource, Name, SessionInfo, Socket, SocketInfo,
+    SocketTarget,
+};
+use super::state::{self, Record};
+
+/// The longest path inside, as Linux has it.
+const MAX_PATH: usize = 4096;
 
 impl Engine {
     /// Changes the limits, at once where the sandbox runs, and at every start from now on.
@@ -171,6 +179,71 @@ impl Engine {
         self.write_record(&record)
     }
 
+    /// Where a socket of the sandbox is that is at no path of the caller's.
+    pub fn socket_path(&self, id: &str, name: &str) -> PathBuf {
+        self.socket_dir(id).join(format!("{name}.sock"))
+    }
+
+    fn socket_dir(&self, id: &str) -> PathBuf {
+        let runtime = std::path::absolute(&self.runtime).unwrap_or_else(|_| self.runtime.clone());
+        runtime.join(id).join("sockets")
+    }
+
+    /// Makes this the whole set of unix sockets of the host that lead inside, at once where the sandbox runs, and at every start from now on.
+    /// A connection to a path inside is made by root inside.
+    ///
+    /// # Errors
+    /// [`EngineError::Listen`] names a path that is taken, and nothing was changed; [`EngineError::Invalid`],
+    /// [`EngineError::NotFound`], [`EngineError::Control`], [`EngineError::File`].
+    pub async fn set_sockets(&self, id: &str, sockets: &[Socket]) -> Result<(), EngineError> {
+        let (_lock, mut record) = self.existing(id).await?;
+        for (index, socket) in sockets.iter().enumerate() {
+            check_socket(socket, &record.spec)?;
+            if sockets[..index].iter().any(|other| other.path == socket.path) {
+                let path = socket.path.display();
+                return Err(EngineError::Invalid(format!("{path} is to lead to two places")));
+            }
+        }
+        if record.sockets == sockets && sockets.is_empty() {
+            return Ok(());
+        }
+        if self.liveness(id)?.0.pid().is_some() {
+            self.make_socket_dir(id, sockets)?;
+        }
+        self.apply_ports(id, &Request::SetSockets(sockets.to_vec())).await?;
+        if record.sockets == sockets {
+            return Ok(());
+        }
+        record.sockets = sockets.to_vec();
+        self.write_record(&record)
+    }
+
+    /// The directory of those that are at no path of the caller's. It goes with the run.
+    pub(super) fn make_socket_dir(&self, id: &str, sockets: &[Socket]) -> Result<(), EngineError> {
+        let dir = self.socket_dir(id);
+        if sockets.iter().any(|socket| socket.path.starts_with(&dir)) {
+            state::private_dir(&dir).map_err(EngineError::file("create", &dir))?;
+        }
+        Ok(())
+    }
+
+    /// The sockets of a sandbox as they are.
+    pub(super) async fn sockets(&self, record: &Record, lives: bool) -> Vec<SocketInfo> {
+        let stopped = |socket: &Socket| SocketInfo { socket: socket.clone(), listening: false };
+        let mut sockets: Vec<SocketInfo> = record.sockets.iter().map(stopped).collect();
+        if lives
+            && !sockets.is_empty()
+            // Between the look at the processes and this question the sandbox may end: then nothing listens.
+            && let Ok(connection) = self.reach(&record.id).await
+            && let Ok((Reply::Sockets(open), _)) = self.ask(&record.id, &connection, &Request::Sockets).await
+        {
+            for known in &mut sockets {
+                known.listening = open.iter().any(|other| other.listening && other.socket == known.socket);
+            }
+        }
+        sockets
+    }
+
     /// Makes this the whole set of links, at once where the sandbox runs, and at every start from now on.
     ///
     /// # Errors
@@ -275,5 +348,36 @@ impl Engine {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+fn check_socket(socket: &Socket, spec: &BoxSpec) -> Result<(), EngineError> {
+    let path = socket.path.display();
+    let invalid = |problem: String| Err(EngineError::Invalid(problem));
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !socket.path.is_absolute() || !socket.path.components().all(plain) {
+        return invalid(format!("the socket {path} is not an absolute path without `..`"));
+    }
+    let length = socket.path.as_os_str().len();
+    if length > socket::LONGEST_PATH {
+        return invalid(format!(
+            "the path of the socket {path} has {length} bytes, and clients can connect to no more than {}",
+            socket::LONGEST_PATH
+        ));
+    }
+    let shared =
+        |mount: &&Mount| matches!(&mount.source, MountSource::Host(dir) if socket.path.starts_with(dir));
+    if let Some(mount) = spec.mounts.iter().find(shared) {
+        return invalid(format!(
+            "the socket {path} would be in the directory that the sandbox shares as {}",
+            mount.target.display()
+        ));
+    }
+    match &socket.to {
+        SocketTarget::Port(0) => invalid(format!("the socket {path} leads to port 0")),
+        SocketTarget::Path(to) if !to.starts_with('/') || to.contains('\0') || to.len() > MAX_PATH => {
+            invalid(format!("the socket {path} leads to `{}`, which is no absolute path", to.escape_debug()))
+        }
+        SocketTarget::Port(_) | SocketTarget::Path(_) => Ok(()),
     }
 }

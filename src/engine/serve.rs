@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::{Mutex, Notify, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use super::authority::Authority;
 use super::bound::Bound;
@@ -24,16 +24,21 @@ use super::hits;
 use super::lifetime::{self, Over, Uses};
 use super::proto::{self, Reply, Request};
 use super::proxy::{self, Named, Proxy};
+use super::relay::{Stream, relay};
 use super::seq::{self, Seq};
 use super::shim::{Answer, Caller, Order, is_for_clients};
-use super::spec::{Forward, ForwardInfo, Lifetime, Link, Name, Network, Outside, Port, Protocol};
+use super::socket::Listening;
+use super::spec::{
+    Forward, ForwardInfo, Lifetime, Link, Name, Network, Outside, Port, Protocol, Socket, SocketInfo,
+    SocketTarget,
+};
 use super::state::{self, Run};
 use super::sys;
 
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections of one forward or link at a time.
-const MAX_CONNECTIONS: usize = 1024;
+/// How long a service inside whose queue of connections is full is tried.
+const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what is inside may take to end when it is time.
 const STOP_GRACE_MS: u64 = 10_000;
 
@@ -50,6 +55,23 @@ impl Sandbox {
         let socket = std::net::TcpStream::from(self.socket(Request::Dial(port)).await?);
         socket.set_nonblocking(true)?;
         TcpStream::from_std(socket)
+    }
+
+    /// A connection to a unix socket inside.
+    ///
+    /// # Errors
+    /// What connecting inside reports; of a service that accepts too slowly only after a while.
+    async fn dial_path(&self, path: &str) -> io::Result<UnixStream> {
+        let deadline = Instant::now() + DIAL_PATIENCE;
+        loop {
+            match self.socket(Request::DialPath(path.to_owned())).await {
+                // Its queue is full, for which there is no waiting.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => return UnixStream::from_std(other?.into()),
+            }
+        }
     }
 
     /// A socket for datagrams to a port of the sandbox's loopback, which are lost while nobody listens there.
@@ -135,6 +157,7 @@ struct Shim {
     lifetime: watch::Sender<Lifetime>,
     uses: Arc<Uses>,
     forwards: Mutex<HashMap<(SocketAddr, Protocol), Open>>,
+    sockets: Mutex<Vec<OpenSocket>>,
     links: Mutex<Relays>,
     names: Mutex<Relays>,
     named: watch::Sender<Named>,
@@ -160,6 +183,24 @@ impl Open {
 
     async fn close(self) {
         if let Some(task) = self.task {
+            close(task).await;
+        }
+    }
+}
+
+/// A unix socket of the host; without a task where its path was taken when the sandbox started.
+struct OpenSocket {
+    socket: Socket,
+    open: Option<(Listening, JoinHandle<()>)>,
+}
+
+impl OpenSocket {
+    fn listens(&self) -> bool {
+        self.open.as_ref().is_some_and(|(listening, task)| listening.is_there() && !task.is_finished())
+    }
+
+    async fn close(self) {
+        if let Some((_removed, task)) = self.open {
             close(task).await;
         }
     }
@@ -197,6 +238,7 @@ pub async fn serve(
         lifetime,
         uses: Arc::default(),
         forwards: Mutex::default(),
+        sockets: Mutex::default(),
         links: Mutex::default(),
         names: Mutex::default(),
         named: watch::Sender::default(),
@@ -220,6 +262,7 @@ pub async fn serve(
             result = gone.readable() => {
                 drop(result?);
                 shim.account.write();
+                shim.sockets.lock().await.clear(); // and their paths with them
                 return Ok(match (shim.asked.load(Ordering::Relaxed), ended) {
                     (true, _) => End::Asked,
                     (false, Some(over)) => End::Over(over),
@@ -284,6 +327,11 @@ impl Shim {
             };
             self.forwards.lock().await.insert(key(&forward), open);
         }
+        for socket in order.sockets {
+            let open = self.open_socket(&socket);
+            let open = open.inspect_err(|error| eprintln!("socket {}: {error}", socket.path.display())).ok();
+            self.sockets.lock().await.push(OpenSocket { socket, open });
+        }
         if let Err((what, error)) = self.set_links(&order.links).await {
             eprintln!("{what}: {error}");
         }
@@ -314,6 +362,7 @@ impl Shim {
             | Request::Sessions
             | Request::EndSession(_)
             | Request::Dial(_)
+            | Request::DialPath(_)
             | Request::DialUdp(_)
             | Request::Open(_)
             | Request::Stop(_)
@@ -340,6 +389,11 @@ impl Shim {
             Request::SetForwards(forwards) => match self.set_forwards(&forwards).await {
                 Ok(()) => client.try_send(&Reply::Done),
                 Err((forward, error)) => client.try_send(&failed(address(&forward), &error)),
+            },
+            Request::Sockets => client.try_send(&Reply::Sockets(self.socket_infos().await)),
+            Request::SetSockets(sockets) => match self.set_sockets(sockets).await {
+                Ok(()) => client.try_send(&Reply::Done),
+                Err((path, error)) => client.try_send(&failed(path.display().to_string(), &error)),
             },
             Request::SetLifetime(lifetime) => {
                 self.lifetime.send_replace(lifetime);
@@ -447,6 +501,50 @@ impl Shim {
         Open { port, task: Some(task) }
     }
 
+    async fn socket_infos(&self) -> Vec<SocketInfo> {
+        let info = |open: &OpenSocket| SocketInfo { socket: open.socket.clone(), listening: open.listens() };
+        self.sockets.lock().await.iter().map(info).collect()
+    }
+
+    /// As [`Shim::set_forwards`].
+    async fn set_sockets(&self, wanted: Vec<Socket>) -> Result<(), (PathBuf, io::Error)> {
+        let mut sockets = self.sockets.lock().await;
+        // Where a path leads elsewhere now, it is given up first.
+        let again = |open: &mut OpenSocket| {
+            !open.listens() || wanted.iter().any(|w| w.path == open.socket.path && w.to != open.socket.to)
+        };
+        for open in sockets.extract_if(.., again).collect::<Vec<_>>() {
+            open.close().await;
+        }
+        let mut opened = Vec::new();
+        for socket in &wanted {
+            if sockets.iter().all(|open| open.socket != *socket) {
+                let open = self.open_socket(socket).map_err(|error| (socket.path.clone(), error))?;
+                opened.push(OpenSocket { socket: socket.clone(), open: Some(open) });
+            }
+        }
+        sockets.extend(opened);
+        for open in sockets.extract_if(.., |open| !wanted.contains(&open.socket)).collect::<Vec<_>>() {
+            open.close().await;
+        }
+        Ok(())
+    }
+
+    fn open_socket(&self, socket: &Socket) -> io::Result<(Listening, JoinHandle<()>)> {
+        let (listening, listener) = Listening::at(&socket.path)?;
+        let (sandbox, to, uses) = (Arc::clone(&self.sandbox), socket.to.clone(), Arc::clone(&self.uses));
+        let connect = move || {
+            let (sandbox, to) = (Arc::clone(&sandbox), to.clone());
+            async move {
+                Ok(match to {
+                    SocketTarget::Port(port) => Stream::from(sandbox.dial(port).await?),
+                    SocketTarget::Path(path) => Stream::from(sandbox.dial_path(&path).await?),
+                })
+            }
+        };
+        Ok((listening, tokio::spawn(relay(listener, connect, uses))))
+    }
+
     async fn set_links(&self, links: &[Link]) -> Result<(), (String, io::Error)> {
         let wanted = links.iter().map(|link| (loopback(link.listen_port), link.host)).collect();
         self.set_relays(&mut *self.links.lock().await, &wanted)
@@ -541,31 +639,4 @@ fn listen_on_host(forward: &Forward) -> io::Result<Listener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(Listener::Tcp(socket.listen(1024)?))
-}
-
-/// Accepts until aborted; then its connections end too. Each of them is one of the uses.
-async fn relay<C, F>(listener: TcpListener, connect: C, uses: Arc<Uses>)
-where
-    C: Fn() -> F + Clone + Send + 'static,
-    F: Future<Output = io::Result<TcpStream>> + Send,
-{
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((mut from, _)) => {
-                    let (connect, uses) = (connect.clone(), Arc::clone(&uses));
-                    connections.spawn(async move {
-                        let _use = uses.begin();
-                        let mut to = connect().await?;
-                        let _ = (from.set_nodelay(true), to.set_nodelay(true));
-                        tokio::io::copy_bidirectional(&mut from, &mut to).await.map(drop)
-                    });
-                }
-                // out of descriptors: connections that end will give some back
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
 }

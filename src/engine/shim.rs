@@ -30,7 +30,7 @@ use super::proxy::Upstream;
 use super::remove;
 use super::serve::{self, End};
 use super::skeleton::{self, Skeleton};
-use super::spec::{Forward, Image, Link, Name, Network};
+use super::spec::{Forward, Image, Link, Name, Network, Socket};
 use super::state::{self, Ended, ProcessId, Run};
 use super::{layers, rootfs, scope, seccomp, seq, snapshot, sys, syscalls};
 use crate::image;
@@ -109,6 +109,8 @@ pub struct Order {
     pub links: Vec<Link>,
     /// Ports of other sandboxes, by name.
     pub names: Vec<Name>,
+    /// Unix sockets of the host that lead inside.
+    pub sockets: Vec<Socket>,
     /// When it was created, in milliseconds since the Unix epoch and by a clock that nobody sets.
     pub created: (u64, Option<Moment>),
     /// The host's own proxies.
@@ -547,6 +549,7 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
     }
     let written = state::write(Path::new("run.json"), &run, false);
     let _ = fs::remove_file(control.join("control.sock")); // the engine removes what is left
+    let _ = fs::remove_dir(control.join("sockets"));
     let _ = fs::remove_dir(&control);
     if matches!(asked, End::Over(Over::Old(_)))
         && let (Some(root), Some(sockets)) = (dir.ancestors().nth(2), control.parent())
@@ -562,6 +565,11 @@ fn run(order: Order, caller: Caller, live: Live) -> io::Result<()> {
 pub fn is_for_clients(request: &Request) -> bool {
     !matches!(
         request,
-        Request::DialUdp(_) | Request::Listen(_) | Request::ListenUdp(_) | Request::Hosts(_) | Request::Idle
+        Request::DialPath(_)
+            | Request::DialUdp(_)
+            | Request::Listen(_)
+            | Request::ListenUdp(_)
+            | Request::Hosts(_)
+            | Request::Idle
     )
 }

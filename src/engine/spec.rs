@@ -339,6 +339,34 @@ impl Name {
     }
 }
 
+/// A unix socket of the host whose connections lead inside. Only its own user can connect to it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Socket {
+    /// Where the host listens: absolute, and short enough for clients.
+    pub path: PathBuf,
+    /// Where it leads.
+    pub to: SocketTarget,
+}
+
+/// Where a unix socket leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SocketTarget {
+    /// A port of TCP on the sandbox's loopback.
+    Port(u16),
+    /// A unix socket inside, by its absolute path as it resolves there.
+    Path(String),
+}
+
+/// A socket and whether it works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketInfo {
+    /// The socket.
+    pub socket: Socket,
+    /// False while the sandbox is stopped, where the path was taken when it started, and where somebody took it away since.
+    pub listening: bool,
+}
+
 /// A forward and whether it works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardInfo {
@@ -410,6 +438,8 @@ pub struct BoxInfo {
     pub links: Vec<Link>,
     /// Ports of other sandboxes, by name.
     pub names: Vec<Name>,
+    /// Unix sockets of the host that lead inside.
+    pub sockets: Vec<SocketInfo>,
     /// Digests of the values of bound secrets that its proxy has, while it runs.
     pub bound: BTreeMap<String, String>,
     /// The ways chosen when it last started: id map, and every fallback taken.

@@ -688,6 +688,7 @@ impl Pass<'_> {
         let nodes: BTreeMap<&str, &Declaration> =
             declarations.iter().flat_map(|d| d.replicas.iter().map(move |r| (r.as_str(), d))).collect();
         let span_of = |sandbox: &str| nodes.get(sandbox).map_or(self.given.tree.span, |d| d.key);
+        let mut socket_paths: BTreeMap<&Path, &str> = BTreeMap::new();
         let mut host_ports: BTreeMap<(u16, bool), (&str, Span)> = BTreeMap::new();
         for (name, sandbox) in &desired.sandboxes {
             for (port, spec) in &sandbox.spec.ports {
@@ -710,6 +711,20 @@ impl Pass<'_> {
                             .help("leave one of them out for a free port")
                     };
                     self.problems.push(problem);
+                }
+            }
+            for (socket, spec) in &sandbox.spec.sockets {
+                let Some(path) = &spec.host_path else { continue };
+                if let Some(other) = socket_paths.insert(path, name) {
+                    let span = nodes
+                        .get(name.as_str())
+                        .map_or(span_of(name), |d| d.node.span_at(&["sockets", socket, "host_path"]));
+                    let message =
+                        format!("the path {} is taken twice: by `{other}` and by `{name}`", path.display());
+                    self.problems.push(
+                        Problem::error("path-clash", span, message)
+                            .help("leave `host_path` out, or make it differ: \"./{{ index }}.sock\""),
+                    );
                 }
             }
             for mount in &sandbox.spec.mounts {

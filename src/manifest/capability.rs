@@ -12,7 +12,7 @@ use crate::provider::{
 
 /// Fields that need a sheet to say that they are honoured: what they ask for is no part of the desired state, so silence would drop them.
 const ONLY_IF_HONOURED: &[&[&str]] =
-    &[&["sync"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
+    &[&["sync"], &["sockets"], &["ssh"], &["tailscale"], &["lifecycle", "on_delete"], &["volumes", "s3"]];
 
 /// Values that need a row of their own, with what is said where there is none: a sheet that speaks of the field as a whole has not thought of them.
 const ONLY_IF_NAMED: &[FieldSupport] = &[

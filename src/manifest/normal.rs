@@ -19,6 +19,9 @@ pub(crate) fn sandbox(node: &mut Node, problems: &mut Problems) {
     on(node, "network", |n| scalar_to_map(n, "mode"));
     on(node, "volumes", |n| keyed(n, "path", "two mounts at", mount, problems));
     on(node, "ports", |n| keyed(n, "port", "two entries for port", port, problems));
+    if let Some(Value::Map(sockets)) = node.get_mut("sockets").map(|n| &mut n.value) {
+        sockets.iter_mut().for_each(|entry| scalar_to_map(&mut entry.value, "to"));
+    }
     on(node, "files", |n| keyed(n, "path", "two entries for the file", |_| {}, problems));
     on(node, "repo", |n| {
         if n.as_list().is_none() {

@@ -33,6 +33,7 @@ impl Origins {
                     Address::Preset(_, name) => format!("presets.{name}"),
                     Address::Service(_, name) => format!("services.{name}"),
                     Address::Port(_, port) => format!("ports.{port}"),
+                    Address::Socket(_, name) => format!("sockets.{name}"),
                     Address::Volume(_) | Address::Snapshot(_) | Address::Sandbox(_) => String::new(),
                 };
                 (format!("sandboxes.{declaration}"), prefix)

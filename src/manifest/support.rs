@@ -19,6 +19,7 @@ const AT_THE_PROVIDER: &[&str] = &[
     "resources",
     "volumes",
     "ports",
+    "sockets",
     "network",
     "isolation",
     "lifecycle",

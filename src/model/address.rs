@@ -26,6 +26,8 @@ pub enum Address {
     Service(String, String),
     /// A declared port: `sandbox/api/port/3000`.
     Port(String, u16),
+    /// A unix socket of this machine that leads inside: `sandbox/api/socket/db`.
+    Socket(String, String),
 }
 
 impl Address {
@@ -39,7 +41,8 @@ impl Address {
             | Self::Repo(s, _)
             | Self::Preset(s, _)
             | Self::Service(s, _)
-            | Self::Port(s, _) => Some(s),
+            | Self::Port(s, _)
+            | Self::Socket(s, _) => Some(s),
         }
     }
 
@@ -61,6 +64,7 @@ impl fmt::Display for Address {
             Self::Preset(s, p) => write!(f, "sandbox/{s}/preset/{p}"),
             Self::Service(s, n) => write!(f, "sandbox/{s}/service/{n}"),
             Self::Port(s, p) => write!(f, "sandbox/{s}/port/{p}"),
+            Self::Socket(s, n) => write!(f, "sandbox/{s}/socket/{n}"),
         }
     }
 }
@@ -90,6 +94,7 @@ impl FromStr for Address {
             ("sandbox", Some("repo"), Some(p)) if !p.is_empty() => Ok(Self::Repo(name, format!("/{p}"))),
             ("sandbox", Some("preset"), Some(p)) if !p.is_empty() => Ok(Self::Preset(name, p.to_owned())),
             ("sandbox", Some("service"), Some(p)) if !p.is_empty() => Ok(Self::Service(name, p.to_owned())),
+            ("sandbox", Some("socket"), Some(n)) if !n.is_empty() => Ok(Self::Socket(name, n.to_owned())),
             ("sandbox", Some("port"), Some(p)) => {
                 p.parse().ok().filter(|p| *p > 0).map(|p| Self::Port(name, p)).ok_or_else(bad)
             }
@@ -127,6 +132,7 @@ mod tests {
             "sandbox/api/preset/node",
             "sandbox/api/service/web",
             "sandbox/api/port/3000",
+            "sandbox/api/socket/db",
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }

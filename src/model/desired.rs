@@ -123,6 +123,9 @@ pub struct SandboxSpec {
     /// Declared ports by the port inside.
     #[serde(deserialize_with = "by_port")]
     pub ports: BTreeMap<u16, PortSpec>,
+    /// Unix sockets of this machine that lead inside, by name. Left out where there is none, so that specs of before keep their hash.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sockets: BTreeMap<String, SocketSpec>,
     /// Ports of other sandboxes reachable from inside at the same address as from the host.
     pub links: BTreeSet<LinkSpec>,
     /// Reach of the network.
@@ -295,6 +298,25 @@ pub struct PortSpec {
     pub public: bool,
     /// For people.
     pub description: Option<String>,
+}
+
+/// A unix socket of this machine whose connections lead inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSpec {
+    /// Where it leads.
+    pub to: SocketTarget,
+    /// Where it is, absolute; `None` for a place of the provider's, which it tells.
+    pub host_path: Option<PathBuf>,
+}
+
+/// Where a unix socket of this machine leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SocketTarget {
+    /// A port inside, by TCP.
+    Port(u16),
+    /// A unix socket inside, by its absolute path there.
+    Path(String),
 }
 
 /// The address of this machine that a port is forwarded from.

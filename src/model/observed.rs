@@ -67,6 +67,9 @@ pub struct ObservedSandbox {
     pub spec: Option<SandboxSpec>,
     /// Where each declared port is reached from the host, by the port inside.
     pub endpoints: BTreeMap<u16, Endpoint>,
+    /// Where each declared unix socket of this machine is, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sockets: BTreeMap<String, ObservedSocket>,
     /// Paths of mounts that are in the spec and not in place, while it runs.
     pub missing_mounts: Vec<String>,
     /// Keyed digests of the values of bound secrets that its way out has, while it runs.
@@ -120,6 +123,15 @@ pub struct Endpoint {
     /// Port at that host.
     pub port: u16,
     /// Something accepts connections there now.
+    pub listening: bool,
+}
+
+/// A unix socket of this machine that leads inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedSocket {
+    /// Where it is.
+    pub path: String,
+    /// Connections are accepted there now.
     pub listening: bool,
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::digest::{env_digest, file_digest, repository_digest, secret_file_digest, service_digest};
 use crate::model::{
     Endpoint, FileState, GuestSpec, Identity, IntentId, Observation, Observed, ObservedFile, ObservedGuest,
-    ObservedProvider, ObservedRepository, ObservedSandbox, ObservedService, ObservedVolume, OwnerId,
-    PresetOutcome, Recorded, RecordedSandbox, SecretUse, ServiceState, ServiceStatus,
+    ObservedProvider, ObservedRepository, ObservedSandbox, ObservedService, ObservedSocket, ObservedVolume,
+    OwnerId, PresetOutcome, Recorded, RecordedSandbox, SecretUse, ServiceState, ServiceStatus,
 };
 
 /// What would be observed if everything stood exactly as it was last applied. `providers` are those that the manifest uses.
@@ -56,6 +56,10 @@ fn observed(
     });
     let names = recorded.spec.bound.keys();
     let bound = names.filter_map(|name| Some((name.clone(), secrets.get(name)?.clone())));
+    let sockets = recorded.spec.sockets.iter().map(|(name, spec)| {
+        let path = spec.host_path.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        (name.clone(), ObservedSocket { path, listening: true })
+    });
     ObservedSandbox {
         id: recorded.id.clone(),
         labels: identity.to_labels(),
@@ -64,6 +68,7 @@ fn observed(
         started_at: None,
         spec: Some(recorded.spec.clone()),
         endpoints: endpoints.collect(),
+        sockets: sockets.collect(),
         missing_mounts: Vec::new(),
         usage: Default::default(),
         bound: bound.collect(),

@@ -427,6 +427,14 @@ impl<'a> One<'a, '_> {
                     class = Some(ChangeClass::Restart);
                 }
             }
+            for name in self.silent_sockets(existing, class) {
+                let what = format!("the socket {name} is not listening on the host");
+                let address = Address::Socket(self.name.to_owned(), name.to_owned());
+                if note_drift(b, self.sandbox.drift, &address, &what) {
+                    b.change(address, Verdict::Live, vec![Reason::Drifted { what }]);
+                    class = class.max(Some(ChangeClass::Live));
+                }
+            }
             for port in self.silent_ports(existing, class) {
                 let what = format!("port {port} is not listening on the host");
                 let address = Address::Port(self.name.to_owned(), port);
@@ -536,6 +544,15 @@ impl<'a> One<'a, '_> {
         left.insert(b.step(self.step(Some(&existing.id), Action::Delete { forget: false }, after)));
         b.change(self.address.clone(), Verdict::Recreate, reasons).data_at_risk.push(disk_at_risk(self.name));
         self.create(b, gates, generation + 1, None, left)
+    }
+
+    /// As [`Self::silent_ports`].
+    fn silent_sockets(&self, existing: &ObservedSandbox, class: Option<ChangeClass>) -> Vec<&str> {
+        if class.is_some() {
+            return Vec::new();
+        }
+        let names = self.sandbox.spec.sockets.keys().map(String::as_str);
+        names.filter(|name| !existing.sockets.get(*name).is_some_and(|s| s.listening)).collect()
     }
 
     /// Declared ports that nothing listens on, unless this very change declares them.

@@ -22,7 +22,7 @@ pub struct ProjectStatus {
     pub sync: Sync,
     /// The worst health in it.
     pub health: Health,
-    /// Volumes, sandboxes, services and ports, in order of address.
+    /// Volumes, sandboxes, services, ports and sockets, in order of address.
     pub resources: Vec<ResourceStatus>,
 }
 
@@ -51,6 +51,9 @@ pub struct ResourceStatus {
     pub restarts: Option<u32>,
     /// Where a port is reached from the host.
     pub endpoint: Option<Endpoint>,
+    /// Where a unix socket of this machine is that leads inside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// What is spoken on a port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<PortProtocol>,
@@ -211,6 +214,7 @@ impl<'a> Context<'a> {
             restarts: None,
             endpoint: None,
             disk: None,
+            path: None,
             protocol: None,
             notes: Vec::new(),
         }
@@ -312,6 +316,7 @@ impl<'a> Context<'a> {
                 self.services(name, sandbox, inside, &mut children);
             }
             self.ports(name, sandbox, found, &mut children);
+            self.sockets(name, sandbox, found, &mut children);
         }
         let (health, message) = self.sandbox_health(&address, sandbox, found, guest, &children);
         let row = ResourceStatus {
@@ -400,6 +405,28 @@ impl<'a> Context<'a> {
             rows.push(ResourceStatus {
                 endpoint,
                 protocol: Some(declared.protocol),
+                ..self.row(address, &sandbox.provider, health, phase, message)
+            });
+        }
+    }
+
+    fn sockets(
+        &self,
+        name: &str,
+        sandbox: &DesiredSandbox,
+        found: &ObservedSandbox,
+        rows: &mut Vec<ResourceStatus>,
+    ) {
+        for socket in sandbox.spec.sockets.keys() {
+            let address = Address::Socket(name.to_owned(), socket.clone());
+            let seen = found.sockets.get(socket);
+            let (health, phase, message) = match seen {
+                Some(seen) if seen.listening => (Health::Healthy, "Listening", String::new()),
+                Some(seen) => (Health::Degraded, "Silent", format!("nothing listens at {}", seen.path)),
+                None => (Health::Missing, "Missing", "it does not lead inside".to_owned()),
+            };
+            rows.push(ResourceStatus {
+                path: seen.map(|seen| seen.path.clone()),
                 ..self.row(address, &sandbox.provider, health, phase, message)
             });
         }

@@ -42,6 +42,7 @@ const ALL: &[FieldSupport] = &[
     FieldSupport { path: "sync", support: YES },
     FieldSupport { path: "ssh", support: YES },
     FieldSupport { path: "tailscale", support: YES },
+    FieldSupport { path: "sockets", support: YES },
     FieldSupport { path: "lifecycle", support: YES },
     FieldSupport { path: "volumes.s3", support: YES },
 ];
@@ -52,6 +53,7 @@ const SHARES: &[FieldSupport] = &[
     FieldSupport { path: "sync.*.mode=bind", support: YES },
     FieldSupport { path: "ssh", support: YES },
     FieldSupport { path: "tailscale", support: YES },
+    FieldSupport { path: "sockets", support: YES },
     FieldSupport { path: "lifecycle", support: YES },
     FieldSupport { path: "volumes.s3", support: YES },
 ];

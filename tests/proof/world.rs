@@ -439,6 +439,7 @@ fn observed(vendor: &Vendor, id: &SandboxId, sandbox: &Sandbox, now: i64) -> Obs
         spec: vendor.manners.reads_back.then(|| sandbox.spec.clone()),
         endpoints: ports.map(|(port, spec)| (*port, endpoint(spec))).collect(),
         bound: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         missing_mounts: Vec::new(),
         usage: Default::default(),
         notes: Vec::new(),

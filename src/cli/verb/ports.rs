@@ -10,13 +10,26 @@ use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::style;
 use crate::cli::ui::table::{Cell, Table};
-use crate::model::{Address, PortProtocol};
+use crate::model::{Address, Health, PortProtocol};
 use crate::reconcile::status::ResourceStatus;
 
 #[derive(Serialize)]
 struct Ports<'a> {
     project: &'a str,
     ports: Vec<Port<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sockets: Vec<Socket<'a>>,
+}
+
+#[derive(Serialize)]
+struct Socket<'a> {
+    sandbox: &'a str,
+    name: &'a str,
+    /// Absent while it is nowhere.
+    path: Option<&'a str>,
+    listening: bool,
+    #[serde(skip)]
+    status: &'a ResourceStatus,
 }
 
 #[derive(Serialize)]
@@ -51,7 +64,21 @@ pub async fn run(cx: &Context, args: &PortsArgs) -> Result<Exit, CliError> {
             _ => None,
         })
         .collect();
-    let ports = Ports { project: &status.project, ports };
+    let sockets = status
+        .resources
+        .iter()
+        .filter_map(|r| match &r.address {
+            Address::Socket(sandbox, name) => Some(Socket {
+                sandbox,
+                name,
+                path: r.path.as_deref(),
+                listening: r.health == Health::Healthy,
+                status: r,
+            }),
+            _ => None,
+        })
+        .collect();
+    let ports = Ports { project: &status.project, ports, sockets };
     let text = |_| {
         let mut table = Table::new(["SANDBOX", "PORT", "REACHED AT", "STATE", "MESSAGE"]);
         for port in &ports.ports {
@@ -63,9 +90,21 @@ pub async fn run(cx: &Context, args: &PortsArgs) -> Result<Exit, CliError> {
                 port.status.message.as_str().into(),
             ]);
         }
+        for socket in &ports.sockets {
+            table.row([
+                socket.sandbox.into(),
+                socket.name.into(),
+                place(socket.status).into(),
+                Cell::new(socket.status.phase.as_str(), style::of_health(socket.status.health)),
+                socket.status.message.as_str().into(),
+            ]);
+        }
         cx.ui.table(&table)
     };
-    let names = || ports.ports.iter().filter_map(|p| p.reached_at.clone()).collect();
+    let names = || {
+        let paths = ports.sockets.iter().filter_map(|s| s.path.map(str::to_owned));
+        ports.ports.iter().filter_map(|p| p.reached_at.clone()).chain(paths).collect()
+    };
     cx.ui.show(&ports, names, text)?;
     Ok(Exit::Done)
 }

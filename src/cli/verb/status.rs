@@ -83,8 +83,11 @@ fn table(cx: &Context, resources: &[ResourceStatus], wide: bool) -> String {
     cx.ui.table(&table)
 }
 
-/// Where a port is reached, for people: `host:port`, with `/udp` where connections do not lead there.
+/// Where a port or socket is reached, for people: `host:port`, with `/udp` where connections do not lead there, or a path.
 pub fn place(resource: &ResourceStatus) -> String {
+    if let Some(path) = &resource.path {
+        return path.clone();
+    }
     let at = reached_at(resource.endpoint.as_ref());
     if !at.is_empty() && resource.protocol.is_some_and(PortProtocol::is_udp) { at + "/udp" } else { at }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::short::{self, OneOrMany};
 use super::{
     BoundHost, Cpu, EgressRule, EnvName, EnvText, GuestPath, HostPath, ImageRef, Mode, Name, PortNumber,
-    RepoUrl, SecretRef, Service, Text, User, env_name_schema, name_schema,
+    RepoUrl, SecretRef, Service, SocketTo, Text, User, env_name_schema, name_schema,
 };
 use crate::model::{
     DependencyCondition, Device, DriftPolicy, Duration, Egress, HostIp, Isolation, NetworkMode, PortProtocol,
@@ -66,6 +66,11 @@ pub(crate) struct Sandbox {
     #[serde(default)]
     #[schemars(with = "Option<Vec<short::Port>>")]
     pub ports: BTreeMap<String, Port>,
+    /// Unix sockets of this machine that lead inside, by name: the path of a unix socket or a port inside, or a mapping. Only their owner can connect to
+    /// them.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, short::Socket>", extend("propertyNames" = name_schema()))]
+    pub sockets: BTreeMap<String, Socket>,
     /// A repository, or several: a URL, a shorthand such as `github:owner/name`, or a mapping.
     #[serde(default)]
     #[schemars(with = "Option<short::Repos>")]
@@ -196,6 +201,16 @@ pub(crate) struct Port {
     pub public: Option<bool>,
     /// For people.
     pub description: Option<Text>,
+}
+
+/// A unix socket of this machine that leads inside.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Socket {
+    /// Where it leads: the path of a unix socket inside, or a port inside.
+    pub to: SocketTo,
+    /// Where it is, relative to this manifest; its directory has to be there. Default: a path in the runtime directory, which `ports` shows.
+    pub host_path: Option<HostPath>,
 }
 
 /// A repository.

@@ -4,7 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
-use crate::model::{Duration, Quantity};
+use crate::model::{Duration, Quantity, SocketTarget};
 
 const NAME_PATTERN: &str = "^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$";
 const ENV_NAME_PATTERN: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
@@ -83,6 +83,11 @@ const TYPES: &[ScalarType] = &[
     },
     ScalarType { name: "User", expected: "a user name, or `uid[:gid]`", check: user },
     ScalarType { name: "PortNumber", expected: "a port, 1 to 65535", check: |t| parse_port(t).map(drop) },
+    ScalarType {
+        name: "SocketTo",
+        expected: "the absolute path of a unix socket inside, or a port inside",
+        check: |t| parse_socket_to(t).map(drop),
+    },
     ScalarType { name: "PortText", expected: "`HOST_PORT:PORT`", check: |t| parse_port_text(t).map(drop) },
     ScalarType {
         name: "MountText",
@@ -272,6 +277,15 @@ pub(crate) fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
+/// `/PATH/INSIDE` or `PORT`.
+pub(crate) fn parse_socket_to(text: &str) -> Result<SocketTarget, String> {
+    match text.strip_prefix('/') {
+        Some(rest) if rest.is_empty() || text.contains('\0') => Err("is not the path of a socket".to_owned()),
+        Some(_) => Ok(SocketTarget::Path(text.to_owned())),
+        None => parse_port(text).map(SocketTarget::Port),
+    }
+}
+
 /// `PORT` or `HOST_PORT:PORT`.
 pub(crate) fn parse_port_text(text: &str) -> Result<(Option<u16>, u16), String> {
     match text.split_once(':') {
@@ -395,6 +409,10 @@ scalar!(
 scalar!(
     /// A port, 1 to 65535.
     PortNumber, ["integer", "string"], "minimum": 1, "maximum": 65535
+);
+scalar!(
+    /// The absolute path of a unix socket inside, or a port inside.
+    SocketTo, ["integer", "string"], "pattern": "^(/.|[0-9]+$)"
 );
 scalar!(
     /// `PORT` or `HOST_PORT:PORT`.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 
-use super::{EnvPair, EnvText, HostPath, MountText, Name, PortNumber, PortText, RepoUrl, SecretName};
+use super::{
+    EnvPair, EnvText, HostPath, MountText, Name, PortNumber, PortText, RepoUrl, SecretName, SocketTo,
+};
 use super::{env_name_schema, name_schema};
 use crate::model::NetworkMode;
 
@@ -75,6 +77,17 @@ pub(crate) enum Port {
     Text(PortText),
     /// The long form.
     Long(super::Port),
+}
+
+/// A unix socket: where it leads, or a mapping.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(crate) enum Socket {
+    /// The path or port inside.
+    To(SocketTo),
+    /// The long form.
+    Long(super::Socket),
 }
 
 /// A repository: a URL or a mapping.

@@ -5,6 +5,7 @@ mod files;
 mod image;
 mod presets;
 mod services;
+mod sockets;
 mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -115,6 +116,7 @@ impl Lowering<'_> {
             sync: Vec::new(),
         };
         let binds = self.sync(raw, &mut guest);
+        let sockets = self.sockets(raw, &binds);
         DesiredSandbox {
             provider: raw.provider.as_ref().map_or_else(|| self.default_provider.to_owned(), |p| p.0.clone()),
             state: raw.state.or(self.defaults.state).unwrap_or_default(),
@@ -125,6 +127,7 @@ impl Lowering<'_> {
                 mounts: self.mounts(raw),
                 binds,
                 ports: self.ports(raw),
+                sockets,
                 links: BTreeSet::new(),
                 network: self.network(raw),
                 bound: self.bound(raw),

@@ -559,6 +559,7 @@ impl World {
             spec: None,
             endpoints: BTreeMap::new(),
             bound: BTreeMap::new(),
+            sockets: BTreeMap::new(),
             missing_mounts: Vec::new(),
             usage: Default::default(),
             notes: Vec::new(),

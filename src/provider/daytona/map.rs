@@ -301,6 +301,7 @@ pub(super) fn observed(sandbox: api::Sandbox) -> Option<ObservedSandbox> {
         started_at: None,
         endpoints,
         bound: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         missing_mounts: Vec::new(),
         usage: Default::default(),
         notes,

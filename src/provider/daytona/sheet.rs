@@ -98,6 +98,7 @@ pub static SHEET: Capabilities = Capabilities {
             "remove `hosts`: the value is then given to the sandbox; or use provider `local`",
         ),
         refused("ssh", "does not serve SSH yet", "use `pocketenv shell`"),
+        refused("sockets", "makes no unix sockets on this machine", "use `ports`, or provider `local`"),
         refused("tailscale", "does not join a tailnet yet", "use `ports`"),
     ],
     ..Capabilities::NOTHING

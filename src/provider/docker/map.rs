@@ -336,6 +336,7 @@ pub(super) fn observed(
     let missing = wanted.filter(|path| runs && !mounted(path.as_str()));
     Some(ObservedSandbox {
         bound: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         missing_mounts: missing.cloned().collect(),
         usage: Default::default(),
         id: SandboxId(id),

@@ -181,6 +181,7 @@ pub(super) fn observed(sandbox: api::SandboxDetail, domain: &str) -> ObservedSan
         created_at: None,
         started_at: timestamp(&sandbox.started_at),
         bound: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         missing_mounts: Vec::new(),
         usage: Default::default(),
         notes: match (state == SandboxState::Running, timestamp(&sandbox.end_at)) {

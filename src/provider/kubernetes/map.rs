@@ -565,6 +565,7 @@ pub(super) fn observed(
         started_at: status.and_then(|status| status.start_time.as_ref()).map(|at| timestamp(&at.0)),
         // A pod does not start without every one of its mounts.
         bound: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         missing_mounts: Vec::new(),
         usage: Default::default(),
         notes,

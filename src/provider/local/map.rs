@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::build::BuildError;
 use crate::engine::{
@@ -9,13 +10,14 @@ use crate::engine::{
     Device as EngineDevice, DiskInfo, EgressHost as EngineHost, EgressRule as EngineRule, EngineError,
     Forward, Held, Hit, Image as EngineImage, IoLimits, Lifetime, Limits, LimitsInfo, Link,
     Mount as EngineMount, MountSource, Name, Network, Outcome, Outside, Port as EnginePort, SnapshotInfo,
+    Socket, SocketTarget as EngineTarget,
 };
 use crate::image::{ImageError, Reference};
 use crate::model::{
     BoundHost, BoundSecret, Device, DiskUse, Duration, Egress, EgressAttempt, EgressHost, EgressRule,
     Endpoint, HostIp, Identity, Image, Io, LifecycleSpec, LimitHit, LinkSpec, NetworkMode, NetworkSpec,
-    ObservedSandbox, PortSpec, Quantity, Resources, SandboxId, SandboxSpec, SandboxState, Timestamp, Usage,
-    labels as names, sha256_hex,
+    ObservedSandbox, ObservedSocket, PortSpec, Quantity, Resources, SandboxId, SandboxSpec, SandboxState,
+    SocketSpec, SocketTarget, Timestamp, Usage, labels as names, sha256_hex,
 };
 use crate::provider::ProviderError;
 use crate::provider::label::labelled_spec;
@@ -304,6 +306,18 @@ pub(super) fn forwards(spec: &SandboxSpec) -> Vec<Forward> {
         .collect()
 }
 
+/// `default` is where a socket is whose path nobody chose.
+pub(super) fn sockets(spec: &SandboxSpec, default: impl Fn(&str) -> PathBuf) -> Vec<Socket> {
+    let one = |(name, declared): (&String, &SocketSpec)| Socket {
+        path: declared.host_path.clone().unwrap_or_else(|| default(name)),
+        to: match &declared.to {
+            SocketTarget::Port(port) => EngineTarget::Port(*port),
+            SocketTarget::Path(path) => EngineTarget::Path(path.clone()),
+        },
+    };
+    spec.sockets.iter().map(one).collect()
+}
+
 fn inside(port: u16, declared: &PortSpec) -> EnginePort {
     if declared.protocol.is_udp() { EnginePort::Udp(port) } else { EnginePort::Tcp(port) }
 }
@@ -344,7 +358,8 @@ pub(super) fn timestamp(ms: u64) -> Timestamp {
 }
 
 /// What the engine reports, in our words; mounts are judged by [`missing_mounts`].
-pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
+pub(super) fn observed(info: BoxInfo, default: impl Fn(&str) -> PathBuf) -> ObservedSandbox {
+    let sockets = known_sockets(&info, &default);
     let endpoints = info
         .forwards
         .iter()
@@ -368,7 +383,8 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
         },
         created_at: Some(timestamp(info.created_at)),
         started_at,
-        spec: read_back(&info),
+        spec: read_back(&info, &sockets),
+        sockets,
         endpoints,
         missing_mounts: Vec::new(),
         bound: info.bound.clone(),
@@ -382,8 +398,20 @@ pub(super) fn observed(info: BoxInfo) -> ObservedSandbox {
     }
 }
 
+/// The declared sockets that the engine has as they are declared.
+fn known_sockets(info: &BoxInfo, default: &impl Fn(&str) -> PathBuf) -> BTreeMap<String, ObservedSocket> {
+    let Some(spec) = labelled_spec(&info.labels) else { return BTreeMap::new() };
+    let declared = spec.sockets.keys().zip(sockets(&spec, default));
+    let known = declared.filter_map(|(name, socket)| {
+        let found = info.sockets.iter().find(|found| found.socket == socket)?;
+        let path = socket.path.display().to_string();
+        Some((name.clone(), ObservedSocket { path, listening: found.listening }))
+    });
+    known.collect()
+}
+
 /// The spec as it is in force: the label tells what was asked, the engine what it holds.
-fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
+fn read_back(info: &BoxInfo, sockets: &BTreeMap<String, ObservedSocket>) -> Option<SandboxSpec> {
     let mut spec = labelled_spec(&info.labels)?;
     let project = info.labels.get(names::PROJECT)?;
     let image = info.spec.image.clone();
@@ -444,6 +472,7 @@ fn read_back(info: &BoxInfo) -> Option<SandboxSpec> {
             declared.host_ip = if listen.ip().is_unspecified() { HostIp::Any } else { HostIp::Loopback };
         }
     }
+    spec.sockets.retain(|name, _| sockets.contains_key(name));
     let names = names(&spec);
     spec.links.retain(|link| {
         let own = Link { listen_port: link.host_port, host: outside(link) };

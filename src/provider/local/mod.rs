@@ -52,7 +52,14 @@ impl Local {
         volumes: &BTreeMap<String, u64>,
     ) -> ObservedSandbox {
         let missing = map::missing_mounts(&info, volumes);
-        ObservedSandbox { missing_mounts: missing, ..map::observed(info) }
+        let id = info.id.clone();
+        let default = |name: &str| self.engine.socket_path(&id, name);
+        ObservedSandbox { missing_mounts: missing, ..map::observed(info, default) }
+    }
+
+    async fn set_sockets(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), ProviderError> {
+        let sockets = map::sockets(spec, |name| self.engine.socket_path(&id.0, name));
+        self.engine.set_sockets(&id.0, &sockets).await.map_err(map::error)
     }
 
     /// When each volume was created, by its name at the engine.
@@ -134,6 +141,7 @@ impl Provider for Local {
             self.engine.set_links(&id.0, &links).await.map_err(map::error)?;
         }
         self.engine.set_names(&id.0, &map::names(spec)).await.map_err(map::error)?;
+        self.set_sockets(&id, spec).await?;
         Ok(id)
     }
 
@@ -171,6 +179,7 @@ impl Provider for Local {
         self.engine.set_forwards(&id.0, &map::forwards(spec)).await.map_err(map::error)?;
         self.engine.set_links(&id.0, &map::links(spec)).await.map_err(map::error)?;
         self.engine.set_names(&id.0, &map::names(spec)).await.map_err(map::error)?;
+        self.set_sockets(id, spec).await?;
         // The token of the create stays: an interrupted one is settled by it.
         let mut labels = label::labels(spec, identity)?;
         if let Some(token) = info.labels.get(labels::INTENT) {

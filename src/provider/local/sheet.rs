@@ -47,6 +47,7 @@ pub static SHEET: Capabilities = Capabilities {
         honoured("volumes", ChangeClass::Restart),
         honoured("ports", ChangeClass::Live),
         honoured("ports.*.protocol=udp", ChangeClass::Live),
+        honoured("sockets", ChangeClass::Live),
         honoured("links", ChangeClass::Live),
         refused(
             "ports.*.public=true",

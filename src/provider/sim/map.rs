@@ -89,6 +89,7 @@ pub(super) fn observed(sandbox: api::Sandbox) -> ObservedSandbox {
         started_at: sandbox.started_at.map(Timestamp),
         endpoints: endpoints.collect(),
         bound: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         missing_mounts: mounts.filter(|m| missing(&m.volume)).map(|m| m.path.clone()).collect(),
         usage: Default::default(),
         notes: Vec::new(),

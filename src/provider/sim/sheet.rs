@@ -61,6 +61,7 @@ pub static SHEET: Capabilities = Capabilities {
             "remove `hosts`: the value is then given to the sandbox; or use provider `local`",
         ),
         refused("ssh", "does not serve SSH", "use `pocketenv exec`"),
+        refused("sockets", "makes no unix sockets on this machine", "use `ports`, or provider `local`"),
         refused("tailscale", "does not join a tailnet", "use `ports`"),
         refused("volumes.s3", "cannot mount object storage", "use a managed volume: `{}`"),
         refused("ports.*.host_port", "does not forward ports from this machine", "remove `host_port`"),

@@ -24,5 +24,6 @@ mod pause;
 mod recovery;
 mod session;
 mod snapshot;
+mod socket;
 pub mod support;
 mod volumes;

@@ -121,6 +121,7 @@ fn resources(frame: &mut Frame<'_>, view: &mut View, area: Rect, now: Timestamp,
     }
     let row = |resource: &ResourceStatus| {
         let message = match &resource.endpoint {
+            None if resource.message.is_empty() => printable(resource.path.as_deref().unwrap_or_default()),
             Some(at) if resource.message.is_empty() => {
                 let udp = if resource.protocol.is_some_and(PortProtocol::is_udp) { "/udp" } else { "" };
                 format!("{}:{}{udp}", at.host, at.port)
@@ -273,6 +274,7 @@ mod tests {
             since: Some(Timestamp(NOW.0 - 65_000)),
             restarts: None,
             endpoint: None,
+            path: None,
             protocol: None,
             disk: None,
             notes: Vec::new(),

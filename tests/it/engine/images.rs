@@ -222,7 +222,7 @@ async fn layers_hide_replace_and_keep_what_is_below_them() {
     assert_eq!(sh("stat -c %h /links/one; cat /links/absolute").await, "2\n1");
     assert_eq!(sh("pwd; echo $GREETING; id -u").await, "/srv/app\nhello there\n0");
     assert!(made.notes.iter().any(|note| note.contains("serve")), "{:?}", made.notes);
-    assert!(made.notes.iter().any(|note| note.contains("`user: app`")), "{:?}", made.notes);
+    assert!(made.notes.iter().any(|note| note.contains("by its user, app,")), "{:?}", made.notes);
     assert!(made.notes.iter().any(|note| note.contains("80/tcp")), "{:?}", made.notes);
     assert!(made.notes.iter().any(|note| note.contains("2 extended attributes")), "{:?}", made.notes);
 

@@ -106,8 +106,9 @@ mod tests {
         assert_eq!(kind(&path), Err(io::ErrorKind::AlreadyExists));
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
         fs::remove_file(&path).unwrap();
-        drop(UnixDatagram::bind(&path).unwrap());
+        let datagram = UnixDatagram::bind(&path).unwrap();
         assert_eq!(kind(&path), Err(io::ErrorKind::AlreadyExists), "not of our kind");
+        drop(datagram);
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
         assert_eq!(kind(&path), Err(io::ErrorKind::AlreadyExists), "links are not followed");

@@ -8,7 +8,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::de::DeserializeOwned;
@@ -102,7 +101,7 @@ impl ProcessId {
     /// What reading `/proc` reports.
     pub fn of(pid: i32) -> io::Result<ProcessId> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start = start_time(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        let (_, start) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(ProcessId { pid, start })
     }
 
@@ -126,20 +125,16 @@ impl ProcessId {
             }
             other => other?,
         };
-        let start = start_time(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        Ok((start == self.start && !has_ended(&pidfd)?).then_some(pidfd))
+        let (state, start) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((start == self.start && !matches!(state, b'Z' | b'X')).then_some(pidfd))
     }
 }
 
-/// Whether all threads of a process have ended: its state alone is that of the first one, and others may hold its files a little longer.
-fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
-    let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
-    Ok(rustix::event::poll(&mut poll, Some(&Timespec::default()))? > 0)
-}
-
-/// The start time in `/proc/PID/stat`; the name in it may contain anything, also `)`.
-fn start_time(stat: &str) -> Option<u64> {
-    stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().nth(19)?.parse().ok()
+/// State letter and start time of `/proc/PID/stat`; the name in it may contain anything, also `)`.
+fn parse_stat(stat: &str) -> Option<(u8, u64)> {
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 /// SIGKILL to a process by its handle, then waits until it is gone.
@@ -312,9 +307,9 @@ mod tests {
     #[test]
     fn stat_of_a_nasty_name() {
         let stat = "7 (a) Z (b) R 1 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 12345 1 1";
-        assert_eq!(start_time(stat), Some(12345));
-        assert_eq!(start_time("garbage"), None);
-        assert_eq!(start_time(""), None);
+        assert_eq!(parse_stat(stat), Some((b'R', 12345)));
+        assert_eq!(parse_stat("garbage"), None);
+        assert_eq!(parse_stat(""), None);
     }
 
     #[test]

@@ -137,7 +137,7 @@ async fn a_path_resolves_inside_and_nowhere_else() {
         format!("{host}"),
         format!("/proc/1/root{host}"),
         format!("/proc/self/root{host}"),
-        format!("/proc/1/cwd/../../../secret.sock"),
+        "/proc/1/cwd/../../../secret.sock".to_owned(),
         "/proc/self/fd/3".to_owned(),
         "/dev/null".to_owned(),
     ] {

@@ -95,6 +95,11 @@ pub fn manifest_of(project: &str, found: &[Found]) -> String {
     text
 }
 
+/// A text as YAML reads it back, whatever is in it: JSON is YAML.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 fn declare(text: &mut String, spec: &SandboxSpec) {
     match &spec.image {
         Image::Host => {}
@@ -150,11 +155,14 @@ fn declare(text: &mut String, spec: &SandboxSpec) {
         for (name, socket) in &spec.sockets {
             let to = match &socket.to {
                 SocketTarget::Port(port) => port.to_string(),
-                SocketTarget::Path(path) => path.clone(),
+                SocketTarget::Path(path) => quoted(path),
             };
             let _ = match &socket.host_path {
                 None => writeln!(text, "      {name}: {to}"),
-                Some(path) => writeln!(text, "      {name}: {{ to: {to}, host_path: {} }}", path.display()),
+                Some(path) => {
+                    let path = quoted(&path.to_string_lossy());
+                    writeln!(text, "      {name}: {{ to: {to}, host_path: {path} }}")
+                }
             };
         }
     }
@@ -267,5 +275,25 @@ impl Project<'_> {
         self.store.move_ports(&self.name, from, to).await?;
         self.store.record(&self.name, vec![Change::Forget(Address::Sandbox(from.to_owned()))]).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::model::SocketSpec;
+
+    #[test]
+    fn paths_are_read_back_whatever_is_in_them() {
+        let mut spec = SandboxSpec::default();
+        let to = SocketTarget::Path("/run/a: #b".to_owned());
+        let host_path = Some("/home/ann/{x}, y.sock".into());
+        spec.sockets.insert("db".to_owned(), SocketSpec { to, host_path });
+        let mut text = String::from("box:\n");
+        declare(&mut text, &spec);
+        let read: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        let socket = serde_json::json!({ "to": "/run/a: #b", "host_path": "/home/ann/{x}, y.sock" });
+        assert_eq!(read["box"]["sockets"]["db"], socket, "{text}");
     }
 }

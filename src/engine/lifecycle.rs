@@ -354,7 +354,7 @@ impl Engine {
                 }
             }
         }
-        let sockets = self.sockets(&record, state.pid().is_some()).await;
+        let sockets = self.sockets(&record, state.pid().is_some()).await?;
         let groups = run.iter().flat_map(|run| &run.cgroups).cloned().collect::<Vec<_>>();
         let limited = groups.iter().any(|group| group.controller != Controller::Freezer);
         let mut limits = match state.pid() {
@@ -364,7 +364,13 @@ impl Engine {
             _ => None,
         };
         if let (Some(pid), Some(limits)) = (state.pid(), &mut limits) {
-            limits.disk = disk::of_running(&self.dir(&record.id), pid).unwrap_or_default();
+            let dir = self.dir(&record.id);
+            limits.disk = match disk::of_running(&dir, pid) {
+                // It ended between the two looks.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
+                other => other.map_err(EngineError::file("look at the disk in", &dir))?,
+            };
             limits.in_force.disk = limits.disk.map(|disk| disk.limit);
         }
         let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();

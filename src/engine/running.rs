@@ -228,20 +228,35 @@ impl Engine {
     }
 
     /// The sockets of a sandbox as they are.
-    pub(super) async fn sockets(&self, record: &Record, lives: bool) -> Vec<SocketInfo> {
+    ///
+    /// # Errors
+    /// [`EngineError::Control`] where it cannot be asked.
+    pub(super) async fn sockets(&self, record: &Record, lives: bool) -> Result<Vec<SocketInfo>, EngineError> {
+        let id = &record.id;
         let stopped = |socket: &Socket| SocketInfo { socket: socket.clone(), listening: false };
         let mut sockets: Vec<SocketInfo> = record.sockets.iter().map(stopped).collect();
-        if lives
-            && !sockets.is_empty()
-            // Between the look at the processes and this question the sandbox may end: then nothing listens.
-            && let Ok(connection) = self.reach(&record.id).await
-            && let Ok((Reply::Sockets(open), _)) = self.ask(&record.id, &connection, &Request::Sockets).await
-        {
-            for known in &mut sockets {
-                known.listening = open.iter().any(|other| other.listening && other.socket == known.socket);
-            }
+        if !lives || sockets.is_empty() {
+            return Ok(sockets);
         }
-        sockets
+        let asked = async { self.ask(id, &self.reach(id).await?, &Request::Sockets).await };
+        match asked.await {
+            Ok((Reply::Sockets(open), _)) => {
+                for known in &mut sockets {
+                    known.listening =
+                        open.iter().any(|other| other.listening && other.socket == known.socket);
+                }
+            }
+            Ok(_) => {
+                let source = io::ErrorKind::InvalidData.into();
+                return Err(EngineError::Control { id: id.clone(), source });
+            }
+            // One of an older version has none.
+            Err(EngineError::Outdated(_)) => {}
+            Err(error) if self.liveness(id)?.0.pid().is_some() => return Err(error),
+            // Between the look at the processes and this question the sandbox ended: then nothing listens.
+            Err(_) => {}
+        }
+        Ok(sockets)
     }
 
     /// Makes this the whole set of links, at once where the sandbox runs, and at every start from now on.

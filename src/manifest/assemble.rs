@@ -17,7 +17,7 @@ use super::lower::{Declared, FileCache, Hashes, Lowering, absolute, leads_out};
 use super::node::{Entry, Node, Value, quote};
 use super::normal;
 use super::origins::Origins;
-use super::schema::rules;
+use super::schema::{Met, rules};
 use super::source::{Sources, Span};
 use super::template::{PortTable, Scope, Templates};
 use crate::model::{Desired, DesiredSandbox, DesiredVolume, LinkSpec, PortRef};
@@ -73,7 +73,7 @@ pub(crate) fn assemble(
     world: Option<&World<'_>>,
     problems: &mut Problems,
 ) -> Option<Assembled> {
-    let mut pass = Pass { given, world, templates: Templates::default(), problems };
+    let mut pass = Pass { given, world, templates: Templates::default(), met: Met::default(), problems };
     pass.run()
 }
 
@@ -81,6 +81,7 @@ struct Pass<'a> {
     given: &'a Given,
     world: Option<&'a World<'a>>,
     templates: Templates,
+    met: Met,
     problems: &'a mut Problems,
 }
 
@@ -177,6 +178,7 @@ impl<'a> Pass<'a> {
     ) -> bool {
         Checker {
             root: rules(),
+            met: &mut self.met,
             sources: &self.given.sources,
             templates: &self.templates,
             scope,

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 use super::diagnostic::{Problem, Problems};
 use super::language::scalar::{self, ScalarType};
 use super::node::{Entry, Kind, Node, Scalar, Value, parse_int, quote};
-use super::schema::{Definitions, Resolved, alternatives, constants, has_type};
+use super::schema::{Definitions, Met, Resolved, constants, has_type};
 use super::source::{Sources, Span};
 use super::template::{At, Scope, Templates};
 use crate::model::nearest;
@@ -15,6 +15,7 @@ use crate::model::nearest;
 pub(crate) struct Checker<'a> {
     /// Where the definitions are that the schema refers to.
     pub root: &'static dyn Definitions,
+    pub met: &'a mut Met,
     pub sources: &'a Sources,
     pub templates: &'a Templates,
     /// The names that templates have; `None` where text is not a template.
@@ -33,7 +34,7 @@ struct Misfit {
 impl Checker<'_> {
     /// Checks `node` against `schema`. `at` is the key that holds it. False if nothing usable is left.
     pub fn check(&mut self, node: &mut Node, schema: &'static Json, at: Span) -> bool {
-        let options = alternatives(self.root, schema);
+        let options = self.met.alternatives(self.root, schema);
         if options.is_empty() {
             return true;
         }
@@ -116,8 +117,8 @@ impl Checker<'_> {
     /// An entry of a mapping whose keys the user chooses. An empty value is an empty mapping where that is enough.
     fn check_open(&mut self, entry: &mut Entry, schema: &'static Json) -> bool {
         if entry.value.is_null() {
-            let map = alternatives(self.root, schema).into_iter().find(|o| has_type(o.schema, "object"));
-            if map.is_none() {
+            let options = self.met.alternatives(self.root, schema);
+            if !options.iter().any(|option| has_type(option.schema, "object")) {
                 self.problems.push(
                     Problem::error("no-value", entry.key_span, format!("{} has no value", quote(&entry.key)))
                         .help("write `\"\"` for an empty text"),

@@ -72,12 +72,12 @@ impl Origins {
         let mut fields = BTreeMap::new();
         let (line, column) = sources.position(key.file, key.start);
         fields.insert(String::new(), (key.file, line, column));
-        walk(node, String::new(), sources, &mut fields);
+        walk(node, "", sources, &mut fields);
         self.fields.insert(owner, fields);
     }
 }
 
-fn walk(node: &Node, path: String, sources: &Sources, fields: &mut BTreeMap<String, (u32, u32, u32)>) {
+fn walk(node: &Node, path: &str, sources: &Sources, fields: &mut BTreeMap<String, (u32, u32, u32)>) {
     let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match &node.value {
         Value::Scalar(_) => {}
@@ -105,6 +105,6 @@ fn record(
     fields: &mut BTreeMap<String, (u32, u32, u32)>,
 ) {
     let (line, column) = sources.position(span.file, span.start);
-    fields.insert(path.clone(), (span.file, line, column));
-    walk(node, path, sources, fields);
+    walk(node, &path, sources, fields);
+    fields.insert(path, (span.file, line, column));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::check::Checker;
 use super::diagnostic::{Diagnostics, Problems};
 use super::language::Preset;
-use super::schema::preset_schema;
+use super::schema::{Met, preset_schema};
 use super::source::Sources;
 use super::template::Templates;
 use super::yaml;
@@ -43,6 +43,7 @@ fn parse(name: &str, text: &str) -> Result<Preset, Diagnostics> {
         let schema = preset_schema();
         let mut checker = Checker {
             root: schema,
+            met: &mut Met::default(),
             sources: &sources,
             templates: &templates,
             scope: None,

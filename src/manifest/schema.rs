@@ -1,10 +1,10 @@
 //! The JSON Schema of the language, from its types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use schemars::generate::SchemaSettings;
-use serde_json::value::RawValue;
 use serde_json::{Value as Json, json};
 
 use super::language;
@@ -32,29 +32,22 @@ impl Definitions for Json {
 }
 
 /// The schema that rendered values are held against: what the types say, without what is for people. It is kept in a file, because every command would
-/// wait for its making, and a definition is read when something refers to it, because most commands need a few of them.
+/// wait for its making; one definition is on each line and read when something refers to it, because most commands need a few of them.
 pub(crate) struct Rules {
     /// All but the definitions.
     pub root: Json,
-    definitions: BTreeMap<&'static str, (&'static RawValue, OnceLock<Json>)>,
+    definitions: BTreeMap<&'static str, (&'static str, OnceLock<Json>)>,
 }
 
 impl Rules {
+    /// The first line is the schema without its definitions, each other one a name and its definition.
     fn read(text: &'static str) -> Result<Self, serde_json::Error> {
-        let mut members: BTreeMap<&'static str, &'static RawValue> = serde_json::from_str(text)?;
-        let definitions: BTreeMap<&'static str, &'static RawValue> = members
-            .remove("$defs")
-            .map_or_else(|| Ok(BTreeMap::new()), |all| serde_json::from_str(all.get()))?;
-        let root: BTreeMap<&str, Json> = members
-            .into_iter()
-            .map(|(key, value)| Ok((key, serde_json::from_str(value.get())?)))
-            .collect::<Result<_, serde_json::Error>>()?;
+        let mut lines = text.lines();
+        let root = serde_json::from_str(lines.next().unwrap_or_default())?;
+        let definitions = lines.filter_map(|line| line.split_once(' '));
         Ok(Self {
-            root: json!(root),
-            definitions: definitions
-                .into_iter()
-                .map(|(name, text)| (name, (text, OnceLock::new())))
-                .collect(),
+            root,
+            definitions: definitions.map(|(name, schema)| (name, (schema, OnceLock::new()))).collect(),
         })
     }
 }
@@ -62,8 +55,8 @@ impl Rules {
 impl Definitions for Rules {
     fn definition(&self, name: &str) -> Option<&Json> {
         let (text, read) = self.definitions.get(name)?;
-        // The file is JSON as a whole, so its parts are.
-        Some(read.get_or_init(|| serde_json::from_str(text.get()).unwrap_or_default()))
+        // A test compares the file with the types, so each line is JSON.
+        Some(read.get_or_init(|| serde_json::from_str(text).unwrap_or_default()))
     }
 }
 
@@ -71,12 +64,18 @@ impl Definitions for Rules {
 #[allow(clippy::expect_used)]
 pub(crate) fn rules() -> &'static Rules {
     static RULES: OnceLock<Rules> = OnceLock::new();
-    RULES.get_or_init(|| Rules::read(include_str!("rules.json")).expect("a test reads the same text"))
+    RULES.get_or_init(|| Rules::read(include_str!("rules.txt")).expect("a test reads the same text"))
 }
 
-/// What `rules.json` has to hold.
+/// What `rules.txt` has to hold.
 pub fn rules_file() -> String {
-    format!("{}\n", bare())
+    let mut schema = bare();
+    let definitions = schema.as_object_mut().and_then(|root| root.shift_remove("$defs"));
+    let mut text = format!("{schema}\n");
+    for (name, definition) in definitions.iter().filter_map(Json::as_object).flatten() {
+        text.push_str(&format!("{name} {definition}\n"));
+    }
+    text
 }
 
 fn bare() -> Json {
@@ -207,6 +206,22 @@ pub(crate) fn alternatives<'s>(root: &'s dyn Definitions, schema: &'s Json) -> V
         }
         _ if resolved.schema.get("type").and_then(Json::as_str) == Some("null") => Vec::new(),
         _ => vec![resolved],
+    }
+}
+
+/// The alternatives of the schemas that were met: a manifest meets the same few of them at every sandbox.
+#[derive(Default)]
+pub(crate) struct Met(HashMap<*const Json, Rc<[Resolved<'static>]>>);
+
+impl Met {
+    /// See [`alternatives`].
+    pub fn alternatives(
+        &mut self,
+        root: &'static dyn Definitions,
+        schema: &'static Json,
+    ) -> Rc<[Resolved<'static>]> {
+        let known = self.0.entry(std::ptr::from_ref(schema));
+        Rc::clone(known.or_insert_with(|| alternatives(root, schema).into()))
     }
 }
 

@@ -226,6 +226,10 @@ pub(super) const fn setting(
 impl FieldSupport {
     /// How specifically this row speaks of the field: the number of matching segments, a value counting as one more. `None` if it does not.
     pub(crate) fn matches(&self, path: &[&str], value: Option<&str>) -> Option<usize> {
+        // Most rows speak of another field: that is seen before anything is taken apart.
+        if !self.path.starts_with('*') && !path.first().is_some_and(|first| self.path.starts_with(first)) {
+            return None;
+        }
         let (pattern, wanted) = match self.path.split_once('=') {
             Some((pattern, wanted)) => (pattern, Some(wanted)),
             None => (self.path, None),

@@ -205,7 +205,7 @@ fn schemas_and_reference_are_fresh() {
     fresh("schemas/pocketenv.schema.json", &pretty(pocketenv::manifest::schema()));
     fresh("schemas/preset.schema.json", &pretty(pocketenv::manifest::preset_schema()));
     // It is part of the program: after a change of it the program has to be built again.
-    fresh("src/manifest/rules.json", &pocketenv::manifest::rules_file());
+    fresh("src/manifest/rules.txt", &pocketenv::manifest::rules_file());
     fresh("docs/manifest.md", &pocketenv::manifest::reference());
 }
 

@@ -4,6 +4,7 @@
 //! tree against the schema of `language` and renders templates, `normal` rewrites short forms, `lower` makes the desired state,
 //! `capability` asks the provider's sheet. Nothing here opens a provider, a store or the network.
 
+mod across;
 mod assemble;
 mod capability;
 mod check;

@@ -9,6 +9,7 @@ mod digest;
 mod guest;
 pub mod lint;
 pub mod order;
+mod removed;
 pub mod report;
 mod sandbox;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -65,7 +65,12 @@ impl Files {
     /// `Ok(false)` when it was there already.
     pub(super) fn dir(&self, path: &Path, mode: u32) -> io::Result<bool> {
         match fs::DirBuilder::new().mode(mode).create(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if self.is_half_made(path)? {
+                    self.own(path)?;
+                }
+                return Ok(false);
+            }
             other => other.map_err(|error| at(path, &error))?,
         }
         // the shim's file mode mask is 022
@@ -76,17 +81,32 @@ impl Files {
         Ok(true)
     }
 
+    /// Whether whoever made it was cut short before it was given to its owner: nobody inside can make what belongs to us.
+    fn is_half_made(&self, path: &Path) -> io::Result<bool> {
+        let uid = fs::symlink_metadata(path).map_err(|error| at(path, &error))?.uid();
+        Ok(self.owner.is_some() && uid == rustix::process::geteuid().as_raw())
+    }
+
     fn own(&self, path: &Path) -> io::Result<()> {
         let Some((uid, gid)) = self.owner else { return Ok(()) };
         chown(path, Some(uid), Some(gid)).map_err(|error| at(path, &error))
     }
 
-    /// Writes a file that is not there yet; whatever the sandbox made of it since is kept.
+    /// Writes a file that is not there yet; whatever the sandbox made of it since is kept. What a power cut left of it is written again.
     pub(super) fn file(&self, path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-        let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            other => other.map_err(|error| at(path, &error))?,
+        let new = || fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let opened = match new() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let there = fs::symlink_metadata(path).map_err(|error| at(path, &error))?;
+                let is_empty = there.is_file() && there.len() == 0 && !content.is_empty();
+                if !is_empty && !self.is_half_made(path)? {
+                    return Ok(());
+                }
+                fs::remove_file(path).and_then(|()| new())
+            }
+            other => other,
         };
+        let mut file = opened.map_err(|error| at(path, &error))?;
         file.write_all(content)?;
         let Some((uid, gid)) = self.owner else { return Ok(()) };
         fchown(&file, Some(uid), Some(gid)).map_err(|error| at(path, &error))
@@ -208,6 +228,37 @@ fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Option<(u32, u
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn what_was_cut_short_is_made_whole_and_what_was_changed_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let files = Files::of(ours);
+        fs::write(path("cut"), "").unwrap();
+        fs::write(path("changed"), "by the user").unwrap();
+        for name in ["cut", "changed"] {
+            files.file(&path(name), b"ours", 0o644).unwrap();
+        }
+        assert_eq!(fs::read(path("cut")).unwrap(), b"ours");
+        assert_eq!(fs::read(path("changed")).unwrap(), b"by the user");
+        if ours.0 != 0 {
+            eprintln!("only root gives files away");
+            return;
+        }
+        let given = (0x7000_0000, 0x7000_0000);
+        let files = Files::of(given);
+        fs::create_dir(path("dir")).unwrap();
+        assert!(!files.dir(&path("dir"), 0o755).unwrap(), "it was there");
+        files.file(&path("cut"), b"again", 0o644).unwrap();
+        assert_eq!(fs::read(path("cut")).unwrap(), b"again");
+        // whose it was made inside
+        chown(path("changed"), Some(given.0 + 5), None).unwrap();
+        files.file(&path("changed"), b"ours", 0o644).unwrap();
+        let owner = |name| fs::metadata(path(name)).unwrap().uid();
+        assert_eq!(["dir", "cut", "changed"].map(owner), [given.0, given.0, given.0 + 5]);
+        assert_eq!(fs::read(path("changed")).unwrap(), b"by the user");
+    }
 
     #[test]
     fn subordinate_ranges_by_name_or_number() {

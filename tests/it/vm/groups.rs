@@ -37,6 +37,8 @@ fn limits_are_enforced_by_control_groups_of_version_two() {
     machine.eventually("ann", "test -z \"$(find /sys/fs/cgroup -name 'pocketenv*')\"");
     a_scope_lives_as_long_as_its_sandbox(&machine);
 
+    super::unit::limits_are_enforced_for_what_the_controller_starts(&machine);
+
     eprintln!("case: what is not handed on is named");
     machine.ok(
         "root",

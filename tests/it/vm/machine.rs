@@ -16,7 +16,7 @@ const COMMAND: Duration = Duration::from_secs(240);
 /// The version of `scripts/setup-test-vm` that this needs.
 const VERSION: &str = "version-1";
 
-/// A machine that ends with this. Its disk is new at every boot.
+/// A machine that ends with this. At every boot its disk is new, but for what is in `/data`.
 pub struct Machine {
     dir: tempfile::TempDir,
     running: Option<Running>,
@@ -61,6 +61,9 @@ impl Machine {
         }
         let dir = tempfile::Builder::new().prefix("pocketenv-vm-").tempdir_in("/tmp").unwrap();
         hand_in(dir.path());
+        let data = dir.path().join("data");
+        fs::File::create(&data).unwrap().set_len(2 << 30).unwrap();
+        assert!(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&data).status().unwrap().success());
         let mut machine = Machine { dir, running: None };
         machine.start();
         Some(machine)
@@ -89,6 +92,7 @@ impl Machine {
             .arg(place().join("initrd"))
             .args(["-drive", &drive(&place().join("root.img"), ",snapshot=on")])
             .args(["-drive", &drive(&path("given"), ",read-only=on")])
+            .args(["-drive", &drive(&path("data"), "")])
             // It reaches nothing; this machine reaches its SSH.
             .args(["-netdev", &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22")])
             .args(["-device", "virtio-net-pci,netdev=net", "-device", "virtio-rng-pci"])
@@ -108,9 +112,29 @@ impl Machine {
         }
         self.ok(
             "root",
-            "mkdir -p /given && mount -o ro /dev/vdb /given && ln -sf /given/pocketenv /usr/local/bin/pocketenv",
+            "mkdir -p /given /data && mount -o ro /dev/vdb /given && mount /dev/vdc /data
+             ln -sf /given/pocketenv /usr/local/bin/pocketenv",
         );
         eprintln!("the virtual machine is up after {:?}", begun.elapsed());
+    }
+
+    /// Shuts it down as its owner would, and boots it again.
+    pub fn reboot(&mut self) {
+        // What asked for it ends with the machine.
+        self.run("root", "systemctl reboot");
+        let running = self.running.as_mut().unwrap();
+        let deadline = Instant::now() + COMMAND;
+        while running.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it does not go down: {}", self.console());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.start();
+    }
+
+    /// Cuts its power, and boots it again: what was not on its disk by then is lost.
+    pub fn cut_power(&mut self) {
+        self.end();
+        self.start();
     }
 
     fn console(&self) -> String {

@@ -281,6 +281,11 @@ impl Engine {
         }))
     }
 
+    /// Whether a sandbox has a single id, so that everything in it belongs to one owner, whoever its users are.
+    pub fn has_one_owner(&self, id: &str) -> Result<bool, EngineError> {
+        Ok(self.record(id)?.is_some_and(|record| matches!(record.id_map, IdMap::Single { .. })))
+    }
+
     /// Where the layers of an image are, the lowest first.
     pub(super) fn layer_paths(&self, image: &Image) -> Result<Vec<PathBuf>, EngineError> {
         match image {
@@ -314,13 +319,6 @@ fn is_of(image: &OciImage, pinned: &Pinned) -> bool {
 
 /// What the layers of those are called who have a single id.
 const SINGLE: &str = "single";
-
-impl OciImage {
-    /// Whether everything of it belongs to one owner, since there is a single id.
-    pub fn has_one_owner(&self) -> bool {
-        self.layers.iter().all(|layer| layer.split('/').next() == Some(SINGLE))
-    }
-}
 
 /// Layers have the owners that the ids of this user's sandboxes are outside: with other ids they are others.
 pub(super) fn owner(id_map: &IdMap) -> String {

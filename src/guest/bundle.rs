@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::archive::{Member, Source, changed, io_error, send, unreadable};
 use super::record::{TreeRecord, check_entries};
-use super::script::{one_line, run, script};
+use super::script::{feed_all, one_line, run, script};
 use super::tree::{HashCache, Scan, TreeEntry, TreeKind, tree_sha256};
 use crate::model::sha256_hex;
 use crate::provider::{Guest, GuestError};
@@ -23,8 +23,6 @@ pub struct Bundle {
     pub files: Vec<FileToWrite>,
     /// Managed paths that are to go. A path that is not managed is left alone.
     pub remove: Vec<String>,
-    /// Who is to own what is written, a name or `uid[:gid]`; `None` for the sandbox's default user.
-    pub owner: Option<String>,
 }
 
 /// An environment.
@@ -43,6 +41,8 @@ pub struct FileToWrite {
     pub digest: String,
     /// Permission bits; `None` for 0644, 0400 (a secret) or the modes of the source.
     pub mode: Option<u32>,
+    /// Who is to own it, a name or `uid[:gid]`, and the directories that are made for it; `None` for whoever writes it.
+    pub owner: Option<String>,
     /// What it holds.
     pub content: Content,
 }
@@ -89,9 +89,13 @@ pub async fn write_bundle(guest: &dyn Guest, bundle: &Bundle) -> Result<(), Gues
     let prepared = prepare(bundle).await?;
     let token = uuid::Uuid::now_v7().simple().to_string();
     let members = prepared.members(&token);
-    let owner = bundle.owner.as_deref().unwrap_or_default();
     let what = "writing files";
-    let command = |how: &str| script!("write").command([token.as_str(), how, owner]);
+    let folders = prepared.owned_folders();
+    if !folders.is_empty() {
+        feed_all(guest, what, &script!("folders", "owner").command::<_, String>([]), &mut folders.as_bytes())
+            .await?;
+    }
+    let command = |how: &str| script!("write", "owner").command([token.as_str(), how]);
 
     let output = send(guest, what, &command("unpack"), members.clone()).await?;
     match output.status {
@@ -179,6 +183,9 @@ async fn prepare(bundle: &Bundle) -> Result<Prepared<'_>, GuestError> {
     for file in &bundle.files {
         check_path(&file.path)?;
         one_line("the digest", &file.digest)?;
+        if let Some(owner) = &file.owner {
+            one_line("the owner", owner)?;
+        }
         let Content::HostTree { path, sha256, ignore } = &file.content else { continue };
         let (root, ignore) = (path.clone(), ignore.clone());
         let scanning = move || {
@@ -246,6 +253,21 @@ impl Prepared<'_> {
         self.bundle.files.iter().map(|file| &file.path[..folder(file)]).collect()
     }
 
+    /// The directories that must be there, and who owns those that are made: lines of owner and path.
+    fn owned_folders(&self) -> String {
+        let mut folders: BTreeMap<&str, &str> = BTreeMap::new();
+        for file in &self.bundle.files {
+            let folder = match &file.content {
+                Content::HostTree { .. } => file.path.as_str(),
+                _ => parent(&file.path),
+            };
+            if let Some(owner) = &file.owner {
+                folders.entry(folder).or_insert(owner);
+            }
+        }
+        folders.into_iter().map(|(folder, owner)| format!("{owner}\t{folder}\n")).collect()
+    }
+
     /// Everything that travels, the control lines last.
     fn members(&self, token: &str) -> Vec<Member> {
         let mut members = Vec::new();
@@ -253,7 +275,12 @@ impl Prepared<'_> {
         for path in &self.bundle.remove {
             control.line(&["forget", &key(path)]);
         }
+        let mut owner = None;
         for file in &self.bundle.files {
+            if file.owner != owner {
+                owner.clone_from(&file.owner);
+                control.line(&["owner", owner.as_deref().unwrap_or_default()]);
+            }
             match &file.content {
                 Content::Secret(value) => secret(file, value, &mut members, &mut control),
                 Content::HostTree { .. } => {
@@ -419,7 +446,7 @@ async fn put(guest: &dyn Guest, member: &Member) -> Result<(), GuestError> {
     match &member.data {
         Source::Bytes(bytes) => {
             let command = script.command([&member.name, &mode]);
-            super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
+            feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
         // Directories come by the control lines.
         Source::Directory => Ok(()),
@@ -434,7 +461,7 @@ async fn put(guest: &dyn Guest, member: &Member) -> Result<(), GuestError> {
                 return Err(changed(path));
             }
             let command = script.command([&member.name, &mode]);
-            super::script::feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
+            feed_all(guest, what, &command, &mut &bytes[..]).await.map(drop)
         }
     }
 }

@@ -96,30 +96,37 @@ pub async fn copy_out(
     Ok(target)
 }
 
+/// One end of a copy between sandboxes.
+#[derive(Clone, Copy)]
+pub struct End<'a> {
+    /// The sandbox.
+    pub guest: &'a dyn Guest,
+    /// The path inside.
+    pub path: &'a str,
+    /// Who reads or writes; `None` for the sandbox's default user.
+    pub user: Option<&'a str>,
+}
+
 /// Copies a file or directory of one sandbox into another without touching the host's disk, and gives the path it got there.
 ///
 /// # Errors
 /// As [`copy_in`].
-pub async fn copy_between(
-    from_guest: &dyn Guest,
-    from: &str,
-    to_guest: &dyn Guest,
-    to: &str,
-) -> Result<String, GuestError> {
-    one_line("the path", to)?;
-    let what = format!("copying {from} to {to}");
-    let origin = Origin::find(from_guest, &what, from, None).await?;
+pub async fn copy_between(from: &End<'_>, to: &End<'_>) -> Result<String, GuestError> {
+    one_line("the path", to.path)?;
+    let what = format!("copying {} to {}", from.path, to.path);
+    let origin = Origin::find(from.guest, &what, from.path, from.user).await?;
     let kind = if origin.directory { "directory" } else { "file" };
-    let command = script!("copy_in").command([to, &origin.name, kind]);
+    let mut command = script!("copy_in").command([to.path, &origin.name, kind]);
+    command.user = to.user.map(str::to_owned);
     let (mut writer, mut reader) = tokio::io::duplex(256 * 1024);
     // Each side owns its end: when one fails, the other sees it closed and ends too.
     let packing = {
         let (origin, what) = (&origin, &what);
-        async move { origin.pack(from_guest, what, &mut writer).await }
+        async move { origin.pack(from.guest, what, &mut writer).await }
     };
     let unpacking = {
         let (command, what) = (&command, &what);
-        async move { feed_all(to_guest, what, command, &mut reader).await }
+        async move { feed_all(to.guest, what, command, &mut reader).await }
     };
     let (packed, arrived) = tokio::join!(packing, unpacking);
     let arrived = arrived?;

@@ -26,7 +26,7 @@ mod sync;
 pub use crate::provider::GuestError;
 pub use crate::tree;
 pub use bundle::{Bundle, Content, EnvBundle, FileToWrite, environment, write_bundle};
-pub use copy::{copy_between, copy_in, copy_out};
+pub use copy::{End, copy_between, copy_in, copy_out};
 pub use follow::{ServiceNews, follow_services};
 pub use health::{probe, wait_healthy, wait_started};
 pub use isolation::{IsolationCheck, IsolationVerdict, try_isolation};

@@ -17,8 +17,10 @@ const CLONE_LIMIT: Duration = Duration::from_secs(3600);
 pub struct RepositoryAccess<'a> {
     /// The environment of git, such as proxies.
     pub env: &'a Env,
-    /// The owner of the working copy; `None` for the sandbox's default user.
+    /// Who clones; `None` for the sandbox's default user.
     pub user: Option<&'a str>,
+    /// The owner of the working copy, where it can be given to one.
+    pub owner: Option<&'a str>,
     /// A token for https. It reaches git through its environment, is in no argument and stays on no disk.
     pub token: Option<&'a SecretString>,
 }
@@ -58,12 +60,12 @@ pub async fn bring_repository(
     );
     let key = key(path);
     let own = async |arguments: &[&str]| {
-        let mut command = script!("repositories").command(arguments.iter().copied());
+        let mut command = script!("repositories", "owner").command(arguments.iter().copied());
         command.timeout = Some(SHORT);
         let output = run(guest, &what, &command, 0).await?;
         Ok::<_, GuestError>(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     };
-    let last = own(&["recall", &key, path, access.user.unwrap_or_default()]).await?;
+    let last = own(&["recall", &key, path, access.owner.unwrap_or_default()]).await?;
 
     let depth = spec.depth.map_or("-".to_owned(), |depth| depth.to_string());
     let mut command = script!("repository").command([path, &spec.url, reference, &depth, &last]);
@@ -86,7 +88,7 @@ pub async fn bring_repository(
 /// # Errors
 /// Whatever running a command gives.
 pub async fn forget_repository(guest: &dyn Guest, path: &str) -> Result<(), GuestError> {
-    let mut command = script!("repositories").command(["forget", &key(path)]);
+    let mut command = script!("repositories", "owner").command(["forget", &key(path)]);
     command.timeout = Some(SHORT);
     run(guest, "forgetting a repository", &command, 0).await.map(drop)
 }

@@ -14,14 +14,15 @@ pub(super) struct Script {
     pub text: &'static str,
 }
 
-/// A script with the functions that all of them share before it.
+/// A script with the functions that all of them share before it, and those that it asks for.
 macro_rules! script {
-    ($name:literal) => {
+    ($name:literal $(, $with:literal)*) => {
         $crate::guest::script::Script {
             name: concat!("pocketenv-", $name),
             text: concat!(
                 include_str!("sh/prelude.sh"),
                 include_str!("sh/process.sh"),
+                $(include_str!(concat!("sh/", $with, ".sh")),)*
                 include_str!(concat!("sh/", $name, ".sh"))
             ),
         }

@@ -11,7 +11,7 @@ use std::path::Path;
 use super::archive::{Member, Source, send};
 use super::bundle::{Control, check_path, key, record_line};
 use super::record::{TreeRecord, check_entries};
-use super::script::{ANSWER_LIMIT, SHORT, run, script};
+use super::script::{ANSWER_LIMIT, SHORT, one_line, run, script};
 use super::tree::{TreeEntry, TreeKind};
 use crate::provider::{Guest, GuestError};
 
@@ -165,7 +165,7 @@ impl Difference {
 }
 
 /// Changes `to` inside by `difference`, which ends at `new`, taking files from `from` of the host. With `digest` the record is complete afterwards, and
-/// observing tells that digest; without it the record stays unsettled until a later call gives one.
+/// observing tells that digest; without it the record stays unsettled until a later call gives one. `owner` owns what is brought.
 ///
 /// # Errors
 /// [`GuestError::Unsupported`] if a file of the host is not what `new` says, because it changed meanwhile, and nothing was done; [`GuestError::Failed`] if
@@ -177,8 +177,12 @@ pub async fn sync(
     difference: &Difference,
     new: &Entries,
     digest: Option<&str>,
+    owner: Option<&str>,
 ) -> Result<(), GuestError> {
     check_path(to)?;
+    if let Some(owner) = owner {
+        one_line("the owner", owner)?;
+    }
     let entry = |path: &str| Some(TreeEntry { path: path.to_owned(), kind: new.get(path)?.clone() });
     let touched: Vec<TreeEntry> = difference.paths().into_iter().filter_map(entry).collect();
     check_entries(&touched)?;
@@ -199,7 +203,7 @@ pub async fn sync(
     members.push(Member::bytes("control".to_owned(), 0o600, control.0));
     let what = format!("bringing changes to {to}");
     let token = uuid::Uuid::now_v7().simple().to_string();
-    let command = script!("sync").command([to, &key(to), &token]);
+    let command = script!("sync", "owner").command([to, &key(to), &token, owner.unwrap_or_default()]);
     let output = send(guest, &what, &command, members).await?;
     if output.status.success() {
         return Ok(());

@@ -465,8 +465,11 @@ pub struct LifecycleSpec {
 /// What is put in place inside a sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestSpec {
-    /// The default user of commands, services and shells: a name or `uid[:gid]`; `None` for the image's own.
+    /// The default user of commands, services and shells, to whom belongs what is put inside: a name or `uid[:gid]`; `None` for the image's own.
     pub user: Option<String>,
+    /// Who else is to own single managed files, directories and secrets, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub owners: BTreeMap<String, String>,
     /// The default working directory; `None` for the image's own.
     pub working_dir: Option<String>,
     /// The environment of every process, without secrets.

@@ -69,6 +69,14 @@ pub fn repository_digest(spec: &RepositorySpec) -> String {
     hash_of(&(&spec.url, &spec.reference, spec.depth)).0
 }
 
+/// The digest of something that has this one and belongs to `owner`; that of what has no declared owner is its own.
+pub fn owned_digest(digest: String, owner: Option<&str>) -> String {
+    match owner {
+        Some(owner) => hash_of(&(digest, owner)).0,
+        None => digest,
+    }
+}
+
 /// The digest of a service: what its processes are started from. Health check, dependencies and wanted state are not part of it, because a
 /// change of those needs no restart. `Err` names the secret whose value is not known.
 pub fn service_digest<'a>(

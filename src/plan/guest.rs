@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::digest::{env_digest, file_digest, repository_digest, secret_file_digest, service_digest};
+use super::digest::{
+    env_digest, file_digest, owned_digest, repository_digest, secret_file_digest, service_digest,
+};
 use super::sandbox::{Gate, note_drift};
 use super::{
     Action, Builder, FieldChange, Reason, Setup, SetupContent, SetupFile, Step, StepId, Verdict, WaitingOn,
@@ -274,16 +276,18 @@ impl<'a> Planner<'a, '_, '_> {
 
     fn file(&mut self, setup: &mut Setup, path: &str, digest: String, what: impl FnOnce() -> SetupContent) {
         let address = Address::File(self.inside.name.to_owned(), path.to_owned());
+        let owner = self.guest.owners.get(path).or(self.guest.user.as_ref()).cloned();
+        let digest = owned_digest(digest, owner.as_deref());
         let (verdict, reason) = match self.observed.files.get(path) {
             None => (Verdict::Create, Reason::New { at: self.b.origin(&address, "") }),
             Some(found) if found.digest != digest => {
-                let field = FieldChange {
+                let content = FieldChange {
                     path: "content".to_owned(),
                     old: None,
                     new: None,
                     at: self.b.origin(&address, ""),
                 };
-                (Verdict::Live, Reason::Changed(field))
+                (Verdict::Live, self.owner_change(path, &address).unwrap_or(Reason::Changed(content)))
             }
             Some(found) => {
                 let what = match found.state {
@@ -298,7 +302,24 @@ impl<'a> Planner<'a, '_, '_> {
             }
         };
         self.change(address, verdict, vec![reason]);
-        setup.files.insert(path.to_owned(), SetupFile { digest, what: what() });
+        setup.files.insert(path.to_owned(), SetupFile { digest, owner, what: what() });
+    }
+
+    /// That what is at a path is to belong to somebody else than before.
+    fn owner_change(&self, path: &str, address: &Address) -> Option<Reason> {
+        let old = self.recorded?;
+        let change = |field: &str, address: &Address, old: Option<&String>, new: Option<&String>| {
+            let path = field.to_owned();
+            let at = self.b.origin(address, field);
+            (old != new)
+                .then(|| Reason::Changed(FieldChange { path, old: old.cloned(), new: new.cloned(), at }))
+        };
+        change("owner", address, old.owners.get(path), self.guest.owners.get(path)).or_else(|| {
+            let is_its_own = self.guest.owners.contains_key(path);
+            let user =
+                || change("user", &self.sandbox_address(), old.user.as_ref(), self.guest.user.as_ref());
+            (!is_its_own).then(user).flatten()
+        })
     }
 
     /// Returns the name of a secret that a repository needs and whose value could not be had.
@@ -307,7 +328,7 @@ impl<'a> Planner<'a, '_, '_> {
         let mut missing = None;
         for (path, spec) in &self.guest.repositories {
             let address = Address::Repo(self.inside.name.to_owned(), path.clone());
-            let digest = repository_digest(spec);
+            let digest = owned_digest(repository_digest(spec), self.guest.user.as_deref());
             let (verdict, reason) = match self.observed.repositories.get(path) {
                 Some(found) if found.digest == digest && found.present => continue,
                 Some(found) if found.digest == digest => {
@@ -322,11 +343,13 @@ impl<'a> Planner<'a, '_, '_> {
                     let field = old.and_then(|old| diff::differences(old, spec).into_iter().next());
                     let reason = match field {
                         Some(d) => self.field_change(&address, &d.dotted(), &d),
-                        None => Reason::Changed(FieldChange {
-                            path: "ref".to_owned(),
-                            old: None,
-                            new: None,
-                            at: self.b.origin(&address, ""),
+                        None => self.owner_change(path, &address).unwrap_or_else(|| {
+                            Reason::Changed(FieldChange {
+                                path: "ref".to_owned(),
+                                old: None,
+                                new: None,
+                                at: self.b.origin(&address, ""),
+                            })
                         }),
                     };
                     (Verdict::Live, reason)

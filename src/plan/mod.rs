@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use assume::assume;
-pub use digest::{env_digest, file_digest, repository_digest, service_digest};
+pub use digest::{env_digest, file_digest, owned_digest, repository_digest, service_digest};
 
 use crate::model::{
     Address, Desired, DesiredFile, HealthCheck, IntentId, Location, Observation, Observed, ObservedSandbox,
@@ -473,6 +473,9 @@ pub struct Setup {
 pub struct SetupFile {
     /// What the guest remembers it by.
     pub digest: String,
+    /// Who is to own it, as declared; absent for the image's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// What to write.
     pub what: SetupContent,
 }

@@ -112,8 +112,8 @@ impl fmt::Debug for Command {
 pub struct ImageDefaults {
     /// Who runs what names nobody: `name[:group]` or `uid[:gid]`.
     pub user: Option<String>,
-    /// Who is to own what is written for that user, where whoever writes is another one and can give it away.
-    pub owner: Option<String>,
+    /// There is a single id inside: whatever is there belongs to everybody, and nothing can be given away.
+    pub has_one_owner: bool,
     /// Its entry point with its command, as argv; empty where it has none.
     pub command: Vec<String>,
     /// The signal that asks its command to end; `TERM` when absent.
@@ -121,6 +121,12 @@ pub struct ImageDefaults {
 }
 
 impl ImageDefaults {
+    /// Who is to own what is put inside; `None` for whoever puts it there.
+    pub fn owner(&self, declared: Option<&str>) -> Option<String> {
+        let user = declared.or(self.user.as_deref()).filter(|_| !self.has_one_owner);
+        user.map(str::to_owned)
+    }
+
     /// What is declared, with what the image says where nothing is.
     pub fn complete(&self, declared: &GuestSpec) -> GuestSpec {
         let mut spec = declared.clone();

@@ -418,9 +418,7 @@ impl Run<'_> {
                 let declared = &declared
                     .ok_or_else(|| StepError::Plan(format!("sandbox `{name}` is not declared")))?
                     .guest;
-                let mut image = guest.image().await?;
-                // Who names a user sees to what belongs to whom.
-                image.owner = image.owner.filter(|_| declared.user.is_none());
+                let image = guest.image().await?;
                 let spec = image.complete(declared);
                 let say = |text: &str| {
                     let text = cx.secrets.redact(text);

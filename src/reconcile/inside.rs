@@ -33,7 +33,13 @@ impl Inside<'_> {
                     None => None,
                 };
                 let (env, user) = (self.env(None)?, self.spec.user.as_deref());
-                let access = guest::RepositoryAccess { token: token.as_ref(), env: &env, user };
+                let owner = self.image.owner(user);
+                let access = guest::RepositoryAccess {
+                    token: token.as_ref(),
+                    env: &env,
+                    user,
+                    owner: owner.as_deref(),
+                };
                 Ok(guest::bring_repository(self.guest, path, spec, digest, access).await?)
             }
             Action::ForgetRepository { path } => Ok(guest::forget_repository(self.guest, path).await?),
@@ -139,11 +145,17 @@ impl Inside<'_> {
                     (content, desired.mode)
                 }
             };
-            files.push(guest::FileToWrite { path: path.clone(), digest: file.digest.clone(), mode, content });
+            let owner = self.image.owner(file.owner.as_deref());
+            if let (Some(named), None) = (self.spec.owners.get(path), &owner) {
+                (self.say)(&format!(
+                    "{path} does not belong to {named} alone: there is a single id here, since this user has no range in /etc/subuid, so that every user inside owns every file\n"
+                ));
+            }
+            let (path, digest) = (path.clone(), file.digest.clone());
+            files.push(guest::FileToWrite { path, digest, mode, owner, content });
         }
         let remove = setup.remove.iter().cloned().collect();
-        let owner = self.image.owner.clone();
-        let bundle = guest::Bundle { env, files, remove, owner };
+        let bundle = guest::Bundle { env, files, remove };
         Ok(guest::write_bundle(self.guest, &bundle).await?)
     }
 }

@@ -37,6 +37,11 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("secrets", "", "secrets: [KEY]"),
     ("secrets.*.as_env", "secrets: [KEY]", "secrets: { KEY: { as_env: RENAMED } }"),
     ("secrets.*.as_file", "secrets: [KEY]", "secrets: { KEY: { as_file: /run/key } }"),
+    (
+        "secrets.*.owner",
+        "secrets: { KEY: { as_file: /run/key } }",
+        "secrets: { KEY: { as_file: /run/key, owner: nobody } }",
+    ),
     ("secrets.*.hosts", "secrets: [KEY]", "secrets: { KEY: { hosts: [api.example.com] } }"),
     ("volumes", "", "volumes: ['data:/data']"),
     ("volumes.*.name", "", "volumes: [{ name: data, path: /data }]"),
@@ -95,6 +100,11 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("files.*.content", "files: [{ path: /a, content: b }]", "files: [{ path: /a, content: c }]"),
     ("files.*.template", "", "files: [{ path: /a, template: some.hbs }]"),
     ("files.*.source", "", "files: [{ path: /a, source: some.hbs }]"),
+    (
+        "files.*.owner",
+        "files: [{ path: /a, content: b }]",
+        "files: [{ path: /a, content: b, owner: nobody }]",
+    ),
     ("files.*.mode", "files: [{ path: /a, content: b }]", "files: [{ path: /a, content: b, mode: '0600' }]"),
     ("services", "", "services: { web: { command: [a] } }"),
     ("services.*.command", "services: { web: { command: [a] } }", "services: { web: { command: [b] } }"),

@@ -14,7 +14,7 @@ use crate::app::{Error, Project, Sandbox};
 use crate::guest::{self, Difference, Entries, GuestError, LogOptions, ServiceDefaults, ServiceNews, Synced};
 use crate::model::with_causes;
 use crate::model::{DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
-use crate::plan::file_digest;
+use crate::plan::{file_digest, owned_digest};
 use crate::provider::{Command, capture};
 use crate::watch::{Changes, Debounce, Feedback, Files, Tree, Verdict, git_is_busy};
 
@@ -289,6 +289,7 @@ impl Live<'_> {
                 feedback.began(Instant::now());
             }
             let (guest, to) = (sandbox.guest.as_ref(), spec.to.as_str());
+            let owner = sandbox.image.owner(self.guest.user.as_deref());
             let mut reaction: Option<Reaction<'_>> = None;
             let mut react_again: Option<String> = None;
             let mut settled = true;
@@ -312,7 +313,17 @@ impl Live<'_> {
                 };
                 if !difference.is_empty() {
                     let paths = difference.paths();
-                    match guest::sync(guest, host.tree.root(), to, &difference, entries, None).await {
+                    match guest::sync(
+                        guest,
+                        host.tree.root(),
+                        to,
+                        &difference,
+                        entries,
+                        None,
+                        owner.as_deref(),
+                    )
+                    .await
+                    {
                         Ok(()) => {
                             (settled, tries) = (false, 0);
                             said.clear();
@@ -397,7 +408,9 @@ impl Live<'_> {
                             ignore: Some(spec.ignore.clone()),
                         };
                         let digest = file_digest(&DesiredFile { content, mode: None });
-                        guest::sync(guest, host.tree.root(), to, &Difference::default(), &inside, Some(&digest))
+                        let digest = owned_digest(digest, self.guest.user.as_deref());
+                        let (root, none) = (host.tree.root(), Difference::default());
+                        guest::sync(guest, root, to, &none, &inside, Some(&digest), None)
                             .await
                             .map_err(Broken::Inside)?;
                         settled = true;

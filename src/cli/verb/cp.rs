@@ -51,7 +51,11 @@ async fn copy(project: &Project<'_>, args: &CpArgs) -> Result<String, Error> {
         }
         (CopyEnd::Sandbox { name: a, path: from }, CopyEnd::Sandbox { name: b, path: to }) => {
             let (a, b) = (open(a).await?, open(b).await?);
-            match guest::copy_between(a.guest.as_ref(), from, b.guest.as_ref(), to).await {
+            let ends = (
+                guest::End { guest: a.guest.as_ref(), path: from, user: a.user() },
+                guest::End { guest: b.guest.as_ref(), path: to, user: b.user() },
+            );
+            match guest::copy_between(&ends.0, &ends.1).await {
                 Ok(path) => Ok(format!("{}:{path}", b.name)),
                 Err(error) => {
                     let error = project.explain(&a, error.into()).await;

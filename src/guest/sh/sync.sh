@@ -1,4 +1,4 @@
-# sync.sh TO KEY TOKEN: changes directory TO as the tar stream on standard input says. The stream is unpacked beside what it replaces; its member
+# sync.sh TO KEY TOKEN OWNER: changes directory TO as the tar stream on standard input says. The stream is unpacked beside what it replaces; its member
 # `control`, the last one, says what to do, so a cut stream does nothing.
 umask 022
 pe_tab='	'
@@ -10,6 +10,8 @@ trap 'cd /; rm -rf -- "$pe_stage" "$pe_record.next"' EXIT
 trap 'exit 143' TERM INT HUP
 tar -xopf - -C "$pe_stage" || pe_fail 70 "tar failed"
 [ -f "$pe_stage/control" ] || pe_fail 70 "the changes ended early"
+pe_know_owner "$4"
+[ ! -d "$pe_stage/files" ] || pe_own -hR -- "$pe_owner" "$pe_stage/files"
 cd -- "$pe_to" || pe_fail 70 "cannot enter $pe_to"
 
 pe_do() { # WHAT COMMAND…
@@ -38,7 +40,7 @@ while IFS=$pe_tab read -r pe_op pe_a; do
     ;;
   # One that holds what others put there stays.
   rmdir) rmdir -- "$@" 2>/dev/null; set -- ;;
-  mkdir) pe_do "mkdir" mkdir -p -- "$@"; set -- ;;
+  mkdir) pe_do "mkdir" mkdir -p -- "$@"; pe_own -h -- "$pe_owner" "$@"; set -- ;;
   chmod) pe_do "chmod" chmod "$pe_a" -- "$@"; set -- ;;
   move)
     cd -- "$pe_stage/files/$pe_a" || pe_fail 70 "cannot enter $pe_a"

@@ -1,8 +1,8 @@
-# write.sh TOKEN unpack|prepare|commit [OWNER]: puts a bundle in place. With `unpack` the bundle comes as a tar stream on standard
+# write.sh TOKEN unpack|prepare|commit: puts a bundle in place. With `unpack` the bundle comes as a tar stream on standard
 # input; where there is no tar, `prepare` is followed by one `cat` a member and `commit`. The last member, `control`, says what to do, so a cut stream does nothing.
 umask 022
 pe_tab='	'
-pe_token=$1 pe_how=$2 pe_owner=${3-}
+pe_token=$1 pe_how=$2
 pe_make_run
 # The directory the archive is unpacked in: links lead to where its members belong. Made once, because each program that is started costs time.
 pe_stage=$pe_run/stage
@@ -91,7 +91,7 @@ pe_secret() { # KEY MODE PATH
   pe_parent=${3%/*}
   mkdir -p -- "${pe_parent:=/}" || pe_fail 70 "cannot make $pe_parent"
   pe_value=$pe_run/new.$1
-  [ -z "$pe_owner" ] || pe_do "chown $pe_owner" chown -- "$pe_owner" "$pe_value"
+  pe_own -- "$pe_owner" "$pe_value"
   pe_do "chmod $2" chmod "$2" "$pe_value"
   if [ -d "$3" ] && [ ! -h "$3" ]; then pe_fail 70 "$3 is a directory"; fi
   if pe_is_memory "$pe_parent"; then
@@ -114,8 +114,9 @@ while IFS=$pe_tab read -r pe_op pe_a pe_b pe_c; do
   arg) set -- "$@" "$pe_a" ;;
   mkdir) pe_do "mkdir" mkdir -p -- "$@"; set -- ;;
   chmod) pe_do "chmod" chmod "$pe_a" -- "$@"; set -- ;;
-  own) [ -z "$pe_owner" ] || pe_do "chown $pe_owner" chown -h -- "$pe_owner" "$@"; set -- ;;
-  own_staged) [ -z "$pe_owner" ] || [ ! -d "$pe_a" ] || pe_do "chown $pe_owner" chown -hR -- "$pe_owner" "$pe_a" ;;
+  owner) pe_know_owner "$pe_a" ;;
+  own) pe_own -h -- "$pe_owner" "$@"; set -- ;;
+  own_staged) [ ! -d "$pe_a" ] || pe_own -hR -- "$pe_owner" "$pe_a" ;;
   move)
     # Names in the staging directory A, to directory B. Short lines: a shell reads them byte by byte.
     cd -- "$pe_a" || pe_fail 70 "cannot enter $pe_a"

@@ -167,6 +167,8 @@ pub(crate) struct SecretUse {
     pub as_env: Option<EnvName>,
     /// A file inside, on a memory-backed filesystem, mode 0400, instead of an environment variable.
     pub as_file: Option<GuestPath>,
+    /// With `as_file`: who owns the file and so may read it, a name or `uid[:gid]`. Default: the user of the sandbox.
+    pub owner: Option<User>,
     /// The only hosts that get the value. It never enters the sandbox: the variable holds a placeholder, and the way out puts the value in its
     /// place in the headers of requests to these hosts.
     #[schemars(length(min = 1))]
@@ -265,6 +267,8 @@ pub(crate) struct File {
     pub source: Option<HostPath>,
     /// Permission bits in octal. Default: 0644, or those of the source.
     pub mode: Option<Mode>,
+    /// Who owns it, a name or `uid[:gid]`. Default: the user of the sandbox.
+    pub owner: Option<User>,
 }
 
 /// Reach of the network.

@@ -101,11 +101,21 @@ pub(crate) struct Lowering<'a> {
     pub services: &'a BTreeSet<String>,
 }
 
+/// The owners that are named for single paths.
+fn owners(raw: &Sandbox) -> BTreeMap<String, String> {
+    let files =
+        raw.files.iter().filter_map(|(path, file)| Some((path.clone(), file.owner.as_ref()?.0.clone())));
+    let of_secret =
+        |how: &language::SecretUse| Some((how.as_file.as_ref()?.0.clone(), how.owner.as_ref()?.0.clone()));
+    files.chain(raw.secrets.values().filter_map(of_secret)).collect()
+}
+
 impl Lowering<'_> {
     /// The desired sandbox called `name`; whatever is wrong is reported and left out.
     pub fn sandbox(&mut self, name: &str, raw: &Sandbox) -> DesiredSandbox {
         let mut guest = GuestSpec {
             user: raw.user.as_ref().map(|u| u.0.clone()),
+            owners: owners(raw),
             working_dir: raw.working_dir.as_ref().map(|p| p.0.clone()),
             env: self.env(raw),
             secrets: self.secrets(raw),
@@ -261,6 +271,11 @@ impl Lowering<'_> {
                         &[by_file, how.hosts.is_some()],
                         false,
                     );
+            if let (Some(_), false) = (&how.owner, by_file) {
+                let message = "`owner` is for a secret that is a file".to_owned();
+                let problem = self.error("conflict", &["secrets", name, "owner"], message);
+                self.push(problem.help("remove it, or write `as_file: /run/secrets/NAME` next to it"));
+            }
             if !fine {
                 continue;
             }

@@ -97,11 +97,9 @@ impl Guest for LocalGuest {
 
     async fn image(&self) -> Result<ImageDefaults, GuestError> {
         let image = self.engine.image_of(&self.id.0).map_err(|error| self.unreachable(error))?;
-        let image = image.unwrap_or_default();
-        // Where there is a single id, whatever is there belongs to every user.
-        let owner = image.user.clone().filter(|_| !image.has_one_owner());
-        let OciImage { user, command, stop_signal, .. } = image;
-        Ok(ImageDefaults { user, owner, command, stop_signal })
+        let has_one_owner = self.engine.has_one_owner(&self.id.0).map_err(|error| self.unreachable(error))?;
+        let OciImage { user, command, stop_signal, .. } = image.unwrap_or_default();
+        Ok(ImageDefaults { user, has_one_owner, command, stop_signal })
     }
 
     async fn dial(&self, port: u16) -> Result<Box<dyn GuestStream>, GuestError> {

@@ -20,6 +20,7 @@ mod lifetime;
 mod limits;
 mod network;
 pub mod ordinary_user;
+mod owners;
 mod pause;
 mod recovery;
 mod session;

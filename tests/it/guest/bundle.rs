@@ -17,6 +17,7 @@ fn inline(path: &str, bytes: &[u8]) -> FileToWrite {
         path: path.to_owned(),
         digest: sha256_hex(bytes),
         mode: None,
+        owner: None,
         content: Content::Inline(bytes.to_vec()),
     }
 }
@@ -27,6 +28,7 @@ fn host_tree(path: &str, root: &Path) -> FileToWrite {
         path: path.to_owned(),
         digest: sha256.clone(),
         mode: None,
+        owner: None,
         content: Content::HostTree { path: root.to_owned(), sha256, ignore: None },
     }
 }
@@ -167,6 +169,7 @@ async fn a_host_file_that_changed_since_the_plan_is_refused_and_nothing_is_writt
         path: room.at("f"),
         digest: "d".to_owned(),
         mode: None,
+        owner: None,
         content: Content::HostFile { path: source.clone(), sha256, mode: 0o640 },
     };
     let bundle = files(vec![inline(&room.at("first"), b"1"), file(sha256_hex(b"other"))]);
@@ -212,6 +215,7 @@ async fn a_secret_never_lies_on_disk() {
             path: path.to_owned(),
             digest: "s".to_owned(),
             mode: None,
+            owner: None,
             content: Content::Secret("hunter2-hunter2".to_owned().into()),
         };
         let on_disk = room.at("etc/token");
@@ -252,15 +256,6 @@ async fn without_tar_the_same_is_written_one_by_one() {
     write_bundle(&room, &bundle).await.unwrap();
     assert_eq!(state(&room, &path).await, Some(FileState::InPlace));
     assert_eq!(state(&room, &room.at("one")).await, Some(FileState::InPlace));
-}
-
-#[tokio::test]
-async fn what_is_written_belongs_to_the_owner() {
-    let Some(room) = Room::new() else { return };
-    let bundle =
-        Bundle { owner: Some("12345:54321".to_owned()), ..files(vec![inline(&room.at("mine"), b"1")]) };
-    write_bundle(&room, &bundle).await.unwrap();
-    assert_eq!(room.sh(&format!("stat -c %u:%g {}", room.at("mine"))).await, "12345:54321");
 }
 
 #[tokio::test]
@@ -318,4 +313,53 @@ async fn an_interrupted_write_is_seen_and_finished_by_the_next() {
         room.sh(&format!("ls -A {} /run/pocketenv | grep -e - -e new || :", room.work().display())).await,
         ""
     );
+}
+
+#[tokio::test]
+async fn what_is_written_belongs_to_its_owner_with_the_directories_made_for_it() {
+    for room in [Room::new(), Room::busybox()].into_iter().flatten() {
+        let host = tempfile::tempdir().unwrap();
+        std::fs::create_dir(host.path().join("sub")).unwrap();
+        std::fs::write(host.path().join("sub/f"), "f").unwrap();
+        let owned = |file: FileToWrite, owner: &str| FileToWrite { owner: Some(owner.to_owned()), ..file };
+        let secret =
+            FileToWrite { content: Content::Secret("s".to_owned().into()), ..inline("/run/secrets/s", b"s") };
+        let bundle = files(vec![
+            owned(inline(&room.at("deep/er/a"), b"a"), "4321"),
+            inline(&room.at("b"), b"b"),
+            owned(inline(&room.at("c"), b"c"), "4321:7"),
+            owned(host_tree(&room.at("tree"), host.path()), "4321"),
+            owned(secret, "4322"),
+        ]);
+        write_bundle(&room, &bundle).await.unwrap();
+        let work = room.work().display().to_string();
+        let stat = format!(
+            "cd {work} && stat -c '%u:%g' deep deep/er deep/er/a b c tree tree/sub tree/sub/f /run/secrets/s"
+        );
+        let mut expected = vec!["4321:4321"; 3];
+        expected.extend(["0:0", "4321:7", "4321:4321", "4321:4321", "4321:4321", "4322:4322"]);
+        assert_eq!(room.sh(&stat).await.lines().collect::<Vec<_>>(), expected);
+        assert_eq!(room.sh(&format!("stat -c %u {work}")).await, "0", "what was there stays whose it was");
+        assert!(look(&room).await.files.values().all(|file| file.state == FileState::InPlace));
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_not_root_gives_nothing_away() {
+    let Some(room) = Room::new() else { return };
+    let room = room.ordinary();
+    let path = room.at("a");
+    for (owner, fine) in [("12345", true), ("root", true), ("54321", false)] {
+        let file = FileToWrite { owner: Some(owner.to_owned()), ..inline(&path, owner.as_bytes()) };
+        match write_bundle(&room, &files(vec![file])).await {
+            Ok(()) => assert!(fine, "{owner}"),
+            Err(error) => {
+                assert!(
+                    !fine && error.to_string().contains("files cannot be given to 54321"),
+                    "{owner}: {error}"
+                );
+            }
+        }
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"root");
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use pocketenv::guest::tree::scan;
-use pocketenv::guest::{copy_between, copy_in, copy_out};
+use pocketenv::guest::{End, copy_between, copy_in, copy_out};
 
 use super::room::Room;
 
@@ -79,13 +79,18 @@ async fn between_two_sandboxes() {
     let (Some(first), Some(second)) = (Room::new(), Room::busybox()) else { return };
     let host = sample();
     copy_in(&first, host.path(), &first.at("data"), None).await.unwrap();
-    let to = copy_between(&first, &first.at("data"), &second, &second.at("data")).await.unwrap();
+    fn end<'a>(guest: &'a Room, path: &'a str) -> End<'a> {
+        End { guest, path, user: None }
+    }
+    let data = (first.at("data"), second.at("data"));
+    let to = copy_between(&end(&first, &data.0), &end(&second, &data.1)).await.unwrap();
     assert_eq!(scan(Path::new(&to)).unwrap(), scan(host.path()).unwrap());
-    copy_between(&first, &first.at("data/tool"), &second, &second.at("t")).await.unwrap();
+    let tool = (first.at("data/tool"), second.at("t"));
+    copy_between(&end(&first, &tool.0), &end(&second, &tool.1)).await.unwrap();
     assert_eq!(std::fs::read(second.at("t")).unwrap(), b"#!/bin/sh\n");
     // A side that fails ends the other.
-    let data = first.at("data");
-    let failing = copy_between(&first, &data, &second, "/proc/no/such");
+    let (from, to) = (end(&first, &data.0), end(&second, "/proc/no/such"));
+    let failing = copy_between(&from, &to);
     let failed = tokio::time::timeout(std::time::Duration::from_secs(20), failing).await.unwrap();
     assert!(failed.is_err());
 }

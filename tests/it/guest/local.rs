@@ -50,6 +50,7 @@ async fn scene(provider: &dyn Provider, host: &Path) {
         path: path.to_owned(),
         digest: "d".to_owned(),
         mode: None,
+        owner: None,
         content,
     };
     let values = BTreeMap::from([("TOKEN".to_owned(), "hunter2".to_owned().into())]);

@@ -30,7 +30,7 @@ fn spec(url: &str, reference: Option<&str>) -> RepositorySpec {
 }
 
 async fn bring(room: &Room, spec: &RepositorySpec, digest: &str) -> Result<(), GuestError> {
-    let access = RepositoryAccess { env: &BTreeMap::new(), user: None, token: None };
+    let access = RepositoryAccess { env: &BTreeMap::new(), user: None, owner: None, token: None };
     bring_repository(room, &room.at("copy"), spec, digest, access).await
 }
 
@@ -139,7 +139,7 @@ async fn a_token_reaches_git_and_no_disk() {
         ("GIT_SSH_VARIANT".to_owned(), "simple".to_owned()),
     ]);
     let token = secrecy::SecretString::from("t0ken-t0ken".to_owned());
-    let access = RepositoryAccess { env: &env, user: None, token: Some(&token) };
+    let access = RepositoryAccess { env: &env, user: None, owner: None, token: Some(&token) };
     let spec = spec(&format!("ssh://host{url}"), Some("main"));
     bring_repository(&room, &room.at("copy"), &spec, "d", access).await.unwrap();
     assert_eq!(room.sh("cat /run/helper/user /run/helper/password").await, "x-access-token\nt0ken-t0ken");
@@ -148,4 +148,23 @@ async fn a_token_reaches_git_and_no_disk() {
     assert_eq!(String::from_utf8(found.stdout).unwrap(), "", "on disk");
     let with_password = RepositorySpec { url: "https://u:p@example.com/r".to_owned(), ..spec };
     assert!(bring_repository(&room, &room.at("copy"), &with_password, "d", access).await.is_err());
+}
+
+#[tokio::test]
+async fn a_working_copy_belongs_to_its_user_and_to_the_next_one() {
+    let Some(room) = Room::new() else { return };
+    let url = remote(&room).await;
+    // The remote is root's, which git is told to excuse; the working copy is not.
+    let shared = room
+        .sh(&format!("chmod 755 {} && mkdir /run/copies /run/home && git config --file /run/home/.gitconfig safe.directory {url} && echo /run/copies/r", room.root().display()))
+        .await;
+    let as_user = async |user: Option<&str>, reference: &str| {
+        let env = BTreeMap::from([("HOME".to_owned(), "/run/home".to_owned())]);
+        let access = RepositoryAccess { env: &env, user, owner: user, token: None };
+        bring_repository(&room, &shared, &spec(&url, Some(reference)), reference, access).await.unwrap();
+        room.sh(&format!("stat -c %u {shared} {shared}/.git {shared}/f | sort -u")).await
+    };
+    assert_eq!(as_user(Some("4321"), "v1").await, "4321");
+    assert_eq!(as_user(Some("4322"), "main").await, "4322");
+    assert_eq!(as_user(None, "v1").await, "0");
 }

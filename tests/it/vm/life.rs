@@ -130,7 +130,7 @@ fn files_are_shared_where_they_can_be(machine: &Machine) {
         declare(machine, "  box: {}\n");
         machine.ok(
             "root",
-            &format!("truncate -s 600M /data/{kind}; {make} /data/{kind}; mkdir -p /mnt/{kind}; mount -o loop /data/{kind} /mnt/{kind}"),
+            &format!("modprobe loop; truncate -s 600M /data/{kind}; {make} /data/{kind}; mkdir -p /mnt/{kind}; mount -o loop /data/{kind} /mnt/{kind}"),
         );
         let on_it = |script: &str| {
             machine.ok("root", &format!("export POCKETENV_HOME=/mnt/{kind}/home; cd /data/project; {script}"))

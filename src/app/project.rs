@@ -11,8 +11,8 @@ use super::snapshot::Fork;
 use super::{Environment, Error, credentials, ports};
 use crate::manifest::{self, Confinement, DeclaredPort, Input, LoadRequest, Manifest, Origins, Resolved};
 use crate::model::{
-    Address, Desired, DriftPolicy, Identity, LimitHit, LinkSpec, NetworkMode, Observation, Observed,
-    ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId, SecretUse, Timestamp,
+    Address, Desired, DesiredSandbox, DriftPolicy, Identity, LimitHit, LinkSpec, NetworkMode, Observation,
+    Observed, ObservedGuest, PortRef, ProbeResult, Recorded, SandboxId, SecretUse, Timestamp,
 };
 use crate::plan::{self, Plan, PlanInput, Policy};
 use crate::provider::{Capabilities, Provider, Registry, builtin_capabilities};
@@ -155,6 +155,7 @@ impl App {
             checked: Mutex::default(),
             pinned: None,
             forks: BTreeMap::new(),
+            kept: BTreeSet::new(),
             drift: None,
             store,
             registry,
@@ -212,6 +213,7 @@ impl App {
             checked: Mutex::new(checked),
             pinned: None,
             forks: BTreeMap::new(),
+            kept: BTreeSet::new(),
             drift: selection.drift,
             store,
             registry,
@@ -232,6 +234,7 @@ impl App {
             checked: Mutex::default(),
             pinned: Some(goal),
             forks: BTreeMap::new(),
+            kept: BTreeSet::new(),
             drift: None,
             store,
             registry,
@@ -311,6 +314,8 @@ pub struct Project<'a> {
     pub(super) pinned: Option<KeptGoal>,
     /// Sandboxes that are declared for this opening only.
     pub(super) forks: BTreeMap<String, Fork>,
+    /// Sandboxes that stay as they were left, though they may not be declared.
+    kept: BTreeSet<String>,
     /// What is done about drift, over what the manifest says.
     drift: Option<DriftPolicy>,
     pub(super) store: Store,
@@ -404,6 +409,7 @@ impl Project<'_> {
                 (resolved.desired, Some(resolved.origins))
             }
         };
+        self.add_kept(&mut desired, &recorded);
         if let Some(drift) = self.drift {
             desired.sandboxes.values_mut().for_each(|sandbox| sandbox.drift = drift);
         }
@@ -413,6 +419,31 @@ impl Project<'_> {
         redact(&mut guests, &desired, &secrets);
         let observed = Observed { providers: listings, guests };
         Ok(View { at, desired, origins, recorded, observed, secrets, warnings })
+    }
+
+    /// Makes sandboxes that are not declared, such as forks, stay as they were left for this opening, so that they can be worked on.
+    pub fn keep<'n>(&mut self, names: impl IntoIterator<Item = &'n str>) {
+        self.kept.extend(names.into_iter().map(str::to_owned));
+    }
+
+    fn add_kept(&self, desired: &mut Desired, recorded: &Recorded) {
+        for name in &self.kept {
+            let Some(left) = recorded.sandboxes.get(name) else { continue };
+            if desired.sandboxes.contains_key(name) {
+                continue;
+            }
+            let sandbox = DesiredSandbox {
+                provider: left.provider.clone(),
+                state: left.state,
+                spec: left.spec.clone(),
+                guest: left.guest.clone().unwrap_or_default(),
+                depends_on: BTreeMap::new(),
+                unresolved: BTreeSet::new(),
+                drift: DriftPolicy::default(),
+                protect: false,
+            };
+            desired.sandboxes.insert(name.clone(), sandbox);
+        }
     }
 
     /// What the manifest declares. If nothing in it asks for an address, the check at opening knew it all.

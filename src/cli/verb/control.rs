@@ -29,8 +29,9 @@ pub enum Control {
 
 /// Starts, stops, or both.
 pub async fn run(cx: &Context, control: Control, args: &ControlArgs) -> Result<Exit, CliError> {
-    let project = cx.open().await?;
+    let mut project = cx.open().await?;
     let addresses = by_name(&project, &args.addresses).await?;
+    project.keep(addresses.iter().filter_map(Address::sandbox));
     let progress = Progress::new(&cx.ui);
     if matches!(control, Control::Stop | Control::Restart) {
         let ended = one(cx, &project, Control::Stop, &addresses, args, &progress).await?;

@@ -30,6 +30,13 @@ fn fork() {
         );
         assert!(world.process(fork, "sleep 160001").lives());
     }
+    // They stop and start like any other, though no manifest declares them.
+    world.run(&["stop", "box-fork-2"]).ends(0);
+    assert_ne!(world.run(&["exec", "box-fork-2", "--", "true"]).code, 0);
+    world.run(&["start", "box-fork-2"]).ends(0);
+    assert!(world.process("box-fork-2", "sleep 160001").lives());
+    let unknown = world.run(&["stop", "box-fork-3"]);
+    assert!(unknown.code != 0 && unknown.stderr.contains("there is no sandbox `box-fork-3`"), "{unknown:?}");
     world.sh("box-fork-1", "echo one > /root/kept");
     assert_eq!(world.sh("box-fork-2", "cat /root/kept"), "kept");
     let ids = [world.id("box"), world.id("box-fork-1"), world.id("box-fork-2")];

@@ -575,7 +575,7 @@ impl Project<'_> {
             .values()
             .flat_map(|s| {
                 let credentials = s.guest.repositories.values().filter_map(|r| r.credentials.as_ref());
-                s.guest.secrets.keys().chain(credentials)
+                s.guest.secrets.keys().chain(credentials).chain(s.build_secrets.values())
             })
             .collect();
         let sources: BTreeMap<String, secret::SecretSource> =

@@ -4,6 +4,7 @@
 //! stands in one is left out in silence.
 
 use super::error::Wrong;
+use super::mounts::{self, Written};
 use super::words;
 
 /// The most bytes of a Containerfile.
@@ -34,8 +35,8 @@ pub enum Kind {
         /// What the stage is called, in lower case.
         name: Option<String>,
     },
-    /// A command is run.
-    Run(Command),
+    /// A command is run, with these mounts.
+    Run(Command, Vec<Written>),
     /// Files are copied.
     Copy(Copy),
     /// Environment, also of what is made from the image.
@@ -278,7 +279,7 @@ fn instruction(keyword: &str, rest: &str, heredocs: Vec<Heredoc>) -> Result<Kind
     };
     Ok(match keyword {
         "FROM" => from(rest)?,
-        "RUN" => Kind::Run(run(rest, heredocs)?),
+        "RUN" => run(rest, heredocs)?,
         "COPY" | "ADD" => Kind::Copy(copy(keyword, rest, heredocs)?),
         "ENV" => Kind::Env(pairs(keyword, rest)?),
         "LABEL" => Kind::Label(pairs(keyword, rest)?),
@@ -352,19 +353,26 @@ fn from(rest: &str) -> Result<Kind, String> {
     Ok(Kind::From { image, platform, name })
 }
 
-fn run(rest: &str, heredocs: Vec<Heredoc>) -> Result<Command, String> {
+fn run(rest: &str, heredocs: Vec<Heredoc>) -> Result<Kind, String> {
     let (flags, rest) = flags(rest);
-    if let Some((name, _)) = flags.first() {
-        let help = match *name {
-            "mount" => "copy what is needed with COPY, and remove it in the same RUN",
-            _ => "a command of a build has the network of a sandbox, and no more rights",
-        };
-        return Err(format!("`RUN --{}` is not supported; {help}", name.escape_debug()));
+    let mut mounts = Vec::new();
+    for (name, value) in flags {
+        if name != "mount" {
+            return Err(format!(
+                "`RUN --{}` is not supported; a command of a build has the network of a sandbox, and no more rights",
+                name.escape_debug()
+            ));
+        }
+        mounts.push(mounts::read(value)?);
     }
     if rest.is_empty() {
         return Err("RUN needs a command".to_owned());
     }
-    match &heredocs[..] {
+    Ok(Kind::Run(run_command(rest, &heredocs)?, mounts))
+}
+
+fn run_command(rest: &str, heredocs: &[Heredoc]) -> Result<Command, String> {
+    match heredocs {
         [] => Ok(command(rest)),
         [only] if words::split(rest)?.len() == 1 => {
             if only.content.starts_with("#!") {
@@ -499,16 +507,20 @@ mod tests {
         let found = parse(text).unwrap();
         assert_eq!(found.iter().map(|i| i.line).collect::<Vec<_>>(), [3, 4, 8]);
         assert_eq!(found[0].kind, Kind::From { image: "a".into(), platform: None, name: Some("one".into()) });
-        assert_eq!(found[1].kind, Kind::Run(Command::Shell("x &&   y".into())));
+        assert_eq!(found[1].kind, Kind::Run(Command::Shell("x &&   y".into()), Vec::new()));
         assert_eq!(found[2].kind, Kind::Env(vec![("A".into(), "1".into()), ("B".into(), "\"2 3\"".into())]));
     }
 
     #[test]
     fn both_forms_of_a_command() {
-        let shell = |text: &str| Kind::Run(Command::Shell(text.into()));
+        let shell = |text: &str| Kind::Run(Command::Shell(text.into()), Vec::new());
         assert_eq!(
             kinds("FROM a\nRUN [\"a\", \"b c\"]\nRUN [ -f x ] && y\nrun z")[1..],
-            [Kind::Run(Command::Exec(vec!["a".into(), "b c".into()])), shell("[ -f x ] && y"), shell("z")]
+            [
+                Kind::Run(Command::Exec(vec!["a".into(), "b c".into()]), Vec::new()),
+                shell("[ -f x ] && y"),
+                shell("z")
+            ]
         );
     }
 
@@ -516,8 +528,11 @@ mod tests {
     fn texts_follow_run_and_copy() {
         let text = "FROM a\nRUN <<EOF\necho 1\n# kept\nEOF\nRUN cat <<-X > /f && echo\n\tin\n\tX\nCOPY <<\"a.conf\" <<b /etc/\n$x\na.conf\n$y\nb\nUSER me\n";
         let found = parse(text).unwrap();
-        assert_eq!(found[1].kind, Kind::Run(Command::Shell("echo 1\n# kept\n".into())));
-        assert_eq!(found[2].kind, Kind::Run(Command::Shell("cat <<-X > /f && echo\nin\nX\n".into())));
+        assert_eq!(found[1].kind, Kind::Run(Command::Shell("echo 1\n# kept\n".into()), Vec::new()));
+        assert_eq!(
+            found[2].kind,
+            Kind::Run(Command::Shell("cat <<-X > /f && echo\nin\nX\n".into()), Vec::new())
+        );
         let inline =
             |name: &str, content: &str, expand| Inline { name: name.into(), content: content.into(), expand };
         let copy = Copy {
@@ -533,7 +548,9 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_at_its_line() {
         for (text, says) in [
-            ("RUN --mount=type=cache,target=/x y", "--mount"),
+            ("RUN --mount=type=ssh y", "deploy key"),
+            ("RUN --mount=type=cache y", "has no `target`"),
+            ("RUN --mount=type=cache,target=/x", "needs a command"),
             ("RUN --network=none y", "--network"),
             ("HEALTHCHECK CMD x", "healthcheck"),
             ("ONBUILD RUN x", "ONBUILD"),

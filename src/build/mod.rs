@@ -4,6 +4,7 @@
 mod containerfile;
 mod context;
 mod error;
+mod mounts;
 mod stage;
 mod words;
 
@@ -13,16 +14,19 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use secrecy::SecretString;
 use serde::Serialize;
 
 pub use containerfile::{Command, Copy, Instruction, Kind, parse};
 pub use error::{BuildError, Wrong};
+pub use mounts::is_id;
 
 use containerfile::MAX_FILE;
 use context::Context;
-use stage::{Files, Origin, Outline, Stage, Step, What};
+use mounts::Mount;
+use stage::{Files, Mounted, Origin, Outline, Stage, Step, What};
 
-use crate::engine::{Engine, Exit, OciImage};
+use crate::engine::{Engine, Exit, OciImage, RunMount, RunStep};
 use crate::image::{Built, Digest, Execution, Expected, Hold, Placing, Progress, Reference};
 use crate::tree;
 
@@ -81,6 +85,8 @@ pub struct Request<'a> {
     pub name: Option<&'a Reference>,
     /// Digests that references of the Containerfile stand for which have none themselves, by the reference written out.
     pub pins: &'a BTreeMap<String, String>,
+    /// The values of secrets, by what the Containerfile calls them. They are in no layer and no key.
+    pub secrets: &'a BTreeMap<String, SecretString>,
 }
 
 /// The name of an image that is built from this and has none of its own. `from` has the digests of the images that it begins with and copies from.
@@ -110,7 +116,7 @@ pub fn images_of(context: &Path, file: Option<&str>) -> Result<BTreeSet<String>,
     let outlines = stage::outline(&instructions).map_err(|wrong| wrong.within(&shown))?;
     // What is no reference is refused by the build.
     let written_out = |name: &str| Some(moving(&name.parse().ok()?)?.to_string());
-    Ok(stage::images(&outlines).into_values().filter_map(written_out).collect())
+    Ok(stage::images(&outlines).into_iter().filter_map(|(_, name)| written_out(name)).collect())
 }
 
 /// The name of an image that can come to stand for another one.
@@ -206,6 +212,7 @@ pub async fn build(
         images: BTreeMap::new(),
         from: BTreeMap::new(),
         pins: request.pins,
+        secrets: request.secrets,
         say,
     };
     build.bring(&outlines).await?;
@@ -233,6 +240,7 @@ struct Build<'a> {
     /// Digests of those whose names could come to stand for others.
     from: BTreeMap<String, String>,
     pins: &'a BTreeMap<String, String>,
+    secrets: &'a BTreeMap<String, SecretString>,
     say: &'a (dyn Fn(Event<'_>) + Sync),
 }
 
@@ -293,9 +301,28 @@ impl Build<'_> {
                 }
             };
             let stage = stage::evaluate(outline, &base, context).map_err(|wrong| wrong.within(&self.file))?;
+            self.has_secrets(&stage)?;
             stages.insert(number, stage);
         }
         Ok(stages)
+    }
+
+    /// What a stage cannot do without is there.
+    fn has_secrets(&self, stage: &Stage) -> Result<(), BuildError> {
+        for step in &stage.steps {
+            let What::Run(_, mounted) = &step.what else { continue };
+            for Mounted { mount, .. } in mounted {
+                if let mounts::What::Secret { id, required: true, .. } = &mount.what
+                    && !self.secrets.contains_key(id)
+                {
+                    let what = format!(
+                        "`--mount` has `id={id},required` and this build was not given that secret; expected it under `build.secrets` of the manifest, or as `image build --secret id={id},env=NAME`"
+                    );
+                    return Err(self.at(step.line, what));
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn carry_out(
@@ -351,116 +378,254 @@ impl Build<'_> {
         done: &BTreeMap<usize, Vec<Expected>>,
         context: &Context,
     ) -> Result<(Built, bool), BuildError> {
-        let other = match &step.what {
-            What::Place { files: Files::Other(origin, _), .. } => self.layers_of(origin, done),
+        match &step.what {
+            What::Run(run, mounted) => {
+                let mut binds = Vec::new();
+                for mounted in mounted {
+                    binds.push(self.brought(step, mounted, done, context).await?);
+                }
+                let mounts: Vec<Keyed<'_>> = mounted.iter().zip(&binds).map(Keyed::of).collect();
+                let key = key(layers, Of::run(run, &mounts))?;
+                if let Some(built) = self.engine.built_step(&key)? {
+                    return Ok((built, true));
+                }
+                Ok((self.run(step, &key, layers, run, mounted, binds).await?, false))
+            }
+            What::Place { target, into, owner, mode, files } => {
+                let placed = Placed { target, into: *into, owner: owner.as_deref(), mode: *mode, files };
+                self.place(step, layers, &placed, done, context).await
+            }
+        }
+    }
+
+    /// The files of a bind, as a layer that nothing lies under; the same files are the same layer.
+    async fn brought(
+        &self,
+        step: &Step,
+        mounted: &Mounted,
+        done: &BTreeMap<usize, Vec<Expected>>,
+        context: &Context,
+    ) -> Result<Option<Expected>, BuildError> {
+        let Some(files) = &mounted.files else { return Ok(None) };
+        let placed = Placed { target: BIND, into: false, owner: None, mode: None, files };
+        let (built, _) = self.place(step, &[], &placed, done, context).await?;
+        let layer = built.layer.ok_or_else(|| self.at(step.line, "there is nothing to mount"))?;
+        Ok(Some(layer))
+    }
+
+    async fn run(
+        &self,
+        step: &Step,
+        key: &Digest,
+        layers: &[Expected],
+        run: &RunStep,
+        mounted: &[Mounted],
+        binds: Vec<Option<Expected>>,
+    ) -> Result<Built, BuildError> {
+        let mut run = run.clone();
+        for (Mounted { mount, .. }, bind) in mounted.iter().zip(binds) {
+            self.mount(&mut run, mount, bind);
+        }
+        let tail: Mutex<Vec<u8>> = Mutex::default();
+        let mut hear = |bytes: &[u8]| {
+            (self.say)(Event::Output(bytes));
+            if let Ok(mut tail) = tail.lock() {
+                tail.extend_from_slice(bytes);
+                let cut = tail.len().saturating_sub(TAIL);
+                tail.drain(..cut);
+            }
+        };
+        let ran = self.engine.run_step(key, layers, &run, &mut hear).await;
+        let ran = ran.map_err(|source| match source {
+            crate::engine::EngineError::Exec { what, source, .. } => {
+                self.at(step.line, format!("cannot {what}: {source}\n  {}", step.text))
+            }
+            source => BuildError::Image {
+                file: self.file.clone(),
+                line: step.line,
+                what: "the command cannot be run".to_owned(),
+                source: Box::new(source),
+            },
+        })?;
+        ran.map_err(|exit| {
+            let tail = tail.lock().map(|tail| String::from_utf8_lossy(&tail).into_owned());
+            self.at(step.line, failure(exit, &step.text, &tail.unwrap_or_default()))
+        })
+    }
+
+    /// Has a command find a mount where it looks for it. A secret without a value is not there.
+    fn mount(&self, run: &mut RunStep, mount: &Mount, bind: Option<Expected>) {
+        let target = mount.target.as_deref().map(Path::new);
+        match (&mount.what, target) {
+            (mounts::What::Bind { .. }, Some(target)) => {
+                run.mounts.extend(bind.map(|layer| RunMount::Layer {
+                    target: target.to_owned(),
+                    layer: Box::new(layer),
+                    path: BIND.trim_start_matches('/').to_owned(),
+                }))
+            }
+            (mounts::What::Cache { id, sharing, mode, uid, gid, read_only }, Some(target)) => {
+                run.mounts.push(RunMount::Cache {
+                    target: target.to_owned(),
+                    id: id.clone(),
+                    sharing: *sharing,
+                    mode: *mode,
+                    owner: (*uid, *gid),
+                    read_only: *read_only,
+                });
+            }
+            (mounts::What::Tmpfs { size }, Some(target)) => {
+                run.mounts.push(RunMount::Memory { target: target.to_owned(), size: *size });
+            }
+            (mounts::What::Secret { id, env, mode, uid, gid, .. }, target) => {
+                let Some(value) = self.secrets.get(id) else { return };
+                run.secret_env.extend(env.iter().map(|name| (name.clone(), value.clone())));
+                run.mounts.extend(target.map(|target| RunMount::Secret {
+                    target: target.to_owned(),
+                    value: value.clone(),
+                    mode: *mode,
+                    owner: (*uid, *gid),
+                }));
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Puts files into the image of these layers, and whether that was done before.
+    async fn place(
+        &self,
+        step: &Step,
+        layers: &[Expected],
+        placed: &Placed<'_>,
+        done: &BTreeMap<usize, Vec<Expected>>,
+        context: &Context,
+    ) -> Result<(Built, bool), BuildError> {
+        let other = match placed.files {
+            Files::Other(origin, _) => self.layers_of(origin, done),
             _ => Vec::new(),
         };
-        let key = key(step, layers, &other)?;
+        let key = key(layers, Of::place(placed, &other))?;
         if let Some(built) = self.engine.built_step(&key)? {
             return Ok((built, true));
         }
-        let built = match &step.what {
-            What::Run(run) => {
-                let tail: Mutex<Vec<u8>> = Mutex::default();
-                let mut hear = |bytes: &[u8]| {
-                    (self.say)(Event::Output(bytes));
-                    if let Ok(mut tail) = tail.lock() {
-                        tail.extend_from_slice(bytes);
-                        let cut = tail.len().saturating_sub(TAIL);
-                        tail.drain(..cut);
-                    }
-                };
-                let ran = self.engine.run_step(&key, layers, run, &mut hear).await;
-                let ran = ran.map_err(|source| match source {
-                    crate::engine::EngineError::Exec { what, source, .. } => {
-                        self.at(step.line, format!("cannot {what}: {source}\n  {}", step.text))
-                    }
-                    source => source.into(),
-                })?;
-                ran.map_err(|exit| {
-                    let tail = tail.lock().map(|tail| String::from_utf8_lossy(&tail).into_owned());
-                    self.at(step.line, failure(exit, &step.text, &tail.unwrap_or_default()))
-                })?
+        let dir = self.engine.building_dir()?;
+        let archive = tempfile::Builder::new()
+            .prefix("archive-")
+            .tempfile_in(dir)
+            .map_err(|error| BuildError::File("make an archive of what is copied", error))?;
+        let packing = |error| BuildError::File("read what is copied", error);
+        let is_dir = match placed.files {
+            Files::None => {
+                tar::Builder::new(archive.as_file()).finish().map_err(packing)?;
+                true
             }
-            What::Place { target, into, owner, mode, files } => {
-                let dir = self.engine.building_dir()?;
-                let archive = tempfile::Builder::new()
-                    .prefix("archive-")
-                    .tempfile_in(dir)
-                    .map_err(|error| BuildError::File("make an archive of what is copied", error))?;
-                let packing = |error| BuildError::File("read what is copied", error);
-                let is_dir = match files {
-                    Files::None => {
-                        tar::Builder::new(archive.as_file()).finish().map_err(packing)?;
-                        true
-                    }
-                    Files::Context(selection) => {
-                        context.pack(selection, archive.as_file()).map_err(packing)?;
-                        selection.into
-                    }
-                    Files::Archive(item) => {
-                        context.archive(item, archive.as_file()).map_err(packing)?;
-                        true
-                    }
-                    Files::Other(_, sources) => {
-                        let taken = self.engine.take(&other, sources, archive.path()).await?;
-                        taken.map_err(|why| self.at(step.line, format!("{why}\n  {}", step.text)))?.into
-                    }
-                };
-                let placing =
-                    Placing { target: target.into(), into: *into || is_dir, owner: None, mode: *mode };
-                let placed =
-                    self.engine.place_step(&key, layers, archive.path(), placing, owner.clone()).await?;
-                placed.map_err(|why| self.at(step.line, format!("{why}\n  {}", step.text)))?
+            Files::Context(selection) => {
+                context.pack(selection, archive.as_file()).map_err(packing)?;
+                selection.into
+            }
+            Files::Archive(item) => {
+                context.archive(item, archive.as_file()).map_err(packing)?;
+                true
+            }
+            Files::Other(_, sources) => {
+                let taken = self.engine.take(&other, sources, archive.path()).await?;
+                taken.map_err(|why| self.at(step.line, format!("{why}\n  {}", step.text)))?.into
             }
         };
+        let placing = Placing {
+            target: placed.target.into(),
+            into: placed.into || is_dir,
+            owner: None,
+            mode: placed.mode,
+        };
+        let owner = placed.owner.map(str::to_owned);
+        let built = self.engine.place_step(&key, layers, archive.path(), placing, owner).await?;
+        let built = built.map_err(|why| self.at(step.line, format!("{why}\n  {}", step.text)))?;
         Ok((built, false))
     }
 }
 
-/// What a step comes to depends on this and nothing else that is known.
-fn key(step: &Step, layers: &[Expected], other: &[Expected]) -> Result<Digest, BuildError> {
-    #[derive(Serialize)]
-    enum Of<'a> {
-        Run {
-            argv: &'a [String],
-            env: &'a [(String, String)],
-            args: &'a [(String, String)],
-            working_dir: &'a str,
-            user: Option<&'a str>,
-        },
-        Place {
-            target: &'a str,
-            into: bool,
-            owner: Option<&'a str>,
-            mode: Option<u32>,
-            context: Option<&'a context::Selection>,
-            archive: Option<&'a context::Item>,
-            sources: &'a [String],
-            other: Vec<&'a Digest>,
-        },
+/// Where the files of a bind are in their layer.
+const BIND: &str = "/bind";
+
+/// Files that are put into an image, as [`What::Place`] has them.
+struct Placed<'a> {
+    target: &'a str,
+    into: bool,
+    owner: Option<&'a str>,
+    mode: Option<u32>,
+    files: &'a Files,
+}
+
+/// What a mount adds to a key: of a bind what it brings, wherever that came from.
+#[derive(Serialize)]
+enum Keyed<'a> {
+    Layer { target: Option<&'a str>, layer: &'a Digest },
+    Other(&'a Mount),
+}
+
+impl<'a> Keyed<'a> {
+    fn of((mounted, bind): (&'a Mounted, &'a Option<Expected>)) -> Keyed<'a> {
+        match bind {
+            Some(layer) => Keyed::Layer { target: mounted.mount.target.as_deref(), layer: &layer.diff_id },
+            None => Keyed::Other(&mounted.mount),
+        }
     }
-    let digests = |layers: &[Expected]| layers.iter().map(|layer| layer.diff_id.clone()).collect::<Vec<_>>();
-    let of = match &step.what {
-        What::Run(run) => Of::Run {
+}
+
+/// What a step comes to depends on this and nothing else that is known.
+#[derive(Serialize)]
+enum Of<'a> {
+    Run {
+        argv: &'a [String],
+        env: &'a [(String, String)],
+        args: &'a [(String, String)],
+        working_dir: &'a str,
+        user: Option<&'a str>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        mounts: &'a [Keyed<'a>],
+    },
+    Place {
+        target: &'a str,
+        into: bool,
+        owner: Option<&'a str>,
+        mode: Option<u32>,
+        context: Option<&'a context::Selection>,
+        archive: Option<&'a context::Item>,
+        sources: &'a [String],
+        other: Vec<&'a Digest>,
+    },
+}
+
+impl<'a> Of<'a> {
+    fn run(run: &'a RunStep, mounts: &'a [Keyed<'a>]) -> Of<'a> {
+        Of::Run {
             argv: &run.argv,
             env: &run.env,
             args: &run.args,
             working_dir: &run.working_dir,
             user: run.user.as_deref(),
-        },
-        What::Place { target, into, owner, mode, files } => Of::Place {
-            target,
-            into: *into,
-            owner: owner.as_deref(),
-            mode: *mode,
-            context: if let Files::Context(selection) = files { Some(selection) } else { None },
-            archive: if let Files::Archive(item) = files { Some(item) } else { None },
-            sources: if let Files::Other(_, sources) = files { sources } else { &[] },
+            mounts,
+        }
+    }
+
+    fn place(placed: &'a Placed<'a>, other: &'a [Expected]) -> Of<'a> {
+        Of::Place {
+            target: placed.target,
+            into: placed.into,
+            owner: placed.owner,
+            mode: placed.mode,
+            context: if let Files::Context(selection) = placed.files { Some(selection) } else { None },
+            archive: if let Files::Archive(item) = placed.files { Some(item) } else { None },
+            sources: if let Files::Other(_, sources) = placed.files { sources } else { &[] },
             other: other.iter().map(|layer| &layer.diff_id).collect(),
-        },
-    };
-    let text = serde_json::to_vec(&(VERSION, digests(layers), of))
+        }
+    }
+}
+
+fn key(layers: &[Expected], of: Of<'_>) -> Result<Digest, BuildError> {
+    let layers: Vec<&Digest> = layers.iter().map(|layer| &layer.diff_id).collect();
+    let text = serde_json::to_vec(&(VERSION, layers, of))
         .map_err(|error| BuildError::File("write down what a step is", error.into()))?;
     Ok(Digest::of(&text))
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::containerfile::{Command, Copy, Instruction, Kind};
 use super::context::{Context, Item, Selection, normal};
 use super::error::Wrong;
+use super::mounts::{self, Mount};
 use super::words::{expand, expand_text};
 use crate::engine::RunStep;
 use crate::image::{Execution, Platform};
@@ -30,8 +31,8 @@ pub struct Outline<'a> {
     pub line: usize,
     /// What it begins with.
     pub base: Origin,
-    /// What `COPY --from` of it takes from.
-    pub copies: BTreeMap<usize, Origin>,
+    /// What `--from` and `from=` of it take from, by their lines, and which of the mounts of a line they are.
+    pub takes: BTreeMap<(usize, usize), Origin>,
     instructions: &'a [Instruction],
     globals: BTreeMap<String, String>,
 }
@@ -50,8 +51,8 @@ pub struct Step {
 /// What a step does.
 #[derive(Debug)]
 pub enum What {
-    /// Run a command.
-    Run(RunStep),
+    /// Run a command, with these mounts.
+    Run(RunStep, Vec<Mounted>),
     /// Put files into the image.
     Place {
         /// Where to, from the root of the image.
@@ -65,6 +66,15 @@ pub enum What {
         /// The files.
         files: Files,
     },
+}
+
+/// A mount, and the files that it brings if it brings some.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The mount.
+    pub mount: Mount,
+    /// Of a bind.
+    pub files: Option<Files>,
 }
 
 /// Files to put into an image.
@@ -121,16 +131,22 @@ pub fn outline(instructions: &[Instruction]) -> Result<Vec<Outline<'_>>, Wrong> 
                 let rest = &instructions[index + 1..];
                 let end = rest.iter().position(|next| matches!(next.kind, Kind::From { .. }));
                 let own = &rest[..end.unwrap_or(rest.len())];
-                let mut copies = BTreeMap::new();
+                let mut takes = BTreeMap::new();
                 for instruction in own {
-                    if let Kind::Copy(Copy { from: Some(from), .. }) = &instruction.kind {
-                        let at = |what: String| Wrong::at(instruction.line, what);
+                    let at = |what: String| Wrong::at(instruction.line, what);
+                    let from: Vec<Option<&str>> = match &instruction.kind {
+                        Kind::Copy(Copy { from, .. }) => vec![from.as_deref()],
+                        Kind::Run(_, mounts) => mounts.iter().map(|mount| mount.from()).collect(),
+                        _ => Vec::new(),
+                    };
+                    for (index, from) in from.into_iter().enumerate() {
+                        let Some(from) = from else { continue };
                         let origin = origin(from, &names, stages.len()).map_err(at)?;
-                        copies.insert(instruction.line, origin);
+                        takes.insert((instruction.line, index), origin);
                     }
                 }
                 let (line, globals) = (instruction.line, globals.clone());
-                stages.push(Outline { line, base, copies, instructions: own, globals });
+                stages.push(Outline { line, base, takes, instructions: own, globals });
                 if let Some(name) = name {
                     names.insert(name, stages.len() - 1);
                 }
@@ -162,7 +178,7 @@ pub fn needed(stages: &[Outline<'_>]) -> BTreeSet<usize> {
     while let Some(stage) = todo.pop() {
         if needed.insert(stage) {
             let stage = &stages[stage];
-            let origins = stage.copies.values().chain([&stage.base]);
+            let origins = stage.takes.values().chain([&stage.base]);
             todo.extend(origins.filter_map(|origin| match origin {
                 Origin::Stage(stage) => Some(*stage),
                 _ => None,
@@ -173,13 +189,14 @@ pub fn needed(stages: &[Outline<'_>]) -> BTreeSet<usize> {
 }
 
 /// The images that the last stage needs, by the lines that name them.
-pub fn images<'a>(stages: &'a [Outline<'_>]) -> BTreeMap<usize, &'a str> {
-    let mut images = BTreeMap::new();
+pub fn images<'a>(stages: &'a [Outline<'_>]) -> BTreeSet<(usize, &'a str)> {
+    let mut images = BTreeSet::new();
     for stage in needed(stages) {
         let stage = &stages[stage];
-        for (line, origin) in stage.copies.iter().chain([(&stage.line, &stage.base)]) {
+        let takes = stage.takes.iter().map(|((line, _), origin)| (*line, origin));
+        for (line, origin) in takes.chain([(stage.line, &stage.base)]) {
             if let Origin::Image(name) = origin {
-                images.insert(*line, name.as_str());
+                images.insert((line, name.as_str()));
             }
         }
     }
@@ -282,20 +299,23 @@ pub fn evaluate(outline: &Outline<'_>, base: &Execution, context: &Context) -> R
         let mut step =
             |what: What| steps.push(Step { line: instruction.line, text: instruction.text.clone(), what });
         match &instruction.kind {
-            Kind::Run(command) => {
+            Kind::Run(command, written) => {
                 let argv = values.shell(command);
                 if argv.first().is_none_or(String::is_empty) || argv.iter().any(|word| word.contains('\0')) {
                     return Err(at("RUN needs a program".to_owned()));
                 }
                 let args =
                     values.args.iter().filter(|(name, _)| values.env.iter().all(|(env, _)| env != name));
-                step(What::Run(RunStep {
+                let run = RunStep {
                     argv,
                     args: args.cloned().collect(),
                     env: values.env.clone(),
                     working_dir: values.working_dir(),
                     user: Some(values.execution.user.clone()).filter(|user| !user.is_empty()),
-                }));
+                    ..RunStep::default()
+                };
+                let mounts = mounted(written, outline, instruction.line, &values, context).map_err(at)?;
+                step(What::Run(run, mounts));
             }
             Kind::Copy(copy) => {
                 for what in self::copy(copy, outline, instruction.line, &values, context).map_err(at)? {
@@ -387,7 +407,7 @@ impl Values<'_> {
                 }
             }
             // They are seen to where they stand.
-            Kind::From { .. } | Kind::Run(_) | Kind::Copy(_) | Kind::Workdir(_) => {}
+            Kind::From { .. } | Kind::Run(..) | Kind::Copy(_) | Kind::Workdir(_) => {}
         }
         Ok(())
     }
@@ -402,6 +422,38 @@ fn exposed(port: &str) -> Result<String, String> {
         (Some(first), Some(last)) if first <= last && is_protocol => Ok(format!("{numbers}/{protocol}")),
         _ => Err(format!("`{}` is not a port; expected such as `80` or `53/udp`", port.escape_debug())),
     }
+}
+
+fn mounted(
+    written: &[mounts::Written],
+    outline: &Outline<'_>,
+    line: usize,
+    values: &Values<'_>,
+    context: &Context,
+) -> Result<Vec<Mounted>, String> {
+    let mut all: Vec<Mounted> = Vec::new();
+    for (index, written) in written.iter().enumerate() {
+        let mount = written.evaluate(&|word| values.expand(word), &values.working_dir())?;
+        if let Some(target) = &mount.target
+            && all.iter().any(|other| other.mount.target.as_ref() == Some(target))
+        {
+            return Err(format!(
+                "two mounts have `target={}`; expected one at a path",
+                target.escape_debug()
+            ));
+        }
+        let files = match (&mount.what, outline.takes.get(&(line, index))) {
+            (mounts::What::Bind { source }, Some(origin)) => {
+                Some(Files::Other(origin.clone(), vec![source.clone()]))
+            }
+            (mounts::What::Bind { source }, None) => {
+                Some(Files::Context(context.select(std::slice::from_ref(source), &[], false)?))
+            }
+            _ => None,
+        };
+        all.push(Mounted { mount, files });
+    }
+    Ok(all)
 }
 
 fn copy(
@@ -439,7 +491,7 @@ fn copy(
         mode,
         files,
     };
-    if let Some(origin) = outline.copies.get(&line) {
+    if let Some(origin) = outline.takes.get(&(line, 0)) {
         let sources = sources.iter().map(|source| normal(source)).collect();
         return Ok(vec![place(false, Files::Other(origin.clone(), sources))]);
     }
@@ -476,7 +528,7 @@ mod tests {
 
     fn run(stage: &Stage, index: usize) -> &RunStep {
         match &stage.steps[index].what {
-            What::Run(run) => run,
+            What::Run(run, _) => run,
             other => panic!("{other:?}"),
         }
     }
@@ -488,7 +540,7 @@ mod tests {
         let stages = outline(&instructions).unwrap();
         assert_eq!(stages[0].base, Origin::Image("a:1".into()));
         assert_eq!(stages[2].base, Origin::Stage(0));
-        let copies: Vec<_> = stages[3].copies.values().cloned().collect();
+        let copies: Vec<_> = stages[3].takes.values().cloned().collect();
         assert_eq!(copies, [Origin::Stage(2), Origin::Image("docker.io/b".into()), Origin::Stage(0)]);
         assert_eq!(needed(&stages), BTreeSet::from([0, 2, 3]));
         for (text, line) in

@@ -228,8 +228,9 @@ impl Engine {
             }
         }
         store.forget_built()?;
+        let caches = self.remove_caches().await?;
         let removed = self.sweep(&store).await?;
-        Ok(Removed { images, ..removed })
+        Ok(Removed { images, caches, ..removed })
     }
 
     async fn sweep(&self, store: &Store) -> Result<Removed, EngineError> {
@@ -249,7 +250,7 @@ impl Engine {
         for path in left.files.iter().chain(&left.layers) {
             self.remove_tree(path).await?;
         }
-        Ok(Removed { images: 0, layers: left.layers.len() })
+        Ok(Removed { layers: left.layers.len(), ..Removed::default() })
     }
 
     /// The sandboxes and snapshots that lie on images. One whose record cannot be read may be among them, so that it is an error.

@@ -18,15 +18,17 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{self, Prepared};
 use super::hosts;
-use super::launch::{self, Step};
+use super::launch::{self, FILLED, Step};
 use super::lifetime::boot_ms;
-use super::proto::{ExecControl, ExecHead, Reply, Request, SessionHead, unpack};
+use super::proto::{ExecControl, ExecHead, Fill, Reply, Request, SessionHead, unpack};
 use super::seq;
 use super::session::Sessions;
 use super::spec::Exit;
 use super::sys;
 use super::syscalls::Real;
 
+/// The most bytes of a file in memory.
+const MAX_FILL: u64 = 1 << 20;
 /// How long a connection to a port inside may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -173,6 +175,20 @@ fn open_run_file(run: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Writes a file in memory, which is mounted where it is read.
+fn fill(run: &OwnedFd, what: &Fill, value: OwnedFd) -> io::Result<()> {
+    let path = Path::new(FILLED).join(what.index.to_string());
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let mut file = File::from(rustix::fs::openat2(run, path, flags, Mode::empty(), resolve)?);
+    let mut value = File::from(value).take(MAX_FILL + 1);
+    if io::copy(&mut value, &mut file)? > MAX_FILL {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    std::os::unix::fs::fchown(&file, Some(what.uid), Some(what.gid))?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(what.mode))
+}
+
 fn launch(shim: &OwnedFd, plan: &[Step]) -> Result<Vec<String>, (String, io::Error)> {
     let start = || -> io::Result<Real> {
         let (bytes, mut fds) = seq::recv(shim)?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -291,6 +307,14 @@ impl Init {
                     reply(&connection, &Reply::Done, &fds);
                 }
                 Err(error) => fail(&connection, format!("open /run/{path}"), &error),
+            },
+            Request::Fill(what) => match fds
+                .pop()
+                .ok_or(io::ErrorKind::InvalidInput.into())
+                .and_then(|value| fill(&self.run, &what, value))
+            {
+                Ok(()) => reply(&connection, &Reply::Done, &[]),
+                Err(error) => fail(&connection, format!("write file {} in memory", what.index), &error),
             },
             Request::Listen(address) => match listen(address) {
                 Ok(socket) => reply(&connection, &Reply::Done, &[socket.as_fd()]),

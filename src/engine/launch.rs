@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::bound;
 use super::device;
 use super::skeleton;
-use super::spec::{BoxSpec, Image, MountSource, Network};
+use super::spec::{BoxSpec, Image, MemoryOf, MountSource, Network};
 
 /// The new root, relative to the sandbox's directory, or to its disk if it has one: init's working directory throughout.
 pub const ROOT: &str = "rootfs";
+
+/// Where files in memory are, besides the places that they are mounted at, by their numbers: below `/run`, closed to all but root.
+pub const FILLED: &str = "pocketenv-filled";
 
 /// How ids inside map to ids of the host. Fixed at creation, since the files belong to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +176,10 @@ pub enum Step {
     Protect(&'static str),
     /// Put mount number `slot` in place, resolving `target` beneath the new root.
     Mount { slot: usize, target: PathBuf, read_only: bool },
+    /// A new memory file system for everybody, resolving `target` beneath the new root.
+    Memory { target: PathBuf, size: Option<u64> },
+    /// File number `index` in memory, empty, with a mount of it that refuses writes at `target`, resolved beneath the new root.
+    MemoryFile { index: usize, target: PathBuf },
     /// Put the authorities that the root's system trusts, and that of the proxy, into one file.
     Trust,
     /// Make a directory of the new root, resolved beneath it, unless it is there.
@@ -216,6 +223,9 @@ impl fmt::Display for Step {
             Step::Mask { path, .. } => write!(f, "mask {path}"),
             Step::Protect(path) => write!(f, "protect {path}"),
             Step::Mount { target, .. } => write!(f, "mount {}", target.display()),
+            Step::Memory { target, .. } | Step::MemoryFile { target, .. } => {
+                write!(f, "mount {}", target.display())
+            }
             Step::Trust => f.write_str("write whom to trust"),
             Step::MakeDir(path) => write!(f, "make {}", path.display()),
             Step::PivotRoot => f.write_str("pivot the root"),
@@ -321,11 +331,25 @@ pub fn plan(request: &LaunchRequest, places: &Places, facts: &HostFacts) -> Vec<
         steps.push(Step::Protect(path));
     }
     // A parent before what lies below it, whatever the order in the spec.
-    let mut mounts: Vec<_> = spec.mounts.iter().enumerate().collect();
-    mounts.sort_by_key(|(_, mount)| mount.target.components().count());
-    for (slot, mount) in mounts {
-        steps.push(Step::Mount { slot, target: mount.target.clone(), read_only: mount.read_only });
+    let mut mounts: Vec<(usize, Step)> = Vec::new();
+    for (slot, mount) in spec.mounts.iter().enumerate() {
+        let step = Step::Mount { slot, target: mount.target.clone(), read_only: mount.read_only };
+        mounts.push((mount.target.components().count(), step));
     }
+    let mut files = 0..;
+    for memory in &spec.memory {
+        let target = memory.target.clone();
+        let step = match memory.what {
+            MemoryOf::Directory { size } => Step::Memory { target, size },
+            MemoryOf::File => Step::MemoryFile { index: files.next().unwrap_or_default(), target },
+        };
+        mounts.push((memory.target.components().count(), step));
+    }
+    mounts.sort_by_key(|(depth, _)| *depth);
+    if files.start > 0 {
+        steps.push(Step::Mkdir { at: format!("rootfs/run/{FILLED}"), mode: 0o700 });
+    }
+    steps.extend(mounts.into_iter().map(|(_, step)| step));
     if let Image::Oci(image) = &spec.image {
         steps.extend(image.working_dir.iter().chain(&image.volumes).cloned().map(Step::MakeDir));
     }

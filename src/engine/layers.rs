@@ -9,8 +9,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::MountPropagationFlags;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 
@@ -20,6 +21,7 @@ use super::images::{blocking, described, ids, owner};
 use super::launch::IdMap;
 use super::lifecycle::{Engine, absolute, names};
 use super::rootfs::{Files, NETWORK_FILES};
+use super::run_mounts::RunMount;
 use super::shim::{Answer, Task, in_namespaces, with_ids};
 use super::spec::{BoxSpec, ExecRequest, Exit, Image, Lifetime, OciImage};
 use super::state::{self, Lock};
@@ -55,7 +57,15 @@ pub(super) enum What {
         to: PathBuf,
     },
     /// Make a layer in `to` of what was written over others.
-    Commit { written: PathBuf, to: PathBuf },
+    Commit {
+        written: PathBuf,
+        to: PathBuf,
+        /// Places where something else was mounted, the innermost first, over `layers`: what was made for that is left out.
+        targets: Vec<PathBuf>,
+        layers: Vec<PathBuf>,
+    },
+    /// Give a directory to one of the ids of sandboxes.
+    Own { dir: PathBuf, owner: Option<(u32, u32)>, mode: u32 },
     /// Pack a layer into the file `blob`, compressed.
     Pack { layer: PathBuf, blob: PathBuf, leave_out: Vec<String> },
 }
@@ -77,6 +87,8 @@ pub enum Outcome {
         /// The bytes of the blob.
         size: u64,
     },
+    /// A directory was given away.
+    Owned,
     /// The request cannot be fulfilled, for a reason that is the caller's.
     Refused(String),
 }
@@ -103,6 +115,10 @@ pub struct RunStep {
     pub working_dir: String,
     /// Who runs it; root when absent.
     pub user: Option<String>,
+    /// Variables that are secrets.
+    pub secret_env: Vec<(String, SecretString)>,
+    /// What it has besides its image.
+    pub mounts: Vec<RunMount>,
 }
 
 impl Engine {
@@ -186,13 +202,17 @@ impl Engine {
             ..OciImage::default()
         };
         let ttl = u64::try_from(MAX_RUN.as_millis()).ok();
+        let prepared = self.prepare_mounts(&step.mounts).await?;
         let spec = BoxSpec {
             image: Image::Oci(image),
             hostname: Some("build".to_owned()),
             lifetime: Lifetime { ttl, idle: None },
+            mounts: prepared.mounts.clone(),
+            memory: prepared.memory.clone(),
             ..BoxSpec::default()
         };
         self.create(id, &spec, &std::collections::BTreeMap::new()).await?;
+        self.fill(id, &prepared).await?;
         let pipe = |error: io::Error| EngineError::Control { id: id.to_owned(), source: error };
         let (reader, writer) = io::pipe().map_err(pipe)?;
         let stderr = writer.try_clone().map_err(pipe)?;
@@ -209,6 +229,9 @@ impl Engine {
                 .filter(|(name, _)| name == "PATH")
                 .chain(&step.args)
                 .map(|(name, value)| (name.into(), value.into()))
+                .chain(
+                    step.secret_env.iter().map(|(name, value)| (name.into(), value.expose_secret().into())),
+                )
                 .collect(),
             cwd: Some(step.working_dir.clone().into()),
             user: step.user.clone(),
@@ -239,7 +262,8 @@ impl Engine {
         }
         let to = self.layers_dir()?;
         let written = absolute(&self.dir(id))?.join("rootfs");
-        match self.layers_work(What::Commit { written, to }).await? {
+        let (targets, layers) = (prepared.targets(), self.layer_dirs(layers)?);
+        match self.layers_work(What::Commit { written, to, targets, layers }).await? {
             Outcome::Layer(built) => self.keep_built(key, built).map(Ok),
             other => Err(unexpected(&other)),
         }
@@ -426,7 +450,21 @@ pub(super) fn carry_out(work: &Work) -> io::Result<Outcome> {
                 }
             }
         }
-        What::Commit { written, to } => {
+        What::Own { dir, owner, mode } => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let dir = File::from(rustix::fs::open(dir, flags, Mode::empty())?);
+            with_ids(id_map, || {
+                if let Some((uid, gid)) = owner {
+                    std::os::unix::fs::fchown(&dir, Some(*uid), Some(*gid))?;
+                }
+                dir.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(*mode))
+            })?;
+            Ok(Outcome::Owned)
+        }
+        What::Commit { written, to, targets, layers } => {
+            if !targets.is_empty() {
+                forget_targets(id_map, written, targets, layers)?;
+            }
             let layer = commit(id_map, written, to, true)?;
             Ok(Outcome::Layer(Built { layer, told: Vec::new() }))
         }
@@ -539,6 +577,48 @@ fn commit(id_map: &IdMap, written: &Path, to: &Path, of_box: bool) -> io::Result
         state::sync(&path)?;
     }
     Ok(Some(Expected { digest: Some(diff_id.clone()), diff_id, size }))
+}
+
+/// Takes away what was made only for something to be mounted on it: it is empty, and no layer below has it. So are the directories that lead there.
+fn forget_targets(id_map: &IdMap, written: &Path, targets: &[PathBuf], layers: &[PathBuf]) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(written, flags, Mode::empty())?;
+    let layers = syscalls::open_layers(layers)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    // By a path without links: through one it is somewhere else.
+    let look = |dir: &OwnedFd, path: &Path| {
+        let found = rustix::fs::openat2(
+            dir,
+            path,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        );
+        found.and_then(rustix::fs::fstat).ok()
+    };
+    with_ids(id_map, || {
+        for target in targets {
+            let mut path = target.strip_prefix("/").unwrap_or(target);
+            while !path.as_os_str().is_empty() {
+                let Some(stat) = look(&root, path) else { break };
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                let is_made = kind.is_dir() || (kind.is_file() && stat.st_size == 0);
+                if !is_made || layers.iter().any(|layer| look(layer, path).is_some()) {
+                    break;
+                }
+                let parent = path.parent().unwrap_or(Path::new(""));
+                let at =
+                    rustix::fs::openat2(&root, Path::new(".").join(parent), flags, Mode::empty(), resolve)?;
+                let how = if kind.is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                // A directory with something in it is the command's.
+                if rustix::fs::unlinkat(&at, path.file_name().unwrap_or_default(), how).is_err() {
+                    break;
+                }
+                path = parent;
+            }
+        }
+        Ok(())
+    })
 }
 
 fn pack(root: &OwnedFd, blob: File, leave_out: &[String]) -> io::Result<Outcome> {

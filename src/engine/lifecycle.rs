@@ -502,6 +502,7 @@ impl Engine {
                 Err(EngineError::Invalid(format!("mount source {} is not absolute", path.display())))
             }
             MountSource::Volume(name) => self.volume_data(name),
+            MountSource::Own(below) => absolute(&self.root.join(below)),
         }
     }
 
@@ -679,7 +680,7 @@ fn broken(id: &str, reason: String) -> BoxInfo {
 fn lost_mounts(spec: &BoxSpec, pid: i32) -> Vec<PathBuf> {
     let host = |mount: &'_ super::spec::Mount| match &mount.source {
         MountSource::Host(path) => Some((path.clone(), mount.target.clone())),
-        MountSource::Volume(_) => None,
+        MountSource::Volume(_) | MountSource::Own(_) => None,
     };
     let given: Vec<(PathBuf, PathBuf)> = spec.mounts.iter().filter_map(host).collect();
     if given.is_empty() {
@@ -733,21 +734,21 @@ pub(super) fn check_name(name: &str) -> Result<(), EngineError> {
 
 fn check_spec(spec: &BoxSpec) -> Result<(), EngineError> {
     let invalid = |problem: String| Err(EngineError::Invalid(problem));
-    for mount in &spec.mounts {
+    let targets = spec.mounts.iter().map(|mount| &mount.target);
+    for target in targets.chain(spec.memory.iter().map(|memory| &memory.target)) {
         let plain = |component| matches!(component, Component::RootDir | Component::Normal(_));
-        let path = mount.target.display();
-        if !mount.target.is_absolute()
-            || mount.target.components().count() < 2
-            || !mount.target.components().all(plain)
-        {
+        let path = target.display();
+        if !target.is_absolute() || target.components().count() < 2 || !target.components().all(plain) {
             return invalid(format!(
                 "mount target {path} is not an absolute path below the root without `..`"
             ));
         }
-        let reserved = ["/proc", "/dev", "/sys"].iter().any(|reserved| mount.target.starts_with(reserved));
-        if reserved && mount.target != Path::new("/dev/shm") {
+        let reserved = ["/proc", "/dev", "/sys"].iter().any(|reserved| target.starts_with(reserved));
+        if reserved && target != Path::new("/dev/shm") {
             return invalid(format!("mount target {path} is reserved"));
         }
+    }
+    for mount in &spec.mounts {
         if let MountSource::Volume(name) = &mount.source {
             check_name(name)?;
         }

@@ -42,6 +42,7 @@ mod proxy;
 mod relay;
 mod remove;
 mod rootfs;
+mod run_mounts;
 mod running;
 mod scope;
 mod scrollback;
@@ -72,6 +73,7 @@ pub use hits::{Held, Hit};
 pub use layers::{RunStep, Taken};
 pub use lifecycle::{Engine, EngineConfig};
 pub use probe::{Probe, probe};
+pub use run_mounts::{RunMount, Sharing};
 pub use spec::{
     BoxInfo, BoxSpec, BoxState, DiskInfo, ExecRequest, Exit, Forward, ForwardInfo, Image, ImageInfo,
     IoLimits, Lifetime, Limits, LimitsInfo, Link, Mount, MountSource, Name, Network, OciImage, Outside, Port,

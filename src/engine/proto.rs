@@ -40,6 +40,8 @@ pub enum Request {
     Dial(u16),
     /// Open a regular file of root's below `/run`; answered with it, or without one if it is not in its directory.
     Open(String),
+    /// Write a file in memory. Descriptor: what it is to hold.
+    Fill(Fill),
     /// Connect to a unix socket inside, by its path there; answered with the socket. Only from the shim.
     DialPath(String),
     /// A socket for datagrams to a port of the sandbox's loopback; answered with it. Only from the shim.
@@ -76,6 +78,20 @@ pub enum Request {
     Bound,
     /// Replace the rules of egress.
     SetEgress(Option<Vec<EgressRule>>),
+}
+
+/// Which file in memory is written, and how it is left.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fill {
+    /// Its number among the files of the spec.
+    pub index: usize,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its permissions.
+    pub mode: u32,
 }
 
 /// The small part of an exec request.

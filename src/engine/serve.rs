@@ -365,6 +365,7 @@ impl Shim {
             | Request::DialPath(_)
             | Request::DialUdp(_)
             | Request::Open(_)
+            | Request::Fill(_)
             | Request::Stop(_)
             | Request::Listen(_)
             | Request::ListenUdp(_)

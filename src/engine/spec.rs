@@ -90,6 +90,30 @@ pub enum MountSource {
     Volume(String),
     /// A directory or file of the host, by absolute path.
     Host(PathBuf),
+    /// A directory or file of the engine's own, from its directory, which belongs to the ids of sandboxes.
+    Own(PathBuf),
+}
+
+/// A place in memory, for as long as the sandbox runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Absolute path inside, as that of a mount.
+    pub target: PathBuf,
+    /// What it is.
+    pub what: MemoryOf,
+}
+
+/// What is in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryOf {
+    /// An empty directory that everybody may write to.
+    Directory {
+        /// The most bytes.
+        size: Option<u64>,
+    },
+    /// A file that nobody inside writes to. It is empty until it is told what it holds, which is never written to the disk.
+    File,
 }
 
 /// One mount in a sandbox.
@@ -123,6 +147,9 @@ pub struct BoxSpec {
     pub bound: Vec<BoundSecret>,
     /// Volumes and host directories.
     pub mounts: Vec<Mount>,
+    /// Places in memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<Memory>,
     /// What all that runs inside may use together.
     #[serde(default)]
     pub limits: Limits,

@@ -233,16 +233,50 @@ impl Lock {
     /// # Errors
     /// [`EngineError::File`] when the lock file cannot be used.
     pub async fn acquire(dir: &Path, name: &str) -> Result<Lock, EngineError> {
+        Self::wait(dir, name, FlockOperation::NonBlockingLockExclusive, FlockOperation::LockExclusive).await
+    }
+
+    /// Waits for the lock where somebody has it alone, and has it with all others who share it.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub async fn acquire_shared(dir: &Path, name: &str) -> Result<Lock, EngineError> {
+        Self::wait(dir, name, FlockOperation::NonBlockingLockShared, FlockOperation::LockShared).await
+    }
+
+    /// The lock, if nobody has it.
+    ///
+    /// # Errors
+    /// As [`Lock::acquire`].
+    pub fn acquire_free(dir: &Path, name: &str) -> Result<Option<Lock>, EngineError> {
+        let (path, file) = Self::open(dir, name)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { file, path })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(EngineError::file("lock", &path)(error.into())),
+        }
+    }
+
+    fn open(dir: &Path, name: &str) -> Result<(PathBuf, File), EngineError> {
         private_dir(dir).map_err(EngineError::file("create", dir))?;
         let path = dir.join(name);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
+            .map_err(io::Error::from)
+            .map_err(EngineError::file("open the lock", &path))?;
+        Ok((path, File::from(file)))
+    }
+
+    async fn wait(
+        dir: &Path,
+        name: &str,
+        at_once: FlockOperation,
+        later: FlockOperation,
+    ) -> Result<Lock, EngineError> {
         loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
-                .map_err(io::Error::from)
-                .map_err(EngineError::file("open the lock", &path))?;
-            let mut file = File::from(file);
-            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                let waiting = move || rustix::fs::flock(&file, FlockOperation::LockExclusive).map(|()| file);
+            let (path, mut file) = Self::open(dir, name)?;
+            if rustix::fs::flock(&file, at_once).is_err() {
+                let waiting = move || rustix::fs::flock(&file, later).map(|()| file);
                 let locked = tokio::task::spawn_blocking(waiting).await.map_err(io::Error::other);
                 file = locked.and_then(|locked| Ok(locked?)).map_err(EngineError::file("lock", &path))?;
             }

@@ -7,12 +7,15 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
+};
 
 use super::bound;
 use super::disk;
 use super::fence;
-use super::launch::{ROOT, Step, Syscalls};
+use super::launch::{FILLED, ROOT, Step, Syscalls};
 use super::skeleton;
 use super::sys::{self, MountAttributes};
 use crate::image::OPAQUE_XATTR;
@@ -142,6 +145,8 @@ impl Syscalls for Real {
                 absent_is_fine(bind(path, path, MountAttributes { read_only: true, recursive: true }))
             }
             Step::Mount { slot, target, read_only } => self.mount(*slot, target, *read_only),
+            Step::Memory { target, size } => memory(target, *size),
+            Step::MemoryFile { index, target } => memory_file(*index, target),
             Step::Trust => {
                 let mut roots = system_roots()?;
                 roots.extend(self.authority.as_ref().ok_or(io::ErrorKind::NotFound)?.bytes());
@@ -257,6 +262,30 @@ impl Real {
         let target = make_target(target, directory)?;
         attach(&source, &target)
     }
+}
+
+fn memory(target: &Path, size: Option<u64>) -> io::Result<()> {
+    let target = make_target(target, true)?;
+    let memory = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&memory, "source", "tmpfs")?;
+    rustix::mount::fsconfig_set_string(&memory, "mode", "1777")?;
+    if let Some(size) = size {
+        rustix::mount::fsconfig_set_string(&memory, "size", size.to_string())?;
+    }
+    rustix::mount::fsconfig_create(&memory)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let memory = rustix::mount::fsmount(&memory, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    attach(&memory, &target)
+}
+
+fn memory_file(index: usize, target: &Path) -> io::Result<()> {
+    // Its /run is new and ours, nobody is inside yet.
+    let file = Path::new(ROOT).join("run").join(FILLED).join(index.to_string());
+    fs::File::create_new(&file)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    let source = detached(&file)?;
+    sys::mount_setattr(&source, MountAttributes { read_only: true, recursive: true })?;
+    attach(&source, &make_target(target, false)?)
 }
 
 /// Opens the layers of an image, the lowest first; those below one that hides all of them are left out.

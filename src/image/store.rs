@@ -67,6 +67,8 @@ pub struct Removed {
     pub images: usize,
     /// Layers, whole ones and halves.
     pub layers: usize,
+    /// Caches of commands of builds.
+    pub caches: usize,
 }
 
 impl Store {

@@ -90,6 +90,8 @@ impl Field {
         }
         match sheet.field(&self.in_sheet(), None) {
             Some(Support::Refused { because, instead }) => Handling::Refused { because, instead },
+            // What a build is given is no part of what it makes.
+            Some(Support::Honoured(_)) if self.path.starts_with(&["build", "secrets"]) => Handling::Pocketenv,
             // What `sync` copies is brought inside like every managed file, and a sheet only says whether there are files; what it shares is the
             // provider's.
             Some(Support::Honoured(_)) if first == "sync" && !SHARED.contains(&self.last()) => {

@@ -41,6 +41,9 @@ pub struct DesiredSandbox {
     pub state: RunState,
     /// What the provider makes.
     pub spec: SandboxSpec,
+    /// The secrets of the build of its image, by what the Containerfile calls them. No part of what is made: another value makes no other image.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub build_secrets: BTreeMap<String, String>,
     /// What is put in place inside.
     pub guest: GuestSpec,
     /// Sandboxes that must have reached a condition before presets and services of this one start.

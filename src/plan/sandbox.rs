@@ -266,6 +266,11 @@ impl<'a> One<'a, '_> {
         resume: Option<IntentId>,
         mut after: BTreeSet<StepId>,
     ) -> Gate {
+        let build = self.sandbox.build_secrets.values();
+        if let Some(name) = build.into_iter().find(|name| !b.input.secrets.contains_key(*name)) {
+            b.wait(self.address.clone(), WaitingOn::Secret { name: name.clone() });
+            return Gate::Closed;
+        }
         after.extend(self.volume_steps(b));
         let spec = self.sandbox.spec.clone();
         let made = b.step(self.step(None, Action::Create { spec, generation, resume }, after));

@@ -220,8 +220,14 @@ pub trait Images: Send + Sync {
     /// The digest that a reference stands for; `None` where it was not pulled yet.
     async fn digest(&self, reference: &str) -> Result<Option<String>, ProviderError>;
 
-    /// Brings an image here, building it where it has to be built, and says in lines how far it is. A create does the same in silence.
-    async fn bring(&self, image: &Image, say: Say<'_>) -> Result<(), ProviderError>;
+    /// Brings an image here, building it where it has to be built with these secrets by what its Containerfile calls them, and says in lines how
+    /// far it is. A create finds it then.
+    async fn bring(
+        &self,
+        image: &Image,
+        secrets: &BTreeMap<String, SecretValue>,
+        say: Say<'_>,
+    ) -> Result<(), ProviderError>;
 }
 
 /// Managed volumes: an optional power of a provider.

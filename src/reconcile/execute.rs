@@ -376,7 +376,7 @@ impl Run<'_> {
             }
             Action::AdoptVolume { name } => self.record(vec![self.volume(step, name)]).await,
             Action::Create { spec, generation, resume } => {
-                self.bring(id, provider, spec).await?;
+                self.bring(id, provider, name, spec).await?;
                 self.create(step, provider, spec, *generation, resume.as_ref(), token).await
             }
             Action::Adopt { spec, generation, state } => {
@@ -560,13 +560,23 @@ impl Run<'_> {
 
     /// Brings the image of a sandbox here, where the provider keeps images. It takes long, and nothing is intended yet: what is cut short here
     /// leaves no sandbox to look for.
-    async fn bring(&self, id: StepId, provider: &dyn Provider, spec: &SandboxSpec) -> Result<(), StepError> {
+    async fn bring(
+        &self,
+        id: StepId,
+        provider: &dyn Provider,
+        name: &str,
+        spec: &SandboxSpec,
+    ) -> Result<(), StepError> {
         let Some(images) = provider.images() else { return Ok(()) };
+        let declared = self.cx.desired.sandboxes.get(name);
+        let wanted = declared.iter().flat_map(|sandbox| &sandbox.build_secrets);
+        let known = wanted.filter_map(|(id, name)| Some((id.clone(), self.cx.secrets.get(name)?.clone())));
+        let secrets = known.collect();
         let say = |text: &str| {
             let text = self.cx.secrets.redact(text);
             self.tell(id, None, EventKind::StepOutput { step: id, text });
         };
-        Ok(images.bring(&spec.image, &say).await?)
+        Ok(images.bring(&spec.image, &secrets, &say).await?)
     }
 
     async fn create(

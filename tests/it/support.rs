@@ -14,6 +14,16 @@ const SANDBOX: &[(&str, &str, &str)] = &[
     ("base", "", "base: claude"),
     ("build", "", "build: ./context"),
     ("build.context", "", "build: { context: ./context }"),
+    (
+        "build.secrets",
+        "build: { context: ./context }",
+        "build: { context: ./context, secrets: { npm: { secret: KEY } } }",
+    ),
+    (
+        "build.secrets.*.secret",
+        "build: { context: ./context }",
+        "build: { context: ./context, secrets: { npm: { secret: KEY } } }",
+    ),
     ("build.dockerfile", "build: { context: ./context }", "build: { context: ./context, dockerfile: Other }"),
     ("snapshot", "", "snapshot: s1"),
     ("provider", "", "provider: OTHER"),

@@ -294,6 +294,7 @@ fn desired(dice: &mut Dice) -> Desired {
     for name in NAMES.iter().take(count) {
         let depends_on = desired.sandboxes.keys().next_back().cloned().filter(|_| dice.one_in(2));
         let mut sandbox = DesiredSandbox {
+            build_secrets: BTreeMap::new(),
             provider: provider(dice.roll(2)),
             state: if dice.one_in(8) { RunState::Stopped } else { RunState::Running },
             spec: SandboxSpec::default(),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::BuildSecret;
+
 /// `preset`.
 #[derive(Debug, Subcommand)]
 pub enum PresetCommand {
@@ -38,6 +40,7 @@ Examples:
 Examples:
   pocketenv image build ./images/db                 what `build: ./images/db` builds
   pocketenv image build . -t tools                  and `image: tools` makes sandboxes from it
+  pocketenv image build . --secret id=npm,env=NPM_TOKEN
 
 What a step comes to is kept: one whose layers, command and files are the same is not done again.
 `pocketenv image gc` forgets that.")]
@@ -48,6 +51,9 @@ What a step comes to is kept: one whose layers, command and files are the same i
         /// What the image is called
         #[arg(short = 't', long, value_name = "NAME")]
         tag: Option<String>,
+        /// A secret that `RUN --mount=type=secret,id=ID` may have: `id=ID,src=FILE` or `id=ID,env=NAME`
+        #[arg(long = "secret", value_name = "SECRET")]
+        secrets: Vec<BuildSecret>,
     },
     /// Write an image as files that other tools read
     #[command(after_help = "\

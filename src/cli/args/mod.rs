@@ -39,7 +39,7 @@ pub use repair::{GcArgs, ImportArgs, RollbackArgs};
 pub use session::{DetachKey, SessionArgs, SessionCommand};
 pub use sim::{RehearseArgs, SimArgs};
 pub use snapshot::{ForkArgs, SnapshotCommand};
-pub use value::{CopyEnd, KeyValue, LogSource};
+pub use value::{BuildSecret, CopyEnd, KeyValue, LogSource};
 pub use watch::WatchArgs;
 
 /// The exit codes, for the end of every help.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::model::Address;
+use crate::secret::SecretSource;
 
 /// `NAME=VALUE`. `Debug` shows the name only: the value may be a secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -36,6 +37,51 @@ impl FromStr for KeyValue {
             // Not the text itself: somebody may have typed a secret in the wrong place.
             _ => Err("expected NAME=VALUE".to_owned()),
         }
+    }
+}
+
+/// A secret of a build: `id=ID,src=FILE` or `id=ID,env=NAME`; `id=NAME` is the variable of that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildSecret {
+    /// What the Containerfile calls it.
+    pub id: String,
+    /// Where its value comes from.
+    pub source: SecretSource,
+}
+
+impl FromStr for BuildSecret {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = "expected `id=ID,src=FILE` or `id=ID,env=NAME`";
+        let (mut id, mut file, mut env) = (None, None, None);
+        for part in text.split(',') {
+            // Not the text itself: somebody may have typed a secret in the wrong place.
+            let (name, value) = part.split_once('=').ok_or(expected)?;
+            let place = match name {
+                "id" => &mut id,
+                "src" | "source" => &mut file,
+                "env" => &mut env,
+                "type" if matches!(value, "file" | "env") => continue,
+                _ => return Err(format!("{expected}, found the option `{}`", name.escape_debug())),
+            };
+            if value.is_empty() || place.replace(value.to_owned()).is_some() {
+                return Err(format!("{expected}, found `{name}` twice or without a value"));
+            }
+        }
+        let id = id.or_else(|| env.clone()).ok_or(expected)?;
+        if !crate::build::is_id(&id) {
+            return Err(format!(
+                "found id={}; expected letters, digits, `.`, `_` and `-`",
+                id.escape_debug()
+            ));
+        }
+        let source = match (file, env) {
+            (Some(_), Some(_)) => return Err(format!("{expected}, found both")),
+            (Some(file), None) => SecretSource::File(file.into()),
+            (None, env) => SecretSource::Env(env.unwrap_or_else(|| id.clone())),
+        };
+        Ok(Self { id, source })
     }
 }
 

@@ -2,20 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
 use crate::build::{self, BuildError};
-use crate::cli::args::ImageCommand;
+use crate::cli::args::{BuildSecret, ImageCommand};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::ui::exit::Exit;
 use crate::cli::ui::table::Table;
 use crate::cli::ui::time;
 use crate::engine::{Engine, EngineConfig, EngineError};
-use crate::image::{Digest, ImageError, Progress, Reference};
+use crate::image::{Digest, ImageError, Progress, Reference, Removed};
 use crate::model::{Image, Timestamp, with_causes};
+use crate::secret::{self, RedactStream, Redactor, SecretSource, SecretValue};
 
 /// The longest line of a build's output that is shown as one, in bytes.
 const MAX_LINE: usize = 4096;
@@ -35,8 +36,9 @@ pub async fn run(cx: &Context, command: &ImageCommand) -> Result<Exit, CliError>
                 pull(cx, &engine, &reference(&environment.cwd, image)?).await?;
             }
         }
-        ImageCommand::Build { dir, tag } => {
-            build(cx, &engine, &environment.cwd.join(dir), tag.as_deref()).await?;
+        ImageCommand::Build { dir, tag, secrets } => {
+            let secrets = build_secrets(cx, secrets).await?;
+            build(cx, &engine, &environment.cwd.join(dir), tag.as_deref(), &secrets).await?;
         }
         ImageCommand::Export { image, target } => {
             let image = reference(&environment.cwd, image)?;
@@ -60,9 +62,11 @@ pub async fn run(cx: &Context, command: &ImageCommand) -> Result<Exit, CliError>
         }
         ImageCommand::Gc => {
             let removed = engine.collect_images().await.map_err(failed)?;
-            let found = json!({ "images": removed.images, "layers": removed.layers });
+            let found =
+                json!({ "images": removed.images, "layers": removed.layers, "caches": removed.caches });
             cx.ui.show(&found, Vec::new, |_| {
-                format!("removed {} images and {} layers\n", removed.images, removed.layers)
+                let Removed { images, layers, caches } = removed;
+                format!("removed {images} images, {layers} layers and {caches} caches of builds\n")
             })?;
         }
     }
@@ -113,7 +117,39 @@ async fn pull(cx: &Context, engine: &Engine, reference: &Reference) -> Result<()
     Ok(())
 }
 
-async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> Result<(), CliError> {
+/// The values of `--secret`, by what the Containerfile calls them.
+async fn build_secrets(
+    cx: &Context,
+    asked: &[BuildSecret],
+) -> Result<BTreeMap<String, SecretValue>, CliError> {
+    let environment = cx.app.environment();
+    let mut found = BTreeMap::new();
+    for BuildSecret { id, source } in asked {
+        let source = match source {
+            SecretSource::File(path) => SecretSource::File(environment.cwd.join(path)),
+            other => other.clone(),
+        };
+        let resolved = secret::resolve(&source, &environment.vars, &Default::default()).await;
+        let resolved = resolved.map_err(|error| {
+            CliError::new(Exit::Failed, format!("--secret id={id}: {}", with_causes(&error)))
+        })?;
+        if let Some(warning) = resolved.warning {
+            cx.ui.warn(&format!("--secret id={id}: {warning}"));
+        }
+        if found.insert(id.clone(), resolved.value).is_some() {
+            return Err(CliError::usage(format!("--secret names id={id} twice")));
+        }
+    }
+    Ok(found)
+}
+
+async fn build(
+    cx: &Context,
+    engine: &Engine,
+    dir: &Path,
+    tag: Option<&str>,
+    secrets: &BTreeMap<String, SecretValue>,
+) -> Result<(), CliError> {
     let context = std::path::absolute(dir).map_err(|error| CliError::system(dir.display(), &error))?;
     let name = tag.map(|tag| match tag.parse::<Reference>() {
         Ok(Reference::Registry(name)) if name.digest.is_none() => Ok(Reference::Registry(name)),
@@ -124,27 +160,47 @@ async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> 
     });
     let name = name.transpose()?;
     let pins = BTreeMap::new();
-    let request =
-        build::Request { context: &context, file: None, sha256: None, name: name.as_ref(), pins: &pins };
+    let values = secrets.iter().map(|(id, value)| (id.clone(), value.expose().into())).collect();
+    let request = build::Request {
+        context: &context,
+        file: None,
+        sha256: None,
+        name: name.as_ref(),
+        pins: &pins,
+        secrets: &values,
+    };
+    // What a command prints may hold what it was given.
+    let redactor = Arc::new(Redactor::new(secrets.iter().map(|(id, value)| (id.as_str(), value))));
+    let stream: Mutex<Option<RedactStream>> = Mutex::default();
     let line: Mutex<Vec<u8>> = Mutex::default();
+    let show = |bytes: &[u8]| {
+        let Ok(mut line) = line.lock() else { return };
+        for byte in bytes {
+            if *byte == b'\n' || line.len() >= MAX_LINE {
+                cx.ui.say(&printed(&line));
+                line.clear();
+            }
+            if *byte != b'\n' {
+                line.push(*byte);
+            }
+        }
+    };
     let say = |event: build::Event<'_>| match event {
         build::Event::Pull(_) => {}
         build::Event::Begin(position) => {
             cx.ui.say(&format!("[{}/{}] {}", position.number, position.of, position.text));
         }
         build::Event::Output(bytes) => {
-            let Ok(mut line) = line.lock() else { return };
-            for byte in bytes {
-                if *byte == b'\n' || line.len() >= MAX_LINE {
-                    cx.ui.say(&printed(&line));
-                    line.clear();
-                }
-                if *byte != b'\n' {
-                    line.push(*byte);
-                }
+            if let Ok(mut stream) = stream.lock() {
+                show(&stream.get_or_insert_with(|| redactor.stream()).push(bytes));
             }
         }
         build::Event::Done { position, cached, took } => {
+            if let Ok(mut stream) = stream.lock()
+                && let Some(stream) = stream.take()
+            {
+                show(&stream.finish());
+            }
             if let Ok(mut line) = line.lock()
                 && !line.is_empty()
             {
@@ -157,7 +213,7 @@ async fn build(cx: &Context, engine: &Engine, dir: &Path, tag: Option<&str>) -> 
     };
     let (image, _hold) = build::build(engine, &request, &say).await.map_err(|error| match error {
         BuildError::Engine(error) => failed(*error),
-        error => CliError::new(Exit::Failed, with_causes(&error)),
+        error => CliError::new(Exit::Failed, redactor.redact(&with_causes(&error))),
     })?;
     let text = |_| format!("{}@{}\n", image.reference, image.digest);
     let found = json!({ "reference": image.reference, "digest": image.digest, "layers": image.layers.len() });

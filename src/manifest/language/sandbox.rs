@@ -124,6 +124,9 @@ pub(crate) struct Build {
     pub context: HostPath,
     /// The Dockerfile, relative to the directory. Default: `Dockerfile`.
     pub dockerfile: Option<HostPath>,
+    /// Secrets that `RUN --mount=type=secret,id=NAME` may have, by what the Dockerfile calls them. They are in no layer.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, SecretRef>,
 }
 
 /// What all that runs in the sandbox may use together.

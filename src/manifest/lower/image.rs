@@ -1,6 +1,6 @@
 //! Where a sandbox's root filesystem comes from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,6 +46,26 @@ impl Lowering<'_> {
             self.push(problem);
         }
         Image::Oci(format!("{transport}:{}{name}", absolute(&path).display()))
+    }
+
+    /// The secrets of a build, which are none of its image's.
+    pub(super) fn build_secrets(&mut self, raw: &Sandbox) -> BTreeMap<String, String> {
+        let Some(build) = &raw.build else { return BTreeMap::new() };
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        for (id, reference) in &build.secrets {
+            if id.is_empty() || id.len() > 128 || matches!(id.as_str(), "." | "..") || !id.chars().all(legal)
+            {
+                let message = format!("{} is no name for a secret of a build", quote(id));
+                let problem = self.error("bad-value", &["build", "secrets", id], message);
+                self.push(
+                    problem.expected(
+                        "letters, digits, `.`, `_` and `-`, as in `RUN --mount=type=secret,id=NAME`",
+                    ),
+                );
+            }
+            self.secret_ref(&["build", "secrets", id], Some(reference));
+        }
+        build.secrets.iter().map(|(id, reference)| (id.clone(), reference.secret.clone())).collect()
     }
 
     fn build(&mut self, build: &language::Build) -> Option<Image> {

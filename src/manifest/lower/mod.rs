@@ -127,9 +127,11 @@ impl Lowering<'_> {
         };
         let binds = self.sync(raw, &mut guest);
         let sockets = self.sockets(raw, &binds);
+        let build_secrets = self.build_secrets(raw);
         DesiredSandbox {
             provider: raw.provider.as_ref().map_or_else(|| self.default_provider.to_owned(), |p| p.0.clone()),
             state: raw.state.or(self.defaults.state).unwrap_or_default(),
+            build_secrets,
             spec: SandboxSpec {
                 image: self.image(raw),
                 hostname: raw.hostname.as_ref().map_or_else(|| name.replace('_', "-"), |h| h.0.clone()),

@@ -145,6 +145,7 @@ pub fn build((volumes, sandboxes): &RawDesired) -> Desired {
             .filter(|(n, _)| *n < number && sandboxes.contains_key(n))
             .map(|(n, healthy)| (name(*n), condition(*healthy)));
         let sandbox = DesiredSandbox {
+            build_secrets: BTreeMap::new(),
             provider: provider(raw.at_beta),
             state: raw.state,
             spec: SandboxSpec {

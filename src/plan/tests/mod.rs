@@ -16,6 +16,7 @@ use crate::model::*;
 /// A sandbox at `alpha` with nothing inside.
 fn sandbox() -> DesiredSandbox {
     DesiredSandbox {
+        build_secrets: BTreeMap::new(),
         provider: "alpha".into(),
         state: RunState::Running,
         spec: SandboxSpec { image: Image::Oci("debian:13".into()), ..SandboxSpec::default() },

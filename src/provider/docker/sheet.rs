@@ -50,6 +50,11 @@ pub static SHEET: Capabilities = Capabilities {
         refused("base=OTHER", "has no base image of this name", base::USE),
         honoured("snapshot", ChangeClass::Recreate),
         honoured("build", ChangeClass::Recreate),
+        refused(
+            "build.secrets",
+            "asks the daemon for a build by a call that takes no secrets",
+            "build with provider `local`, or push the image and name it as `image`",
+        ),
         honoured("resources", ChangeClass::Live),
         refused("resources.disk", "cannot limit the disk of a sandbox", "remove `disk`"),
         refused(

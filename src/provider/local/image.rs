@@ -13,6 +13,7 @@ use crate::engine::OciImage;
 use crate::image::{Digest, Hold, Progress};
 use crate::model::Image;
 use crate::provider::{Images, ProviderError, Say, base};
+use crate::secret::SecretValue;
 
 /// How often is told how much of an image has come. What takes less is not told of.
 const TELL: Duration = Duration::from_secs(1);
@@ -26,6 +27,7 @@ impl Local {
     pub(super) async fn image(
         &self,
         image: &Image,
+        secrets: &BTreeMap<String, SecretValue>,
         say: Say<'_>,
     ) -> Result<Option<(OciImage, Hold)>, ProviderError> {
         let pulling = Pulling::new(say);
@@ -45,7 +47,9 @@ impl Local {
             }
             Image::Host | Image::Oci(_) | Image::Snapshot(_) => return Ok(None),
         };
-        let request = build::Request { context, file, sha256: Some(sha256), name: None, pins: &pins };
+        let secrets = secrets.iter().map(|(id, value)| (id.clone(), value.expose().into())).collect();
+        let (sha256, pins, secrets) = (Some(sha256.as_str()), &pins, &secrets);
+        let request = build::Request { context, file, sha256, name: None, pins, secrets };
         let hear = |event: Event<'_>| match event {
             Event::Pull(progress) => pulling.hear(progress),
             Event::Begin(at) => say(&format!("[{}/{}] {}", at.number, at.of, at.text)),
@@ -116,7 +120,12 @@ impl Images for Local {
         }
     }
 
-    async fn bring(&self, image: &Image, say: Say<'_>) -> Result<(), ProviderError> {
-        self.image(image, say).await.map(drop)
+    async fn bring(
+        &self,
+        image: &Image,
+        secrets: &BTreeMap<String, SecretValue>,
+        say: Say<'_>,
+    ) -> Result<(), ProviderError> {
+        self.image(image, secrets, say).await.map(drop)
     }
 }

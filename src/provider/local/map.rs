@@ -103,6 +103,7 @@ pub(super) fn box_spec(spec: &SandboxSpec, project: &str) -> Result<BoxSpec, Pro
         read_only: bind.read_only,
     });
     Ok(BoxSpec {
+        memory: Vec::new(),
         image: EngineImage::Host,
         snapshot: match &spec.image {
             Image::Snapshot(name) => Some(engine_snapshot(project, name)),
@@ -492,7 +493,7 @@ pub(super) fn missing_mounts(info: &BoxInfo, volumes: &BTreeMap<String, u64>) ->
     };
     let missing = info.spec.mounts.iter().filter(|mount| match &mount.source {
         MountSource::Volume(name) => volumes.get(name).is_none_or(|created| *created > since),
-        MountSource::Host(_) => info.lost.contains(&mount.target),
+        MountSource::Host(_) | MountSource::Own(_) => info.lost.contains(&mount.target),
     });
     missing.map(|mount| mount.target.display().to_string()).collect()
 }

@@ -129,7 +129,7 @@ impl Provider for Local {
         let mut made = map::box_spec(spec, &identity.project)?;
         // Nobody removes the image until the sandbox is there, which keeps it.
         let mut _hold = None;
-        if let Some((image, hold)) = self.image(&spec.image, &|_| ()).await? {
+        if let Some((image, hold)) = self.image(&spec.image, &BTreeMap::new(), &|_| ()).await? {
             (made.image, _hold) = (Image::Oci(image), Some(hold));
         }
         let info = self.engine.create(&id.0, &made, &labels).await.map_err(map::error)?;

@@ -17,7 +17,7 @@ fn images() -> PathBuf {
 
 fn shell(instruction: &Instruction) -> &str {
     match &instruction.kind {
-        Kind::Run(Command::Shell(text)) => text,
+        Kind::Run(Command::Shell(text), _) => text,
         _ => "",
     }
 }
@@ -155,8 +155,14 @@ async fn one_is_built_for_real() {
     let shared = base::containerfile("base").unwrap();
     let (_, rest) = shared.split_once("ARG FROM=").unwrap();
     let name: Reference = rest.lines().next().unwrap().parse().unwrap();
-    let request =
-        Request { context: &context, file: None, sha256: None, name: Some(&name), pins: &Default::default() };
+    let request = Request {
+        context: &context,
+        file: None,
+        sha256: None,
+        name: Some(&name),
+        pins: &Default::default(),
+        secrets: &Default::default(),
+    };
     drop(build(&fixture.engine, &request, &|_| ()).await.unwrap());
 
     let manifest = "version: 1\nname: based\nsandboxes: { box: { base: nix } }\n";

@@ -44,8 +44,14 @@ async fn built(fixture: &Fixture, dir: &Path, name: Option<&str>) -> (Result<Oci
         }
     };
     let name = name.map(|name| name.parse::<Reference>().unwrap());
-    let request =
-        Request { context: dir, file: None, sha256: None, name: name.as_ref(), pins: &Default::default() };
+    let request = Request {
+        context: dir,
+        file: None,
+        sha256: None,
+        name: name.as_ref(),
+        pins: &Default::default(),
+        secrets: &Default::default(),
+    };
     let image = build(&fixture.engine, &request, &say).await.map(|(image, _hold)| image);
     (image, told.into_inner().unwrap())
 }
@@ -164,7 +170,7 @@ async fn what_is_not_built_is_refused_before_anything_runs() {
     let Some(dir) = context(&fixture) else { return };
     std::os::unix::fs::symlink("/etc/passwd", dir.join("out")).unwrap();
     for (line, says) in [
-        ("RUN --mount=type=cache,target=/x true", "--mount"),
+        ("RUN --mount=type=ssh true", "--mount"),
         ("HEALTHCHECK CMD true", "healthcheck"),
         ("ADD https://example.com/x /x", "context alone"),
         ("COPY none /x", "none"),

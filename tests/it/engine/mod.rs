@@ -23,6 +23,7 @@ pub mod ordinary_user;
 mod owners;
 mod pause;
 mod recovery;
+mod run_mounts;
 mod session;
 mod snapshot;
 mod socket;

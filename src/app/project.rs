@@ -441,6 +441,7 @@ impl Project<'_> {
                 unresolved: BTreeSet::new(),
                 drift: DriftPolicy::default(),
                 protect: false,
+                build_secrets: BTreeMap::new(),
             };
             desired.sandboxes.insert(name.clone(), sandbox);
         }

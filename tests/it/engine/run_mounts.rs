@@ -310,3 +310,43 @@ async fn secrets_of_a_build_come_from_the_manifest_and_the_command_line() {
     let (_, text) = run(&["image", "gc", "-o", "json"]);
     assert!(text.contains("\"caches\""), "{text}");
 }
+
+/// Links lead where they lead inside, never to this machine.
+#[tokio::test]
+async fn what_is_lent_does_not_lead_out() {
+    let fixture = Fixture::new();
+    let outside = fixture.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("marker"), "MARKER-OF-THE-HOST").unwrap();
+    let at = outside.to_str().unwrap();
+    for (name, text) in [
+        ("context", "RUN --mount=type=bind,source=link,target=/x cat /x/marker\n".to_owned()),
+        ("context-file", "RUN --mount=type=bind,source=link/marker,target=/x cat /x\n".to_owned()),
+        (
+            "stage",
+            format!(
+                "RUN ln -s {at} /link\nFROM base\nRUN --mount=type=bind,from=base,source=/link,target=/x cat /x/marker\n"
+            ),
+        ),
+        (
+            "stage-file",
+            format!(
+                "RUN ln -s {at}/marker /link\nFROM base\nRUN --mount=type=bind,from=base,source=/link,target=/x cat /x\n"
+            ),
+        ),
+        (
+            "stage-below",
+            format!(
+                "RUN ln -s {at} /link\nFROM base\nRUN --mount=type=bind,from=base,source=/link/marker,target=/x cat /x\n"
+            ),
+        ),
+    ] {
+        let Some(dir) = context(&fixture, name, &text) else { return };
+        std::os::unix::fs::symlink(&outside, dir.join("link")).unwrap();
+        let (image, told) = built(&fixture, &dir, &[]).await;
+        assert!(!told.output.contains("MARKER"), "{name}: {}", told.output);
+        let error = image.expect_err(name).to_string();
+        assert!(!error.contains("MARKER"), "{name}: {error}");
+        eprintln!("{name}: {error}");
+    }
+}

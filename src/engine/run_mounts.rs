@@ -112,8 +112,8 @@ impl Engine {
     pub(super) async fn prepare_mounts(&self, wanted: &[RunMount]) -> Result<Prepared, EngineError> {
         let id_map = ids()?;
         let owners = owner(&id_map);
-        let mut prepared = Prepared::default();
-        let caches = self.caches(wanted, &id_map, &owners, &mut prepared).await?;
+        let (caches, _locks) = self.caches(wanted, &id_map, &owners).await?;
+        let mut prepared = Prepared { _locks, ..Prepared::default() };
         for wanted in wanted {
             match wanted {
                 RunMount::Layer { target, layer, path } => {
@@ -148,8 +148,7 @@ impl Engine {
         wanted: &'a [RunMount],
         id_map: &IdMap,
         owners: &str,
-        prepared: &mut Prepared,
-    ) -> Result<BTreeMap<&'a str, PathBuf>, EngineError> {
+    ) -> Result<(BTreeMap<&'a str, PathBuf>, Vec<Lock>), EngineError> {
         // One id is one cache, however often it is mounted; in the order of ids, so that no two wait for each other.
         let mut by_id: BTreeMap<&str, (Sharing, u32, (u32, u32))> = BTreeMap::new();
         for wanted in wanted {
@@ -158,16 +157,16 @@ impl Engine {
                 kept.0 = kept.0.max(*sharing);
             }
         }
-        let mut found = BTreeMap::new();
+        let (mut found, mut locks) = (BTreeMap::new(), Vec::new());
         for (id, (sharing, mode, owner)) in by_id {
             let name = Digest::of(id.as_bytes()).hex()[..40].to_owned();
             let (name, lock) = self.hold_cache(&name, sharing).await?;
             let below = Path::new("images/caches").join(owners).join(name);
             self.make_cache(&self.root.join(&below), id_map, mode, owner).await?;
-            prepared._locks.push(lock);
+            locks.push(lock);
             found.insert(id, below);
         }
-        Ok(found)
+        Ok((found, locks))
     }
 
     async fn hold_cache(&self, name: &str, sharing: Sharing) -> Result<(String, Lock), EngineError> {

@@ -124,6 +124,7 @@ fn desired() -> Desired {
             unresolved: BTreeSet::new(),
             drift: DriftPolicy::Heal,
             protect: false,
+            build_secrets: BTreeMap::new(),
         };
         (name(number), sandbox)
     });

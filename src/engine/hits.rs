@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::cgroup::{self, Controller, Group, Killed};
 use super::disk;
 use super::error::EngineError;
-use super::lifecycle::{Engine, read_state};
+use super::lifecycle::{Engine, read_unsynced};
 use super::spec::{DiskInfo, Limits};
 use super::state::{self, Run};
 
@@ -57,7 +57,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Broken`] when the account cannot be read.
     pub(super) fn hits(&self, id: &str) -> Result<Vec<Hit>, EngineError> {
-        Ok(read_state(id, &self.dir(id).join(HITS))?.unwrap_or_default())
+        Ok(read_unsynced(id, &self.dir(id).join(HITS))?.unwrap_or_default())
     }
 }
 

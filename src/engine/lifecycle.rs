@@ -262,7 +262,7 @@ impl Engine {
     }
 
     fn run(&self, id: &str) -> Result<Option<Run>, EngineError> {
-        read_state(id, &self.dir(id).join("run.json"))
+        read_unsynced(id, &self.dir(id).join("run.json"))
     }
 
     pub(super) fn write_record(&self, record: &Record) -> Result<(), EngineError> {
@@ -402,9 +402,12 @@ impl Engine {
     pub(super) fn liveness(&self, id: &str) -> Result<(BoxState, Option<Run>), EngineError> {
         let Some(run) = self.run(id)? else {
             // Whoever creates a sandbox holds its lock until it runs.
+            let was_run = self.dir(id).join("run.json").exists();
+            let stopped = |why: &str| BoxState::Stopped { unclean: Some(why.to_owned()) };
             let state = match self.is_locked(id)? {
                 true => BoxState::Creating,
-                false => BoxState::Stopped { unclean: Some("its creation was interrupted".to_owned()) },
+                false if was_run => stopped("the machine restarted"),
+                false => stopped("its creation was interrupted"),
             };
             return Ok((state, None));
         };
@@ -702,6 +705,17 @@ pub(super) fn read_state<T: serde::de::DeserializeOwned>(
             Err(EngineError::Broken { id: id.to_owned(), reason: format!("{}: {error}", path.display()) })
         }
         other => other.map_err(EngineError::file("read", path)),
+    }
+}
+
+/// The same of a file that is written without a sync. What a power cut left of one is empty, and says nothing.
+pub(super) fn read_unsynced<T: serde::de::DeserializeOwned>(
+    id: &str,
+    path: &Path,
+) -> Result<Option<T>, EngineError> {
+    match fs::metadata(path) {
+        Ok(there) if there.len() == 0 => Ok(None),
+        _ => read_state(id, path),
     }
 }
 

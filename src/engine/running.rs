@@ -9,7 +9,7 @@ use super::client::{self, Attached, ExecHandle, Stdio};
 use super::disk::{self, Files};
 use super::egress::{self, Attempt, EgressRule};
 use super::error::EngineError;
-use super::lifecycle::{Engine, absolute, check_name, read_state};
+use super::lifecycle::{Engine, absolute, check_name, read_unsynced};
 use super::proto::{Reply, Request};
 use super::socket;
 use super::spec::{
@@ -342,7 +342,7 @@ impl Engine {
         if self.record(id)?.is_none() {
             return Err(EngineError::NotFound(id.to_owned()));
         }
-        Ok(read_state(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
+        Ok(read_unsynced(id, &self.dir(id).join(egress::ATTEMPTS))?.unwrap_or_default())
     }
 
     pub(super) async fn apply_ports(&self, id: &str, request: &Request) -> Result<(), EngineError> {

@@ -41,6 +41,35 @@ async fn a_killed_process_of_the_two_takes_the_other_along() {
     }
 }
 
+/// What is written without a sync has a name and no content after a power cut.
+#[tokio::test]
+async fn what_a_power_cut_emptied_says_nothing_and_is_in_nobodys_way() {
+    let fixture = Fixture::new();
+    for id in ["one", "two"] {
+        fixture.create(id).await;
+    }
+    fixture.sh("one", "echo kept > /root/kept").await.ok();
+    let (shim, init) = pids(&fixture, "one");
+    for pid in [shim, init] {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // each takes the other along
+    }
+    eventually("it is gone", async || is_unclean(&fixture, "one").await).await;
+    for name in ["run.json", "hits.json", "egress.json"] {
+        fs::write(fixture.box_dir("one").join(name), "").unwrap();
+    }
+    let one = fixture.engine.get("one").await.unwrap().unwrap();
+    assert_eq!(one.state, BoxState::Stopped { unclean: Some("the machine restarted".to_owned()) });
+    assert!(one.hits.is_empty() && fixture.engine.egress_attempts("one").await.unwrap().is_empty());
+    let listed = fixture.engine.list().await.unwrap();
+    assert!(matches!(listed[1].state, BoxState::Running { .. }), "{listed:?}");
+    fixture.engine.start("one").await.unwrap();
+    assert_eq!(fixture.sh("one", "cat /root/kept").await.ok(), "kept");
+    for id in ["one", "two"] {
+        fixture.engine.delete(id).await.unwrap();
+    }
+    assert_eq!(processes_in(fixture.dir.path()), Vec::<i32>::new());
+}
+
 #[tokio::test]
 async fn stale_broken_and_half_made_state_is_listed_and_deleted() {
     let fixture = Fixture::new();

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, PathBuf};
+use std::time::Duration;
 
 use super::cgroup::{self, Available, Controller};
 use super::client::{self, Attached, ExecHandle, Stdio};
@@ -18,6 +19,8 @@ use super::spec::{
 };
 use super::state::{self, Record};
 
+/// How long a process that has closed its sockets may take to be gone.
+const ENDING: Duration = Duration::from_secs(1);
 /// The longest path inside, as Linux has it.
 const MAX_PATH: usize = 4096;
 
@@ -252,11 +255,25 @@ impl Engine {
             }
             // One of an older version has none.
             Err(EngineError::Outdated(_)) => {}
-            Err(error) if self.liveness(id)?.0.pid().is_some() => return Err(error),
             // Between the look at the processes and this question the sandbox ended: then nothing listens.
-            Err(_) => {}
+            Err(error) => {
+                if !self.is_ending(id).await? {
+                    return Err(error);
+                }
+            }
         }
         Ok(sockets)
+    }
+
+    /// Whether a sandbox that did not answer has ended, or is about to: a process that is killed closes its sockets before it is gone.
+    async fn is_ending(&self, id: &str) -> Result<bool, EngineError> {
+        let (state, run) = self.liveness(id)?;
+        let (Some(_), Some(run)) = (state.pid(), run) else { return Ok(true) };
+        let cannot = |source| EngineError::Control { id: id.to_owned(), source };
+        match run.shim.alive().map_err(cannot)? {
+            None => Ok(true),
+            Some(shim) => Ok(tokio::time::timeout(ENDING, state::wait_gone(shim)).await.is_ok()),
+        }
     }
 
     /// Makes this the whole set of links, at once where the sandbox runs, and at every start from now on.

@@ -42,6 +42,7 @@ fn bubblewrap() -> Option<Duration> {
             "/bin/echo",
             "hi",
         ])
+        .env("LANG", "C.UTF-8") // as in a sandbox: programs of the C library read thirteen files for it
         .stdin(ProcessStdio::null())
         .output()
         .ok()?;

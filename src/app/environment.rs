@@ -90,6 +90,21 @@ impl Clock for SystemClock {
     }
 }
 
+/// A clock that nobody sets, for pauses: what has passed since the machine was booted, the time asleep included where the system tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SteadyClock;
+
+impl Clock for SteadyClock {
+    fn now(&self) -> Timestamp {
+        #[cfg(target_os = "linux")]
+        let clock = rustix::time::ClockId::Boottime;
+        #[cfg(not(target_os = "linux"))]
+        let clock = rustix::time::ClockId::Monotonic;
+        let now = rustix::time::clock_gettime(clock);
+        Timestamp(now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000))
+    }
+}
+
 /// Fresh identifiers: UUIDs of version 7 (RFC 9562).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UuidIds;

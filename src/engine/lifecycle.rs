@@ -373,7 +373,7 @@ impl Engine {
             };
             limits.in_force.disk = limits.disk.map(|disk| disk.limit);
         }
-        let lost = state.pid().map(|pid| lost_mounts(&record.spec, pid)).unwrap_or_default();
+        let lost = state.pid().map(|pid| self.lost_mounts(&record.spec, pid)).unwrap_or_default();
         let bound = match state.pid() {
             Some(_) if !record.spec.bound.is_empty() => self.bound(&record.id).await?,
             _ => BTreeMap::new(),
@@ -483,6 +483,25 @@ impl Engine {
                 Err(failed("start its host-side process", format!("no answer within {LAUNCH_TIMEOUT:?}")))
             }
         }
+    }
+
+    /// See [`BoxInfo::lost`]. What the kernel does not tell is not lost.
+    fn lost_mounts(&self, spec: &BoxSpec, pid: i32) -> Vec<PathBuf> {
+        let from = |source: &MountSource| match source {
+            MountSource::Host(path) => Some(path.clone()),
+            MountSource::Volume(name) => Some(self.volume_dir(name).join("data")),
+            MountSource::Own(_) => None,
+        };
+        let given = spec.mounts.iter().filter_map(|mount| Some((from(&mount.source)?, &*mount.target)));
+        let given: Vec<(PathBuf, &Path)> = given.collect();
+        if given.is_empty() {
+            return Vec::new();
+        }
+        let read = |process: &str| fs::read_to_string(format!("/proc/{process}/mountinfo"));
+        // Between two looks the sandbox may end, which the next look tells.
+        let (Ok(outside), Ok(inside)) = (read("self"), read(&pid.to_string())) else { return Vec::new() };
+        let given: Vec<(&Path, &Path)> = given.iter().map(|(from, target)| (from.as_path(), *target)).collect();
+        mounts::lost(&given, &outside, &inside)
     }
 
     fn mount_path(&self, source: &MountSource) -> Result<PathBuf, EngineError> {
@@ -677,23 +696,6 @@ fn broken(id: &str, reason: String) -> BoxInfo {
         hits: Vec::new(),
         lost: Vec::new(),
     }
-}
-
-/// See [`BoxInfo::lost`]. What the kernel does not tell is not lost.
-fn lost_mounts(spec: &BoxSpec, pid: i32) -> Vec<PathBuf> {
-    let host = |mount: &'_ super::spec::Mount| match &mount.source {
-        MountSource::Host(path) => Some((path.clone(), mount.target.clone())),
-        MountSource::Volume(_) | MountSource::Own(_) => None,
-    };
-    let given: Vec<(PathBuf, PathBuf)> = spec.mounts.iter().filter_map(host).collect();
-    if given.is_empty() {
-        return Vec::new();
-    }
-    let read = |process: &str| fs::read_to_string(format!("/proc/{process}/mountinfo"));
-    // Between two looks the sandbox may end, which the next look tells.
-    let (Ok(outside), Ok(inside)) = (read("self"), read(&pid.to_string())) else { return Vec::new() };
-    let given: Vec<(&Path, &Path)> = given.iter().map(|(from, to)| (from.as_path(), to.as_path())).collect();
-    mounts::lost(&given, &outside, &inside)
 }
 
 pub(super) fn read_state<T: serde::de::DeserializeOwned>(

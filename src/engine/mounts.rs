@@ -1,4 +1,4 @@
-//! Whether a running sandbox still has the directories of the host that it was given, as the kernel tells it.
+//! Whether a running sandbox still has the directories that it was given, of volumes and of the host, as the kernel tells it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ struct Mounted {
     root: PathBuf,
 }
 
-/// Host directories of the spec, each the path of the host with the target inside, that are not mounted any more, or whose path leads to
+/// Directories of the spec, each the path of the host with the target inside, that are not mounted any more, or whose path leads to
 /// another directory now. `outside` and `inside` are the `mountinfo` of this process and of the sandbox's. What cannot be told is not lost.
 pub fn lost(given: &[(&Path, &Path)], outside: &str, inside: &str) -> Vec<PathBuf> {
     let (outside, inside) = (parse(outside), parse(inside));

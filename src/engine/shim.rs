@@ -168,12 +168,6 @@ pub fn main() -> ExitCode {
     sys::close_inherited();
     let (Ok(caller), Ok(lock)) = (sys::copy_of(0), sys::copy_of(1)) else { return ExitCode::FAILURE };
     let mut caller = Caller { socket: File::from(caller), lock };
-    // The caller waits for the first process only; the shim proper is nobody's child.
-    match sys::clone_into_namespaces(0) {
-        Ok(sys::Fork::Parent { .. }) => return ExitCode::SUCCESS,
-        Ok(sys::Fork::Child) => {}
-        Err(_) => return ExitCode::FAILURE,
-    }
     sys::set_process_name(c"pocketenv-shim");
     let done = match read_task(&mut caller.socket) {
         Ok(Task::Launch(order)) => {

@@ -1,6 +1,7 @@
 //! Starting the host-side process.
 
-use std::io;
+use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -48,27 +49,38 @@ impl Engine {
     }
 }
 
-/// Starts a shim, gives it its task and waits for the answer.
+/// Starts a shim, gives it its task and waits for the answer. It then goes on as our child, whom the runtime reaps when it ends, or
+/// as the machine's when we end first.
 pub(super) async fn run(shim: Command, task: &Task, lock: Option<&Lock>) -> io::Result<Answer> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
+    let order = serde_json::to_vec(task)?;
+    // What fits is there before the shim is, which begins without waiting until somebody lets us run again.
+    let begun = match (&ours).write(&order) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        other => other?,
+    };
+    if begun == order.len() {
+        ours.shutdown(Shutdown::Write)?;
+    }
     let mut child = tokio::process::Command::from(shim)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(lock.map(Lock::share).transpose()?.map_or_else(Stdio::null, Stdio::from))
         .spawn()?;
     let mut stream = tokio::net::UnixStream::from_std(ours)?;
-    let order = serde_json::to_vec(task)?;
     let mut answer = Vec::new();
     let told = async {
-        stream.write_all(&order).await?;
-        stream.shutdown().await?;
+        if begun < order.len() {
+            stream.write_all(&order[begun..]).await?;
+            stream.shutdown().await?;
+        }
         stream.read_to_end(&mut answer).await
     };
     let told = told.await;
-    child.wait().await?;
     if !answer.is_empty() {
         return Ok(serde_json::from_slice(&answer)?);
     }
+    child.wait().await?;
     // Who ended early did not read all of its task; what it said says more.
     let mut said = Vec::new();
     if let Some(stderr) = child.stderr.take() {

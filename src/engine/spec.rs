@@ -475,7 +475,7 @@ pub struct BoxInfo {
     pub limits: Option<LimitsInfo>,
     /// What they held back, in this run and before, oldest first.
     pub hits: Vec<Hit>,
-    /// Targets of host directories that a running sandbox does not have any more, or that lead to another directory on the host now.
+    /// Targets of host directories and volumes that a running sandbox does not have any more, or that are others on the host now.
     pub lost: Vec<PathBuf>,
 }
 

@@ -112,7 +112,7 @@ impl Engine {
         }
     }
 
-    fn volume_dir(&self, name: &str) -> PathBuf {
+    pub(super) fn volume_dir(&self, name: &str) -> PathBuf {
         self.root.join("volumes").join(name)
     }
 

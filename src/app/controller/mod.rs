@@ -31,9 +31,10 @@ pub use notify::{CommitStatus, Forge, NewsState, Notify, NotifyUrl, NotifyWebhoo
 pub use status::{ControlledStatus, ControllerStatus, NotifyStatus, Phase, SourceStatus};
 pub use window::{Window, WindowError};
 
+use super::environment::SteadyClock;
 use super::{App, Error};
 use crate::gitops::{Checkouts, Found};
-use crate::model::{Health, Sync, Timestamp};
+use crate::model::{Clock as _, Health, Sync, Timestamp};
 use crate::reconcile::Backoff;
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::queue::{Ended, Queue};
@@ -197,7 +198,7 @@ impl Controller {
             .await
             .map_err(|e: SecretErrors| Error::Secrets(e))?
             .values;
-        let mut state = State { turned: app.environment().clock.now(), ..State::default() };
+        let mut state = State { turned: SteadyClock.now(), ..State::default() };
         for source in &config.sources {
             state.sources.insert(source.name.clone(), SourceState::default());
         }
@@ -263,16 +264,16 @@ impl Controller {
         let mut workers: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
         let (mut looking, mut working) = (0, 0);
         let mut generation = 0;
-        let mut pruned = self.now();
+        let mut pruned = self.steady();
         for feed in 0..self.feeds.len() {
-            looks.request(feed, feed, 0, self.now());
+            looks.request(feed, feed, 0, self.steady());
         }
         let known: Vec<Key> = self.state().projects.keys().cloned().collect();
         for key in known {
-            projects.request(key.clone(), key.0, 0, self.now());
+            projects.request(key.clone(), key.0, 0, self.steady());
         }
         loop {
-            let now = self.now();
+            let now = self.steady();
             self.state().turned = now;
             while looking < LOOKS
                 && let Some(started) = looks.start_next(now)
@@ -331,38 +332,38 @@ impl Controller {
                 () = cancel.graceful.cancelled() => break,
                 Some(feed) = triggered.recv() => {
                     generation += 1;
-                    looks.request(feed, feed, generation, self.now());
+                    looks.request(feed, feed, generation, self.steady());
                 }
                 Some(done) = workers.next(), if !workers.is_empty() => match done {
                     Done::Look(feed, ended, changed) => {
                         looking -= 1;
-                        looks.finish(&feed, self.now(), ended, chance());
+                        looks.finish(&feed, self.steady(), ended, chance());
                         let names = self.feeds.get(feed).map(|feed| feed.sources.as_slice()).unwrap_or_default();
                         let gone = names.iter().flat_map(|name| self.vanished(name));
-                        gone.for_each(|key| ask(&mut receivers, self.untold(&key), self.now()));
+                        gone.for_each(|key| ask(&mut receivers, self.untold(&key), self.steady()));
                         for key in changed {
                             let generation = self.state().projects.get(&key).map_or(0, |project| project.generation);
-                            projects.request(key.clone(), key.0, generation, self.now());
+                            projects.request(key.clone(), key.0, generation, self.steady());
                         }
                     }
                     Done::Project(key, ended) => {
                         working -= 1;
                         let retry = self.settings(&key).map_or(self.config.retry, |settings| settings.retry);
-                        projects.finish_with(&key, self.now(), ended, chance(), self::backoff(retry));
+                        projects.finish_with(&key, self.steady(), ended, chance(), self::backoff(retry));
                         if !self.state().projects.contains_key(&key) {
                             projects.forget(&key);
                         }
-                        ask(&mut receivers, self.untold(&key), self.now());
+                        ask(&mut receivers, self.untold(&key), self.steady());
                     }
                     Done::Tell(note, ended) => {
                         if let Some(receiver) = receivers.get_mut(&(note.0.0.clone(), note.1)) {
-                            receiver.done(&note, ended, self.now());
+                            receiver.done(&note, ended, self.steady());
                         }
                         // What became news while the last was told.
                         if matches!(ended, Ended::Converged { .. }) {
                             let mut more = self.untold(&note.0);
                             more.retain(|(other, _)| *other == note);
-                            ask(&mut receivers, more, self.now());
+                            ask(&mut receivers, more, self.steady());
                         }
                     }
                 },
@@ -456,7 +457,7 @@ impl Controller {
 
     /// Whether the loop turns.
     pub fn is_alive(&self) -> bool {
-        self.now().millis_since(self.state().turned) < HANGS
+        self.steady().millis_since(self.state().turned) < HANGS
     }
 
     /// Whether every source was looked at since the start, successfully or not.
@@ -464,8 +465,14 @@ impl Controller {
         self.state().sources.values().all(|source| source.looked)
     }
 
+    /// For dates that others read.
     fn now(&self) -> Timestamp {
         self.app.environment().clock.now()
+    }
+
+    /// For pauses, which do not care what somebody sets the clock to.
+    fn steady(&self) -> Timestamp {
+        SteadyClock.now()
     }
 
     /// The state is plain data, whole at every moment, so that a panic elsewhere does not spoil it.

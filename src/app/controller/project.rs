@@ -90,7 +90,7 @@ impl Consent for BySource {
 impl Controller {
     /// Works on one project, and writes down how it went.
     pub(super) async fn reconcile(&self, key: &Key, cancel: &Cancel) -> Ended {
-        let began = self.now();
+        let began = self.steady();
         let (source_name, _) = key;
         let Some(source) = self.source(source_name) else { return Ended::Failed { retry_after: None } };
         let settings = self.config.settings(source, &key.1);
@@ -99,8 +99,8 @@ impl Controller {
             Ok(verdict) => verdict,
             Err(error) => self.failed(&settings, &error),
         };
+        let took = self.steady().millis_since(began);
         let now = self.now();
-        let took = now.millis_since(began);
         self.metrics.reconcile.observe(seconds(took));
         self.note_on(key, |project| {
             let status = &mut project.status;

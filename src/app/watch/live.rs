@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use futures::future::OptionFuture;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Trigger, WatchEvent, WatchSink, words};
+use super::{ASLEEP, Trigger, WatchEvent, WatchSink, words};
+use crate::app::environment::SteadyClock;
 use crate::app::{Error, Project, Sandbox};
 use crate::guest::{self, Difference, Entries, GuestError, LogOptions, ServiceDefaults, ServiceNews, Synced};
 use crate::model::with_causes;
-use crate::model::{DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
+use crate::model::{Clock as _, DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
 use crate::plan::{file_digest, owned_digest};
 use crate::provider::{Command, capture};
 use crate::watch::{Changes, Debounce, Feedback, Files, Tree, Verdict, git_is_busy};
@@ -26,9 +27,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 const SETTLE_EACH: Duration = Duration::from_micros(30);
 /// How long git may keep its lock before its changes are passed on all the same.
 const GIT: Duration = Duration::from_secs(10);
-/// How often the clock is looked at, and how much later than that it is after a sleep of the machine.
+/// How often the clock is looked at.
 const TICK: Duration = Duration::from_secs(5);
-const ASLEEP: Duration = Duration::from_secs(5);
 /// How long a command of `on_change` may take, and how much of what it says is kept.
 const EXEC_LIMIT: Duration = Duration::from_secs(600);
 const EXEC_OUTPUT: usize = 4096;
@@ -371,7 +371,7 @@ impl Live<'_> {
                     }
                     news.apply(reacted_to, host.tree.entries());
                 }
-                let since = std::time::SystemTime::now();
+                let since = SteadyClock.now();
                 tokio::select! {
                     () = news.wait() => {
                         heard = Instant::now();
@@ -416,8 +416,8 @@ impl Live<'_> {
                         settled = true;
                     }
                     () = tokio::time::sleep(TICK) => {
-                        if since.elapsed().is_ok_and(|passed| passed > TICK + ASLEEP) {
-                            cause = Cause::Said("time has jumped");
+                        if SteadyClock.now().millis_since(since) > ASLEEP {
+                            cause = Cause::Said("the machine was asleep");
                             host.tree.mark_all();
                         }
                     }

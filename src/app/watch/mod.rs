@@ -7,7 +7,7 @@ mod live;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::{AbortHandle, Abortable, Aborted, OptionFuture};
@@ -18,11 +18,12 @@ use tokio::time::Instant;
 
 use self::inputs::Inputs;
 use self::live::{Live, Task};
+use super::environment::SteadyClock;
 use super::{
     Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Project, Selection,
 };
 use crate::guest::{LogLine, ServiceNews};
-use crate::model::{Desired, GuestSpec, RunState, SandboxId, Timestamp};
+use crate::model::{Clock as _, Desired, GuestSpec, RunState, SandboxId, Timestamp};
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::queue::{Ended, Queue};
 use crate::reconcile::status::ProjectStatus;
@@ -33,8 +34,8 @@ const BACKOFF: Backoff =
     Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(60), retries: u32::MAX };
 /// How often the clock, and a manifest that was broken, are looked at.
 const TICK: Duration = Duration::from_secs(2);
-/// More than this between two ticks, and the machine was asleep.
-const ASLEEP: Duration = Duration::from_secs(10);
+/// More milliseconds than this between two ticks, and the machine was asleep.
+const ASLEEP: u64 = 10_000;
 /// How long running steps may take to finish once what they work for has changed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -248,7 +249,7 @@ impl<'a> Watching<'a> {
         let mut first = true;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_tick = SystemTime::now();
+        let mut last_tick = self.now();
         self.request();
         self.live();
         loop {
@@ -289,12 +290,12 @@ impl<'a> Watching<'a> {
                 }
                 why = self.inputs.changed(), if !stops => self.edited(&why, &mut running).await,
                 _ = ticks.tick() => {
-                    let now = SystemTime::now();
-                    let slept = now.duration_since(last_tick).is_ok_and(|passed| passed > ASLEEP);
+                    let now = self.now();
+                    let slept = now.millis_since(last_tick) > ASLEEP;
                     last_tick = now;
                     if slept && !stops {
                         self.inputs.look_again();
-                        self.sink.watch(&WatchEvent::Triggered { why: "time has jumped" });
+                        self.sink.watch(&WatchEvent::Triggered { why: "the machine was asleep" });
                         self.request();
                     } else if self.inputs.is_broken() && !stops {
                         self.edited("", &mut running).await;
@@ -306,7 +307,7 @@ impl<'a> Watching<'a> {
     }
 
     fn now(&self) -> Timestamp {
-        self.app.environment().clock.now()
+        SteadyClock.now()
     }
 
     fn request(&mut self) {

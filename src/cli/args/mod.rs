@@ -17,7 +17,7 @@ mod snapshot;
 mod value;
 mod watch;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
@@ -291,9 +291,16 @@ pub enum Verb {
 /// # Errors
 /// What makes no sense, or the help that was asked for.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
-    let matches =
-        Cli::command().try_get_matches_from(args).or_else(|_| command().try_get_matches_from(args))?;
+    let command = args.get(1).and_then(|word| of_verb(word)).unwrap_or_else(Cli::command);
+    let matches = command.try_get_matches_from(args).or_else(|_| self::command().try_get_matches_from(args))?;
     Cli::from_arg_matches(&matches)
+}
+
+/// The command line of one verb: of every verb that clap knows it copies every global flag.
+fn of_verb(word: &OsStr) -> Option<clap::Command> {
+    let verb = Cli::command().find_subcommand(word)?.clone();
+    let root = clap::Command::new("pocketenv").subcommand_required(true);
+    Some(GlobalArgs::augment_args(root).subcommand(verb))
 }
 
 /// The whole command line, with the exit codes at the end of every help.

@@ -8,7 +8,8 @@ pe_block=65536
 [ $pe_block -ge 512 ] || pe_block=512
 
 pe_length() {
-  pe_bytes=$(stat -c %s "$pe_log" 2>/dev/null) || pe_bytes=0
+  pe_bytes=0
+  [ ! -s "$pe_log" ] || pe_bytes=$(stat -c %s "$pe_log" 2>/dev/null) || pe_bytes=0
 }
 
 pe_rotate() {

@@ -11,13 +11,18 @@ pe_open_log() {
   rm -f "$pe_dir/pipe" "$pe_dir/pump"
   # Whoever asks for the log before the pump is up finds it empty, and not missing.
   [ -e "$pe_logs/log" ] || true >"$pe_logs/log"
-  pe_detach sh "$pe_dir/pump.sh" "$pe_dir" "$pe_logs" "$pe_size" "$pe_files" <&5 >/dev/null 2>&1 3>&- 5<&-
+  # It may ignore SIGINT, as what a shell starts with `&` does.
+  $pe_setsid sh "$pe_dir/pump.sh" "$pe_dir" "$pe_logs" "$pe_size" "$pe_files" <&5 >/dev/null 2>&1 3>&- 5<&- &
   exec 5<&-
 }
 
+# Seconds by a clock that nobody sets, where there is one.
+pe_clock() {
+  if read -r pe_now pe_rest </proc/uptime; then pe_now=${pe_now%%.*}; else pe_now=$(date +%s); fi
+} 2>/dev/null
+
 pe_become() { # STATE
-  pe_now=$(date +%s)
-  pe_put "$pe_dir/state" "$1" "$pe_code" "$pe_restarts" "$pe_now"
+  pe_put "$pe_dir/state" "$1" "$pe_code" "$pe_restarts" "$(date +%s)"
 }
 
 # What the process left behind in its session would hold its ports and files.
@@ -33,20 +38,22 @@ pe_clear_group() {
 pe_code=- pe_restarts=0 pe_row=0 pe_delay=1
 pe_start_of $$
 pe_put "$pe_dir/supervisor" $$ "$pe_start"
-pe_open_log || exit 1
 pe_setsid=
 if command -v setsid >/dev/null 2>&1; then pe_setsid=setsid; fi
+pe_open_log || exit 1
 while :; do
   if [ -e "$pe_dir/stopping" ]; then pe_become stopped; exit 0; fi
   [ ! -e "$pe_dir/child" ] || rm -f "$pe_dir/child"
   pe_become running
+  pe_clock
   pe_begun=$pe_now
   exec >/dev/null
   $pe_setsid sh "$pe_dir/launch.sh" "$pe_dir" "$pe_path" "$@" </dev/null >&3 2>&3 3>&-
   pe_code=$?
   if [ -e "$pe_dir/stopping" ]; then pe_become stopped; exit 0; fi
   pe_clear_group
-  if [ $(($(date +%s) - pe_begun)) -ge 10 ]; then pe_row=0 pe_delay=1; fi
+  pe_clock
+  if [ $((pe_now - pe_begun)) -ge 10 ]; then pe_row=0 pe_delay=1; fi
   case $pe_policy:$pe_code in
   always:*) ;;
   *:0) pe_become completed; exit 0 ;;

@@ -358,7 +358,7 @@ pub(super) fn timestamp(ms: u64) -> Timestamp {
     Timestamp(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
-/// What the engine reports, in our words; mounts are judged by [`missing_mounts`].
+/// What the engine reports, in our words.
 pub(super) fn observed(info: BoxInfo, default: impl Fn(&str) -> PathBuf) -> ObservedSandbox {
     let sockets = known_sockets(&info, &default);
     let endpoints = info
@@ -387,7 +387,7 @@ pub(super) fn observed(info: BoxInfo, default: impl Fn(&str) -> PathBuf) -> Obse
         spec: read_back(&info, &sockets),
         sockets,
         endpoints,
-        missing_mounts: Vec::new(),
+        missing_mounts: info.lost.iter().map(|target| target.display().to_string()).collect(),
         bound: info.bound.clone(),
         usage: usage(&info),
         notes: lifetime_notes(&info)
@@ -483,19 +483,6 @@ fn read_back(info: &BoxInfo, sockets: &BTreeMap<String, ObservedSocket>) -> Opti
         spec.network.mode == NetworkMode::Host || linked() && named()
     });
     Some(spec)
-}
-
-/// Mounts of a running sandbox whose volume is gone, or was made anew after the sandbox started, so that something else is mounted, and
-/// directories of the host that it does not have any more.
-pub(super) fn missing_mounts(info: &BoxInfo, volumes: &BTreeMap<String, u64>) -> Vec<String> {
-    let BoxState::Running { since, .. } = info.state else {
-        return Vec::new();
-    };
-    let missing = info.spec.mounts.iter().filter(|mount| match &mount.source {
-        MountSource::Volume(name) => volumes.get(name).is_none_or(|created| *created > since),
-        MountSource::Host(_) | MountSource::Own(_) => info.lost.contains(&mount.target),
-    });
-    missing.map(|mount| mount.target.display().to_string()).collect()
 }
 
 /// What the executor should do about an engine's failure.

@@ -46,26 +46,14 @@ impl Local {
         }
     }
 
-    async fn observed(
-        &self,
-        info: crate::engine::BoxInfo,
-        volumes: &BTreeMap<String, u64>,
-    ) -> ObservedSandbox {
-        let missing = map::missing_mounts(&info, volumes);
+    fn observed(&self, info: crate::engine::BoxInfo) -> ObservedSandbox {
         let id = info.id.clone();
-        let default = |name: &str| self.engine.socket_path(&id, name);
-        ObservedSandbox { missing_mounts: missing, ..map::observed(info, default) }
+        map::observed(info, |name: &str| self.engine.socket_path(&id, name))
     }
 
     async fn set_sockets(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<(), ProviderError> {
         let sockets = map::sockets(spec, |name| self.engine.socket_path(&id.0, name));
         self.engine.set_sockets(&id.0, &sockets).await.map_err(map::error)
-    }
-
-    /// When each volume was created, by its name at the engine.
-    async fn volume_times(&self) -> Result<BTreeMap<String, u64>, ProviderError> {
-        let volumes = self.engine.list_volumes().await.map_err(map::error)?;
-        Ok(volumes.into_iter().map(|v| (v.name, v.created_at)).collect())
     }
 }
 
@@ -84,9 +72,7 @@ impl Provider for Local {
 
     async fn list(&self, owner: &Owner) -> Result<ObservedProvider, ProviderError> {
         let mut listing = ObservedProvider::default();
-        let mut times = BTreeMap::new();
         for volume in self.engine.list_volumes().await.map_err(map::error)? {
-            times.insert(volume.name.clone(), volume.created_at);
             let Some(name) = map::volume_name(&volume.labels).filter(|_| matches(owner, &volume.labels))
             else {
                 continue;
@@ -108,7 +94,7 @@ impl Provider for Local {
         }
         for info in boxes {
             if matches(owner, &info.labels) {
-                let sandbox = self.observed(info, &times).await;
+                let sandbox = self.observed(info);
                 listing.sandboxes.insert(sandbox.id.clone(), sandbox);
             }
         }
@@ -116,11 +102,7 @@ impl Provider for Local {
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<ObservedSandbox>, ProviderError> {
-        let times = self.volume_times().await?;
-        match self.engine.get(&id.0).await.map_err(map::error)? {
-            Some(info) => Ok(Some(self.observed(info, &times).await)),
-            None => Ok(None),
-        }
+        Ok(self.engine.get(&id.0).await.map_err(map::error)?.map(|info| self.observed(info)))
     }
 
     async fn create(&self, spec: &SandboxSpec, identity: &Identity) -> Result<SandboxId, ProviderError> {

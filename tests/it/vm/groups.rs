@@ -9,7 +9,8 @@ const LIMITS: [&str; 4] = [
     "engine::limits::a_busy_loop_gets_its_share_of_a_processor",
     "engine::limits::no_group_outlives_its_sandbox",
 ];
-const OF_ROOT: [&str; 3] = [
+const OF_ROOT: [&str; 4] = [
+    "engine::disk::reading_and_writing_take_their_time",
     "engine::limits::limits_change_while_it_runs",
     "engine::pause::what_is_paused_stands_still_and_goes_on",
     "engine::pause::what_is_paused_stops_is_deleted_and_dies_like_any_other",
@@ -29,11 +30,12 @@ fn limits_are_enforced_by_control_groups_of_version_two() {
     assert_eq!(machine.ok("root", "stat -fc %T /sys/fs/cgroup"), "cgroup2fs");
 
     eprintln!("case: root");
-    machine.tests("root", &[&LIMITS[..], &OF_ROOT].concat());
+    // On a disk, which can be held back.
+    machine.tests("root", "/data", &[&LIMITS[..], &OF_ROOT].concat());
     assert_eq!(machine.ok("root", "find /sys/fs/cgroup -name 'pocketenv*'"), "", "nothing is left");
 
     eprintln!("case: an ordinary user");
-    machine.tests("ann", &LIMITS);
+    machine.tests("ann", "/tmp", &LIMITS);
     machine.eventually("ann", "test -z \"$(find /sys/fs/cgroup -name 'pocketenv*')\"");
     a_scope_lives_as_long_as_its_sandbox(&machine);
 

@@ -14,7 +14,7 @@ const UP: Duration = Duration::from_secs(480);
 /// How long a command may take, unless it says otherwise.
 const COMMAND: Duration = Duration::from_secs(240);
 /// The version of `scripts/setup-test-vm` that this needs.
-const VERSION: &str = "version-1";
+const VERSION: &str = "version-2";
 
 /// A machine that ends with this. At every boot its disk is new, but for what is in `/data`.
 pub struct Machine {
@@ -201,9 +201,9 @@ impl Machine {
 
     /// Runs tests of this program in it; each must pass, and none be skipped.
     #[track_caller]
-    pub fn tests(&self, user: &str, names: &[&str]) {
+    pub fn tests(&self, user: &str, place: &str, names: &[&str]) {
         let script = format!(
-            "cd /tmp; POCKETENV_TEST_EXE=/usr/local/bin/pocketenv /given/it --test-threads 1 --nocapture --exact {} 2>&1",
+            "cd {place}; TMPDIR={place} POCKETENV_TEST_EXE=/usr/local/bin/pocketenv /given/it --test-threads 1 --nocapture --exact {} 2>&1",
             names.join(" ")
         );
         let output = self.run_within(user, &script, COMMAND * 2);

@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry;
 
 use args::{Cli, Verb};
 use context::Context;
@@ -119,18 +121,20 @@ fn with_long_out(args: &[OsString]) -> Vec<OsString> {
         .collect()
 }
 
-/// `POCKETENV_LOG`, in the filter grammar of `tracing`, to stderr. Without it people are told what they should know.
+/// `POCKETENV_LOG`, a level or `TARGET=LEVEL,…` as `tracing` has them, to stderr. Without it people are told what they should know.
 fn install_log(context: &Context) -> Result<(), CliError> {
-    let log = tracing_subscriber::fmt().with_writer(|| ui::view::LogWriter).with_ansi(context.ui.err.0);
+    let log =
+        tracing_subscriber::fmt::layer().with_writer(|| ui::view::LogWriter).with_ansi(context.ui.err.0);
     // Nobody else installs one, so it cannot fail.
     let _ = match context.var("POCKETENV_LOG") {
         None => {
-            log.with_env_filter(EnvFilter::new("pocketenv=warn")).without_time().with_target(false).try_init()
+            let filter = Targets::new().with_target("pocketenv", LevelFilter::WARN);
+            registry().with(filter).with(log.without_time().with_target(false)).try_init()
         }
         Some(filter) => {
-            let filter = EnvFilter::try_new(filter)
-                .map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
-            log.with_env_filter(filter).try_init()
+            let filter: Targets =
+                filter.parse().map_err(|error| CliError::usage(format!("POCKETENV_LOG: {error}")))?;
+            registry().with(filter).with(log).try_init()
         }
     };
     Ok(())

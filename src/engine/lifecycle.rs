@@ -500,7 +500,8 @@ impl Engine {
         let read = |process: &str| fs::read_to_string(format!("/proc/{process}/mountinfo"));
         // Between two looks the sandbox may end, which the next look tells.
         let (Ok(outside), Ok(inside)) = (read("self"), read(&pid.to_string())) else { return Vec::new() };
-        let given: Vec<(&Path, &Path)> = given.iter().map(|(from, target)| (from.as_path(), *target)).collect();
+        let given: Vec<(&Path, &Path)> =
+            given.iter().map(|(from, target)| (from.as_path(), *target)).collect();
         mounts::lost(&given, &outside, &inside)
     }
 

@@ -14,7 +14,9 @@ use crate::app::environment::SteadyClock;
 use crate::app::{Error, Project, Sandbox};
 use crate::guest::{self, Difference, Entries, GuestError, LogOptions, ServiceDefaults, ServiceNews, Synced};
 use crate::model::with_causes;
-use crate::model::{Clock as _, DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
+use crate::model::{
+    Clock as _, DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec,
+};
 use crate::plan::{file_digest, owned_digest};
 use crate::provider::{Command, capture};
 use crate::watch::{Changes, Debounce, Feedback, Files, Tree, Verdict, git_is_busy};

@@ -292,7 +292,8 @@ pub enum Verb {
 /// What makes no sense, or the help that was asked for.
 pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     let command = args.get(1).and_then(|word| of_verb(word)).unwrap_or_else(Cli::command);
-    let matches = command.try_get_matches_from(args).or_else(|_| self::command().try_get_matches_from(args))?;
+    let matches =
+        command.try_get_matches_from(args).or_else(|_| self::command().try_get_matches_from(args))?;
     Cli::from_arg_matches(&matches)
 }
 

@@ -4,7 +4,7 @@ use super::machine::Machine;
 
 const CONFIG: &str = "version: 1
 sources:
-  - { name: fleet, directory: /srv/fleet, interval: 1s, allow_data_loss: true }
+  - { name: fleet, directory: /srv/fleet, interval: 1s, resync: 1h, allow_data_loss: true }
 ";
 
 fn manifest(more: &str) -> String {

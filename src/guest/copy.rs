@@ -1,4 +1,5 @@
-//! Copying between the host and sandboxes, and between sandboxes: modes, links, empty directories and every byte, verified by hash.
+//! Copying between the host and sandboxes, and between sandboxes: modes, links, empty directories and every byte. What came by more than pipes,
+//! and what came out of a sandbox, is verified by its hash.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,9 @@ pub async fn copy_in(
         });
     }
     let arrived = String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned();
+    if guest.has_pipes() {
+        return Ok(arrived);
+    }
     if kind == "directory" {
         verify(guest, &what, &arrived, &sent, user).await?;
     } else {

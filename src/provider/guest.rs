@@ -23,6 +23,12 @@ pub trait Guest: Send + Sync {
     /// Runs a command on a new terminal.
     async fn pty(&self, command: &Command, request: PtyRequest) -> Result<Box<dyn Pty>, GuestError>;
 
+    /// Whether what passes in and out of a command does so by pipes of one kernel, which lose and change nothing. Elsewhere what was copied is
+    /// compared by its hashes.
+    fn has_pipes(&self) -> bool {
+        false
+    }
+
     /// Named sessions, where the sheet says that there are any.
     fn sessions(&self) -> Option<&dyn Sessions> {
         None

@@ -91,6 +91,10 @@ impl Guest for LocalGuest {
         Ok(Box::new(LocalPty::new(handle, false)?))
     }
 
+    fn has_pipes(&self) -> bool {
+        true
+    }
+
     fn sessions(&self) -> Option<&dyn Sessions> {
         Some(self)
     }

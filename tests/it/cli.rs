@@ -1,11 +1,13 @@
 //! The command line as a program sees it: exit codes, streams, forms, help. What needs a sandbox is in the scenarios.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+
+use super::scenarios::world::{Terminal, have};
 
 /// A home of its own, so that nothing of this machine is seen or changed.
 struct World {
@@ -508,6 +510,36 @@ fn completion_knows_what_the_manifest_declares() {
     bash.args(["-c", script]).current_dir(world.path()).env("POCKETENV_HOME", world.path().join("home"));
     let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
     assert_eq!(out(&bash.env("PATH", path).output().unwrap()), "api\n");
+}
+
+#[test]
+fn completion_works_in_the_shells_themselves() {
+    if !have(&["fish", "zsh"]) {
+        return;
+    }
+    let world = World::with("version: 1\nsandboxes: { api: { services: { web: { command: x } } } }\n");
+    let program = super::scenarios::world::program();
+    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let shell = |name: &str, args: &[&str]| {
+        let mut shell = Command::new(name);
+        shell.args(args).current_dir(world.path()).env("HOME", world.path()).env("PATH", &path);
+        shell.env("POCKETENV_HOME", world.path().join("home")).env("TERM", "dumb");
+        shell
+    };
+    let ask = "pocketenv completion fish | source; complete -C 'pocketenv exec a'; complete -C 'pocketenv logs api/'";
+    assert_eq!(out(&shell("fish", &["--no-config", "-c", ask]).output().unwrap()), "api\napi/web\n");
+
+    // It can be asked at a terminal only.
+    let mut zsh = Terminal::of(&mut shell("zsh", &["-f", "-i"]));
+    let types = |text: &str| (&zsh.keys).write_all(text.as_bytes()).unwrap();
+    types("autoload -U compinit && compinit -u -D; eval \"$(pocketenv completion zsh)\"; echo RE''ADY\n");
+    zsh.shows("\nREADY");
+    types("pocketenv exec a\t");
+    zsh.shows("pocketenv exec api ");
+    types("\u{15}pocketenv logs api/\t");
+    zsh.shows("pocketenv logs api/web ");
+    zsh.child.kill().unwrap();
+    zsh.child.wait().unwrap();
 }
 
 #[test]

@@ -489,6 +489,17 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
+/// Whether programs are there; says so loudly if not.
+pub fn have(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |program: &&&str| std::env::split_paths(&path).any(|dir| dir.join(program).exists());
+    let missing: Vec<_> = programs.iter().filter(|program| !there(program)).collect();
+    if !missing.is_empty() {
+        eprintln!("SKIPPED: {missing:?} are missing");
+    }
+    missing.is_empty()
+}
+
 /// The program on a terminal of ours, which is looked at from both ends.
 pub struct Terminal {
     /// The program.

@@ -8,8 +8,9 @@ use pocketenv::build::{Command, Instruction, Kind, Request, build, parse};
 use pocketenv::image::Reference;
 use pocketenv::provider::base;
 
-use super::images::{have, pocketenv, registry, tool};
+use super::images::{pocketenv, registry, tool};
 use super::support::{Fixture, is_root};
+use crate::scenarios::world::have;
 
 fn images() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("images")

@@ -9,8 +9,9 @@ use pocketenv::engine::BoxSpec;
 use pocketenv::image::Reference;
 use serde_json::json;
 
-use super::images::{Entry, Form, Layout, archive, busybox, create, dir, file, have, layers, symlink, tool};
+use super::images::{Entry, Form, Layout, archive, busybox, create, dir, file, layers, symlink, tool};
 use super::support::{Fixture, is_root};
+use crate::scenarios::world::have;
 
 /// A sandbox goes out as an image, with all that its files are, and comes back; tools of the distribution read it on the way.
 #[tokio::test]

@@ -12,6 +12,7 @@ use pocketenv::image::{Digest, ImageError, Reference};
 use serde_json::{Value as Json, json};
 
 use super::support::{Fixture, eventually, is_root, request};
+use crate::scenarios::world::have;
 
 /// One entry of a layer.
 pub(super) struct Entry {
@@ -465,16 +466,6 @@ async fn an_image_for_another_machine_or_of_another_name_is_told_apart() {
     many(&["s390x", "riscv64"]);
     let error = image(&fixture, &reference).await.unwrap_err().to_string();
     assert!(error.contains("linux/s390x") && error.contains(here), "{error}");
-}
-
-pub(super) fn have(programs: &[&str]) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = |program: &&&str| std::env::split_paths(&path).any(|dir| dir.join(program).exists());
-    let missing: Vec<_> = programs.iter().filter(|program| !there(program)).collect();
-    if !missing.is_empty() {
-        eprintln!("SKIPPED: {missing:?} are missing");
-    }
-    missing.is_empty()
 }
 
 pub(super) fn tool(program: &str, args: &[&str]) {

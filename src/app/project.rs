@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::OnceCell;
 
 use super::snapshot::Fork;
@@ -127,7 +128,13 @@ impl App {
     /// Opens the store, once.
     pub async fn store(&self) -> Result<Store, Error> {
         let env = &self.environment;
-        let open = || Store::open(env.directories.store(), env.clock.clone(), env.ids.clone());
+        let (path, clock, ids) = (env.directories.store(), env.clock.clone(), env.ids.clone());
+        let open = || async {
+            match Handle::current().runtime_flavor() {
+                RuntimeFlavor::CurrentThread => Store::open_here(path, clock, ids),
+                _ => Store::open(path, clock, ids).await,
+            }
+        };
         Ok(self.store.get_or_try_init(open).await?.clone())
     }
 

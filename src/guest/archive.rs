@@ -28,8 +28,8 @@ pub(super) struct Member {
 pub(super) enum Source {
     /// These bytes.
     Bytes(std::sync::Arc<[u8]>),
-    /// A file of the host, with the hash it must have.
-    File { path: PathBuf, sha256: String },
+    /// A file of the host, with the hash it must have; without one it must not change while it is read.
+    File { path: PathBuf, sha256: Option<String> },
     /// A directory.
     Directory,
     /// A symbolic link.
@@ -141,12 +141,21 @@ fn pack(members: &[Member], out: impl Write) -> Result<(), PackError> {
             }
             Source::File { path, sha256 } => {
                 let read = |source| PackError::Read(path.clone(), source);
-                let file = std::fs::File::open(path).map_err(read)?;
-                let size = file.metadata().map_err(read)?.len();
+                let mut file = std::fs::File::open(path).map_err(read)?;
+                let look = |file: &std::fs::File| file.metadata().and_then(|m| Ok((m.len(), m.modified()?)));
+                let seen = look(&file).map_err(read)?;
+                let (size, _) = seen;
                 header.set_size(size);
-                let mut reader = Hashing::new(file.take(size));
-                builder.append_data(&mut header, &member.name, &mut reader).map_err(PackError::Write)?;
-                if reader.read != size || reader.hex() != *sha256 {
+                let as_planned = if let Some(sha256) = sha256 {
+                    let mut reader = Hashing::new(file.take(size));
+                    builder.append_data(&mut header, &member.name, &mut reader).map_err(PackError::Write)?;
+                    reader.read == size && reader.hex() == *sha256
+                } else {
+                    let data = (&mut file).take(size);
+                    builder.append_data(&mut header, &member.name, data).map_err(PackError::Write)?;
+                    look(&file).map_err(read)? == seen
+                };
+                if !as_planned {
                     return Err(PackError::Changed(path.clone()));
                 }
             }

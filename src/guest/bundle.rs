@@ -292,7 +292,7 @@ impl Prepared<'_> {
                     single(file, source, &sha256_hex(bytes), 0o644, token, &mut members, &mut control);
                 }
                 Content::HostFile { path, sha256, mode } => {
-                    let source = Source::File { path: path.clone(), sha256: sha256.clone() };
+                    let source = Source::File { path: path.clone(), sha256: Some(sha256.clone()) };
                     single(file, source, sha256, *mode, token, &mut members, &mut control);
                 }
             }
@@ -401,7 +401,7 @@ fn tree(
                 continue;
             }
             TreeKind::File { sha256, .. } => {
-                Source::File { path: host_path(file, &entry.path), sha256: sha256.clone() }
+                Source::File { path: host_path(file, &entry.path), sha256: Some(sha256.clone()) }
             }
             TreeKind::Symlink { target } => Source::Link { target: target.clone() },
         };
@@ -457,7 +457,7 @@ async fn put(guest: &dyn Guest, member: &Member) -> Result<(), GuestError> {
         Source::File { path, sha256 } => {
             let reading = |source| io_error(&format!("reading {}", path.display()), source);
             let bytes = tokio::fs::read(path).await.map_err(reading)?;
-            if sha256_hex(&bytes) != *sha256 {
+            if sha256.as_ref().is_some_and(|expected| sha256_hex(&bytes) != *expected) {
                 return Err(changed(path));
             }
             let command = script.command([&member.name, &mode]);

@@ -26,7 +26,8 @@ pub async fn copy_in(
     one_line("the path", to)?;
     let what = format!("copying {} to {to}", from.display());
     let source = from.to_owned();
-    let (kind, members) = tokio::task::spawn_blocking(move || members(&source))
+    let verified = !guest.has_pipes();
+    let (kind, members) = tokio::task::spawn_blocking(move || members(&source, verified))
         .await
         .map_err(|error| io_error(&what, io::Error::other(error)))?
         .map_err(|source| io_error(&format!("reading {}", from.display()), source))?;
@@ -34,7 +35,7 @@ pub async fn copy_in(
     let sent: Vec<(String, String)> = members
         .iter()
         .filter_map(|member| match &member.data {
-            Source::File { sha256, .. } => Some((member.name.clone(), sha256.clone())),
+            Source::File { sha256, .. } => Some((member.name.clone(), sha256.clone()?)),
             _ => None,
         })
         .collect();
@@ -52,7 +53,7 @@ pub async fn copy_in(
         });
     }
     let arrived = String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned();
-    if guest.has_pipes() {
+    if !verified {
         return Ok(arrived);
     }
     if kind == "directory" {
@@ -214,12 +215,12 @@ fn file_name(path: &Path) -> Result<String, GuestError> {
     }
 }
 
-/// What is sent of a host path; a single file under its own name.
-fn members(from: &Path) -> io::Result<(&'static str, Vec<Member>)> {
+/// What is sent of a host path; a single file under its own name, and with its hash only if somebody verifies it.
+fn members(from: &Path, verified: bool) -> io::Result<(&'static str, Vec<Member>)> {
     use std::os::unix::fs::PermissionsExt;
     let metadata = std::fs::metadata(from)?;
     if metadata.is_file() {
-        let (sha256, _) = file_sha256(from)?;
+        let sha256 = if verified { Some(file_sha256(from)?.0) } else { None };
         let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mode = metadata.permissions().mode() & 0o7777;
         let data = Source::File { path: from.to_owned(), sha256 };
@@ -231,7 +232,7 @@ fn members(from: &Path) -> io::Result<(&'static str, Vec<Member>)> {
     let members = scan(from).map_err(io::Error::other)?.into_iter().map(|entry| {
         let path = from.join(&entry.path);
         let (mode, data) = match entry.kind {
-            TreeKind::File { sha256, mode, .. } => (mode, Source::File { path, sha256 }),
+            TreeKind::File { sha256, mode, .. } => (mode, Source::File { path, sha256: Some(sha256) }),
             TreeKind::Dir { mode } => (mode, Source::Directory),
             TreeKind::Symlink { target } => (0o777, Source::Link { target }),
         };

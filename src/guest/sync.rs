@@ -237,7 +237,7 @@ fn changes(
     for path in &difference.bring {
         let (mode, data) = match new.get(path) {
             Some(TreeKind::File { sha256, mode, .. }) => {
-                (*mode, Source::File { path: from.join(path), sha256: sha256.clone() })
+                (*mode, Source::File { path: from.join(path), sha256: Some(sha256.clone()) })
             }
             Some(TreeKind::Symlink { target }) => (0o777, Source::Link { target: target.clone() }),
             Some(TreeKind::Dir { .. }) | None => continue,

@@ -5,7 +5,7 @@
 //! a memory, not the truth: providers' labels are, and a lost store is rebuilt from them. No secret value is ever in it; what the vault
 //! holds is sealed with a key that is not here.
 //!
-//! One thread owns the connection and commits what waits in its queue together, see `writer.rs`. Several processes may use one
+//! One thread owns the connection and commits what waits in its queue together, or whoever calls does what it wants itself, see `writer.rs`. Several processes may use one
 //! file at once. Every method returns when what it did is durable, but for those that say otherwise: what a power cut takes of
 //! theirs is found out again (a result by asking the provider for the token of its intent, a lease by its process being gone), so
 //! nobody waits for the disk. Giving up on a call does not take it back.
@@ -77,6 +77,22 @@ impl Store {
         let path = path.into();
         let owner = OwnerId(ids.fresh().0);
         let (writer, meta) = Writer::open(path.clone(), owner, clock.now()).await?;
+        Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) })
+    }
+
+    /// The same without a thread: every call runs, and waits for the disk, where it is made. For a runtime of one thread that does one thing at a
+    /// time.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_here(
+        path: impl Into<PathBuf>,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn IdSource>,
+    ) -> Result<Self, StoreError> {
+        let path = path.into();
+        let owner = OwnerId(ids.fresh().0);
+        let (writer, meta) = Writer::here(&path, &owner, clock.now())?;
         Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) })
     }
 

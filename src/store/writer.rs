@@ -1,9 +1,10 @@
 //! The one thread that owns the connection. It drains its queue into one transaction, commits once and then answers all
 //! (group commit): a thousand intents begun together cost a few syncs of the disk, and none is answered before it is durable.
 //!
-//! A store in memory has no thread: each job runs where it is submitted, so that what is simulated on it repeats exactly.
+//! Without a thread each job runs where it is submitted: in memory, so that what is simulated on it repeats exactly, and for who does one thing
+//! at a time, whom a thread would only cost its start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -89,6 +90,12 @@ impl Writer {
         Ok((Self::Threaded(Threaded { queue: Some(queue), thread: Some(thread) }), meta))
     }
 
+    /// Opens the file for whoever calls, without a thread.
+    pub(super) fn here(path: &Path, owner: &OwnerId, now: Timestamp) -> Result<(Self, Meta), StoreError> {
+        let (connection, meta) = file::open(path, owner, now)?;
+        Ok((Self::Inline(Mutex::new(connection)), meta))
+    }
+
     /// A store in memory.
     pub(super) fn in_memory(owner: &OwnerId, now: Timestamp) -> Result<(Self, Meta), StoreError> {
         let (connection, meta) = file::open_in_memory(owner, now)?;
@@ -112,6 +119,7 @@ impl Writer {
         work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, StoreError>> {
         let (sender, receiver) = oneshot::channel();
+        let place = Arc::clone(&path);
         let job = Job { access, run: Box::new(move |connection| run(connection, &path, work, sender)) };
         match self {
             Self::Threaded(Threaded { queue: Some(queue), .. }) => {
@@ -122,7 +130,7 @@ impl Writer {
             Self::Inline(connection) => {
                 // A job that panicked has left a transaction behind at worst, and the next BEGIN says so.
                 let connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
-                execute(&connection, vec![job], std::path::Path::new(":memory:"));
+                execute(&connection, vec![job], &place);
             }
         }
         receiver
@@ -141,7 +149,7 @@ impl Drop for Threaded {
 /// Runs one job's work and wraps up its answer.
 fn run<T: Send + 'static>(
     connection: Result<&Connection, StoreError>,
-    path: &std::path::Path,
+    path: &Path,
     work: impl FnOnce(&Connection) -> Result<T, Fault>,
     sender: oneshot::Sender<Result<T, StoreError>>,
 ) -> Done {
@@ -163,7 +171,7 @@ fn run<T: Send + 'static>(
     Done { failed, answer }
 }
 
-fn serve(connection: &Connection, jobs: &Receiver<Job>, path: &std::path::Path) {
+fn serve(connection: &Connection, jobs: &Receiver<Job>, path: &Path) {
     while let Some(batch) = next_batch(jobs) {
         execute(connection, batch, path);
     }
@@ -177,7 +185,7 @@ fn next_batch(jobs: &Receiver<Job>) -> Option<Vec<Job>> {
 }
 
 /// Runs a batch in one transaction, each job undone on its own if it fails, then answers all.
-fn execute(connection: &Connection, batch: Vec<Job>, path: &std::path::Path) {
+fn execute(connection: &Connection, batch: Vec<Job>, path: &Path) {
     let access = batch.iter().map(|job| job.access).max().unwrap_or(Access::Read);
     let (begin, commit) = match access {
         Access::Read => ("BEGIN", "COMMIT"),

@@ -10,9 +10,10 @@ pe_detach() {
   if command -v setsid >/dev/null 2>&1; then setsid setsid "$@"; else "$@" & fi
 }
 
-# Waits about 20 ms; adds to pe_waited. Some shells' sleep knows whole seconds only.
+# Waits about 5 ms, and 20 when there was waiting already; adds to pe_waited. Some shells' sleep knows whole seconds only.
 pe_nap() {
-  if sleep 0.02 2>/dev/null; then pe_waited=$((pe_waited + 22)); else sleep 1; pe_waited=$((pe_waited + 1000)); fi
+  if [ "$pe_waited" -lt 30 ]; then pe_pause=0.004 pe_passed=6; else pe_pause=0.02 pe_passed=22; fi
+  if sleep "$pe_pause" 2>/dev/null; then pe_waited=$((pe_waited + pe_passed)); else sleep 1; pe_waited=$((pe_waited + 1000)); fi
 }
 
 pe_signal_group() { # SIGNAL PID

@@ -90,19 +90,17 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that nobody sets, for pauses: what has passed since the machine was booted, the time asleep included where the system tells.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SteadyClock;
-
-impl Clock for SteadyClock {
-    fn now(&self) -> Timestamp {
-        #[cfg(target_os = "linux")]
-        let clock = rustix::time::ClockId::Boottime;
-        #[cfg(not(target_os = "linux"))]
-        let clock = rustix::time::ClockId::Monotonic;
-        let now = rustix::time::clock_gettime(clock);
-        Timestamp(now.tv_sec.saturating_mul(1000).saturating_add(now.tv_nsec / 1_000_000))
-    }
+/// What has passed since the machine was booted, in milliseconds, by a clock that nobody sets: the time asleep included where the system tells.
+/// For pauses: two of these have a difference, and none is a date.
+pub(super) fn steady() -> Timestamp {
+    #[cfg(target_os = "linux")]
+    let ms = crate::engine::boot_ms();
+    #[cfg(not(target_os = "linux"))]
+    let ms = {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+    };
+    Timestamp(i64::try_from(ms).unwrap_or(i64::MAX))
 }
 
 /// Fresh identifiers: UUIDs of version 7 (RFC 9562).

@@ -129,11 +129,10 @@ impl App {
     pub async fn store(&self) -> Result<Store, Error> {
         let env = &self.environment;
         let (path, clock, ids) = (env.directories.store(), env.clock.clone(), env.ids.clone());
+        // Who runs on one thread does one thing at a time, and would only wait for another one.
+        let alone = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::CurrentThread);
         let open = || async {
-            match Handle::current().runtime_flavor() {
-                RuntimeFlavor::CurrentThread => Store::open_here(path, clock, ids),
-                _ => Store::open(path, clock, ids).await,
-            }
+            if alone { Store::open_here(path, clock, ids) } else { Store::open(path, clock, ids).await }
         };
         Ok(self.store.get_or_try_init(open).await?.clone())
     }

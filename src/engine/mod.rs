@@ -72,6 +72,7 @@ pub use error::EngineError;
 pub use hits::{Held, Hit};
 pub use layers::{RunStep, Taken};
 pub use lifecycle::{Engine, EngineConfig};
+pub use lifetime::boot_ms;
 pub use probe::{Probe, probe};
 pub use run_mounts::{RunMount, Sharing};
 pub use spec::{

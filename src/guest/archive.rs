@@ -194,3 +194,51 @@ impl<R: Read> Read for Hashing<R> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs::{self, File};
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    /// Does something when the first of an archive is written, which is in the middle of a file that is larger than one write.
+    struct Meanwhile<F>(Option<F>);
+
+    impl<F: FnOnce()> Write for Meanwhile<F> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if let Some(act) = self.0.take() {
+                act();
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_hash_must_not_change_while_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let size = 1 << 20;
+        let packed = |act: &dyn Fn()| {
+            fs::write(&path, vec![1; size]).unwrap();
+            // The clock of files may stand still between two writes.
+            let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+            File::options().append(true).open(&path).unwrap().set_modified(hour_ago).unwrap();
+            let data = Source::File { path: path.clone(), sha256: None };
+            let member = Member { name: "file".to_owned(), mode: 0o644, data };
+            pack(&[member], Meanwhile(Some(act)))
+        };
+        assert!(packed(&|| ()).is_ok());
+        let longer = || File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+        let shorter = || File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+        let other = || fs::write(&path, vec![2; size]).unwrap();
+        for change in [&longer as &dyn Fn(), &shorter, &other] {
+            assert!(matches!(packed(change), Err(PackError::Changed(changed)) if changed == path));
+        }
+    }
+}

@@ -5,8 +5,8 @@
 //! a memory, not the truth: providers' labels are, and a lost store is rebuilt from them. No secret value is ever in it; what the vault
 //! holds is sealed with a key that is not here.
 //!
-//! One thread owns the connection and commits what waits in its queue together, or whoever calls does what it wants itself, see `writer.rs`. Several processes may use one
-//! file at once. Every method returns when what it did is durable, but for those that say otherwise: what a power cut takes of
+//! One thread owns the connection and commits what waits in its queue together, or whoever calls does what it wants itself, see
+//! `writer.rs`. Several processes may use one file at once. Every method returns when what it did is durable, but for those that say otherwise: what a power cut takes of
 //! theirs is found out again (a result by asking the provider for the token of its intent, a lease by its process being gone), so
 //! nobody waits for the disk. Giving up on a call does not take it back.
 
@@ -75,13 +75,12 @@ impl Store {
         ids: Arc<dyn IdSource>,
     ) -> Result<Self, StoreError> {
         let path = path.into();
-        let owner = OwnerId(ids.fresh().0);
-        let (writer, meta) = Writer::open(path.clone(), owner, clock.now()).await?;
-        Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) })
+        let opened = Writer::open(path.clone(), OwnerId(ids.fresh().0), clock.now()).await?;
+        Ok(Self::new(opened, path, clock, ids))
     }
 
-    /// The same without a thread: every call runs, and waits for the disk, where it is made. For a runtime of one thread that does one thing at a
-    /// time.
+    /// The same without a thread: every call runs where it is made, and nothing else runs there while it waits for the disk or for other
+    /// processes. For a runtime of one thread that does one thing at a time.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -91,9 +90,8 @@ impl Store {
         ids: Arc<dyn IdSource>,
     ) -> Result<Self, StoreError> {
         let path = path.into();
-        let owner = OwnerId(ids.fresh().0);
-        let (writer, meta) = Writer::here(&path, &owner, clock.now())?;
-        Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) })
+        let opened = Writer::here(&path, &OwnerId(ids.fresh().0), clock.now())?;
+        Ok(Self::new(opened, path, clock, ids))
     }
 
     /// A store in memory that is gone with its last handle, for rehearsals and simulations: no file, no thread, and every call runs where it
@@ -102,9 +100,17 @@ impl Store {
     /// # Errors
     /// Only what the database answers.
     pub fn in_memory(clock: Arc<dyn Clock>, ids: Arc<dyn IdSource>) -> Result<Self, StoreError> {
-        let owner = OwnerId(ids.fresh().0);
-        let (writer, meta) = Writer::in_memory(&owner, clock.now())?;
-        Ok(Self { inner: Arc::new(Inner { writer, path: Arc::new(":memory:".into()), meta, clock, ids }) })
+        let opened = Writer::in_memory(&OwnerId(ids.fresh().0), clock.now())?;
+        Ok(Self::new(opened, ":memory:".into(), clock, ids))
+    }
+
+    fn new(
+        (writer, meta): (Writer, file::Meta),
+        path: PathBuf,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn IdSource>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { writer, path: Arc::new(path), meta, clock, ids }) }
     }
 
     /// The id that marks what belongs to this store, chosen when it was made.

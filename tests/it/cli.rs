@@ -472,6 +472,12 @@ fn flags_come_from_the_environment_where_they_are_not_given() {
     assert_eq!(json(&output)["name"], "other");
 }
 
+/// `PATH`, with this program first.
+fn path_with_ours() -> String {
+    let program = super::scenarios::world::program();
+    format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap())
+}
+
 #[test]
 fn completion_knows_what_the_manifest_declares() {
     let world = World::new();
@@ -505,11 +511,9 @@ fn completion_knows_what_the_manifest_declares() {
     let script =
         "eval \"$(pocketenv completion bash)\"; COMP_WORDS=(pocketenv exec a) COMP_CWORD=2 COMP_TYPE=9
         _clap_complete_pocketenv pocketenv a exec; echo \"${COMPREPLY[@]}\"";
-    let program = super::scenarios::world::program();
     let mut bash = Command::new("bash");
     bash.args(["-c", script]).current_dir(world.path()).env("POCKETENV_HOME", world.path().join("home"));
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
-    assert_eq!(out(&bash.env("PATH", path).output().unwrap()), "api\n");
+    assert_eq!(out(&bash.env("PATH", path_with_ours()).output().unwrap()), "api\n");
 }
 
 #[test]
@@ -518,8 +522,7 @@ fn completion_works_in_the_shells_themselves() {
         return;
     }
     let world = World::with("version: 1\nsandboxes: { api: { services: { web: { command: x } } } }\n");
-    let program = super::scenarios::world::program();
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let path = path_with_ours();
     let shell = |name: &str, args: &[&str]| {
         let mut shell = Command::new(name);
         shell.args(args).current_dir(world.path()).env("HOME", world.path()).env("PATH", &path);

@@ -31,10 +31,10 @@ pub use notify::{CommitStatus, Forge, NewsState, Notify, NotifyUrl, NotifyWebhoo
 pub use status::{ControlledStatus, ControllerStatus, NotifyStatus, Phase, SourceStatus};
 pub use window::{Window, WindowError};
 
-use super::environment::SteadyClock;
+use super::environment::steady;
 use super::{App, Error};
 use crate::gitops::{Checkouts, Found};
-use crate::model::{Clock as _, Health, Sync, Timestamp};
+use crate::model::{Health, Sync, Timestamp};
 use crate::reconcile::Backoff;
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::queue::{Ended, Queue};
@@ -198,7 +198,7 @@ impl Controller {
             .await
             .map_err(|e: SecretErrors| Error::Secrets(e))?
             .values;
-        let mut state = State { turned: SteadyClock.now(), ..State::default() };
+        let mut state = State { turned: steady(), ..State::default() };
         for source in &config.sources {
             state.sources.insert(source.name.clone(), SourceState::default());
         }
@@ -264,16 +264,16 @@ impl Controller {
         let mut workers: FuturesUnordered<LocalBoxFuture<'_, Done>> = FuturesUnordered::new();
         let (mut looking, mut working) = (0, 0);
         let mut generation = 0;
-        let mut pruned = self.steady();
+        let mut pruned = steady();
         for feed in 0..self.feeds.len() {
-            looks.request(feed, feed, 0, self.steady());
+            looks.request(feed, feed, 0, steady());
         }
         let known: Vec<Key> = self.state().projects.keys().cloned().collect();
         for key in known {
-            projects.request(key.clone(), key.0, 0, self.steady());
+            projects.request(key.clone(), key.0, 0, steady());
         }
         loop {
-            let now = self.steady();
+            let now = steady();
             self.state().turned = now;
             while looking < LOOKS
                 && let Some(started) = looks.start_next(now)
@@ -332,38 +332,38 @@ impl Controller {
                 () = cancel.graceful.cancelled() => break,
                 Some(feed) = triggered.recv() => {
                     generation += 1;
-                    looks.request(feed, feed, generation, self.steady());
+                    looks.request(feed, feed, generation, steady());
                 }
                 Some(done) = workers.next(), if !workers.is_empty() => match done {
                     Done::Look(feed, ended, changed) => {
                         looking -= 1;
-                        looks.finish(&feed, self.steady(), ended, chance());
+                        looks.finish(&feed, steady(), ended, chance());
                         let names = self.feeds.get(feed).map(|feed| feed.sources.as_slice()).unwrap_or_default();
                         let gone = names.iter().flat_map(|name| self.vanished(name));
-                        gone.for_each(|key| ask(&mut receivers, self.untold(&key), self.steady()));
+                        gone.for_each(|key| ask(&mut receivers, self.untold(&key), steady()));
                         for key in changed {
                             let generation = self.state().projects.get(&key).map_or(0, |project| project.generation);
-                            projects.request(key.clone(), key.0, generation, self.steady());
+                            projects.request(key.clone(), key.0, generation, steady());
                         }
                     }
                     Done::Project(key, ended) => {
                         working -= 1;
                         let retry = self.settings(&key).map_or(self.config.retry, |settings| settings.retry);
-                        projects.finish_with(&key, self.steady(), ended, chance(), self::backoff(retry));
+                        projects.finish_with(&key, steady(), ended, chance(), self::backoff(retry));
                         if !self.state().projects.contains_key(&key) {
                             projects.forget(&key);
                         }
-                        ask(&mut receivers, self.untold(&key), self.steady());
+                        ask(&mut receivers, self.untold(&key), steady());
                     }
                     Done::Tell(note, ended) => {
                         if let Some(receiver) = receivers.get_mut(&(note.0.0.clone(), note.1)) {
-                            receiver.done(&note, ended, self.steady());
+                            receiver.done(&note, ended, steady());
                         }
                         // What became news while the last was told.
                         if matches!(ended, Ended::Converged { .. }) {
                             let mut more = self.untold(&note.0);
                             more.retain(|(other, _)| *other == note);
-                            ask(&mut receivers, more, self.steady());
+                            ask(&mut receivers, more, steady());
                         }
                     }
                 },
@@ -457,7 +457,7 @@ impl Controller {
 
     /// Whether the loop turns.
     pub fn is_alive(&self) -> bool {
-        self.steady().millis_since(self.state().turned) < HANGS
+        steady().millis_since(self.state().turned) < HANGS
     }
 
     /// Whether every source was looked at since the start, successfully or not.
@@ -465,14 +465,9 @@ impl Controller {
         self.state().sources.values().all(|source| source.looked)
     }
 
-    /// For dates that others read.
+    /// The date, for others to read; pauses go by [`steady`].
     fn now(&self) -> Timestamp {
         self.app.environment().clock.now()
-    }
-
-    /// For pauses, which do not care what somebody sets the clock to.
-    fn steady(&self) -> Timestamp {
-        SteadyClock.now()
     }
 
     /// The state is plain data, whole at every moment, so that a panic elsewhere does not spoil it.

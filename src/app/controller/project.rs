@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::status::Phase;
 use super::{Controller, Key, News, ProjectState, Settings, Source, config, jittered, seconds, window};
+use crate::app::environment::steady;
 use crate::app::{
     Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Selection,
 };
@@ -90,7 +91,7 @@ impl Consent for BySource {
 impl Controller {
     /// Works on one project, and writes down how it went.
     pub(super) async fn reconcile(&self, key: &Key, cancel: &Cancel) -> Ended {
-        let began = self.steady();
+        let began = steady();
         let (source_name, _) = key;
         let Some(source) = self.source(source_name) else { return Ended::Failed { retry_after: None } };
         let settings = self.config.settings(source, &key.1);
@@ -99,7 +100,7 @@ impl Controller {
             Ok(verdict) => verdict,
             Err(error) => self.failed(&settings, &error),
         };
-        let took = self.steady().millis_since(began);
+        let took = steady().millis_since(began);
         let now = self.now();
         self.metrics.reconcile.observe(seconds(took));
         self.note_on(key, |project| {

@@ -10,13 +10,11 @@ use futures::future::OptionFuture;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{ASLEEP, Trigger, WatchEvent, WatchSink, words};
-use crate::app::environment::SteadyClock;
+use crate::app::environment::steady;
 use crate::app::{Error, Project, Sandbox};
 use crate::guest::{self, Difference, Entries, GuestError, LogOptions, ServiceDefaults, ServiceNews, Synced};
 use crate::model::with_causes;
-use crate::model::{
-    Clock as _, DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec,
-};
+use crate::model::{DesiredFile, FileContent, GuestSpec, OnChange, ServiceStatus, SyncMode, SyncSpec};
 use crate::plan::{file_digest, owned_digest};
 use crate::provider::{Command, capture};
 use crate::watch::{Changes, Debounce, Feedback, Files, Tree, Verdict, git_is_busy};
@@ -373,7 +371,7 @@ impl Live<'_> {
                     }
                     news.apply(reacted_to, host.tree.entries());
                 }
-                let since = SteadyClock.now();
+                let since = steady();
                 tokio::select! {
                     () = news.wait() => {
                         heard = Instant::now();
@@ -418,7 +416,7 @@ impl Live<'_> {
                         settled = true;
                     }
                     () = tokio::time::sleep(TICK) => {
-                        if SteadyClock.now().millis_since(since) > ASLEEP {
+                        if steady().millis_since(since) > ASLEEP {
                             cause = Cause::Said("the machine was asleep");
                             host.tree.mark_all();
                         }

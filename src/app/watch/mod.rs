@@ -18,12 +18,12 @@ use tokio::time::Instant;
 
 use self::inputs::Inputs;
 use self::live::{Live, Task};
-use super::environment::SteadyClock;
+use super::environment::steady;
 use super::{
     Answer, App, ApplyOptions, ApplyReport, Approval, Consent, Error, Goal, Outcome, Project, Selection,
 };
 use crate::guest::{LogLine, ServiceNews};
-use crate::model::{Clock as _, Desired, GuestSpec, RunState, SandboxId, Timestamp};
+use crate::model::{Desired, GuestSpec, RunState, SandboxId};
 use crate::reconcile::execute::Cancel;
 use crate::reconcile::queue::{Ended, Queue};
 use crate::reconcile::status::ProjectStatus;
@@ -249,19 +249,18 @@ impl<'a> Watching<'a> {
         let mut first = true;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_tick = self.now();
+        let mut last_tick = steady();
         self.request();
         self.live();
         loop {
             if running.is_none() && !self.cancel.graceful.is_cancelled() {
-                running = self.queue.start_next(self.now()).map(|_| self.start());
+                running = self.queue.start_next(steady()).map(|_| self.start());
             }
             if running.is_none() && self.cancel.graceful.is_cancelled() {
                 break;
             }
             let next = running.is_none().then(|| self.queue.next_due()).flatten();
-            let next =
-                next.map(|due| tokio::time::sleep(Duration::from_millis(due.millis_since(self.now()))));
+            let next = next.map(|due| tokio::time::sleep(Duration::from_millis(due.millis_since(steady()))));
             let give_up = running.as_ref().and_then(|run| run.give_up).map(tokio::time::sleep_until);
             let run: OptionFuture<_> = running.as_mut().map(|run| run.future.as_mut()).into();
             let stops = self.cancel.graceful.is_cancelled();
@@ -290,7 +289,7 @@ impl<'a> Watching<'a> {
                 }
                 why = self.inputs.changed(), if !stops => self.edited(&why, &mut running).await,
                 _ = ticks.tick() => {
-                    let now = self.now();
+                    let now = steady();
                     let slept = now.millis_since(last_tick) > ASLEEP;
                     last_tick = now;
                     if slept && !stops {
@@ -306,12 +305,8 @@ impl<'a> Watching<'a> {
         self.leave().await
     }
 
-    fn now(&self) -> Timestamp {
-        SteadyClock.now()
-    }
-
     fn request(&mut self) {
-        let now = self.now();
+        let now = steady();
         self.queue.request((), (), self.generation, now);
     }
 
@@ -369,7 +364,7 @@ impl<'a> Watching<'a> {
             // One that was called off because of an edit has its successor in the queue already.
             _ => Ended::Converged { resync: self.options.resync },
         };
-        self.queue.finish(&(), self.now(), ended, 0);
+        self.queue.finish(&(), steady(), ended, 0);
         self.applied.send_modify(|runs| *runs += 1);
         self.look.notify_one();
         Ok(None)

@@ -297,7 +297,8 @@ pub fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches)
 }
 
-/// The command line of one verb: of every verb that clap knows it copies every global flag.
+/// The command line with one verb alone. Into every verb that it knows clap copies every global flag, which cost as much as all else that a short
+/// command does before its work.
 fn of_verb(word: &OsStr) -> Option<clap::Command> {
     let verb = Cli::command().find_subcommand(word)?.clone();
     let root = clap::Command::new("pocketenv").subcommand_required(true);

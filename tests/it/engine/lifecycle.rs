@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pocketenv::engine::{BoxSpec, BoxState, EngineError, Exit};
 
-use super::support::{Fixture, is_root, processes_in, request};
+use super::support::{Fixture, eventually, is_root, processes_in, request};
 
 fn alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
@@ -46,6 +46,44 @@ async fn create_exec_stop_start_delete() {
             .unwrap()
             .contains(&*fixture.dir.path().to_string_lossy())
     );
+}
+
+/// Our children: number and state of each.
+fn children() -> Vec<(i32, String)> {
+    let us = std::process::id().to_string();
+    let child = |entry: std::fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let mut fields = stat.rsplit(')').next()?.split_ascii_whitespace();
+        let (state, parent) = (fields.next()?, fields.next()?);
+        (parent == us).then(|| (pid, state.to_owned()))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter_map(child).collect()
+}
+
+/// Who starts sandboxes for months must not keep what has ended of them.
+async fn nothing_dead_stays() {
+    let fixture = Fixture::new();
+    for id in ["stopped", "killed"] {
+        fixture.create(id).await;
+        let shims = processes_in(&fixture.box_dir(id));
+        assert!(children().iter().any(|(pid, _)| shims.contains(pid)), "{shims:?} {:?}", children());
+    }
+    fixture.engine.stop("stopped", Duration::from_secs(5)).await.unwrap();
+    for pid in processes_in(&fixture.box_dir("killed")) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL); // one may end with another
+    }
+    eventually("no dead child is left", async || children().iter().all(|(_, state)| state != "Z")).await;
+}
+
+#[tokio::test]
+async fn nothing_dead_stays_on_one_thread() {
+    nothing_dead_stays().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_dead_stays_on_many_threads() {
+    nothing_dead_stays().await;
 }
 
 #[tokio::test]

@@ -1,8 +1,12 @@
 //! What runs inside sees a machine of its own: nothing private of the host, of its loopback or of other sandboxes.
 
+use std::fs;
 use std::net::TcpListener;
+use std::time::Duration;
 
-use crate::scenarios::world::World;
+use pocketenv::engine::{Engine, EngineConfig};
+
+use crate::scenarios::world::{World, program};
 
 /// Connects to a port of the loopback inside and says how that went.
 const DIAL: &str = "import socket,sys
@@ -99,6 +103,37 @@ fn isolation() {
         assert_eq!(verified["condition"]["status"], "True", "{verified:#}");
     }
 
+    // An engine that was made to hold less than is declared is found out by the same means.
+    let record = world.box_dir("lonely").join("state.json");
+    let good = fs::read_to_string(&record).unwrap();
+    let bad = good.replacen("\"network\":\"none\"", "\"network\":\"host\"", 1);
+    assert_ne!(good, bad, "{good}");
+    let (id, home) = (world.id("lonely"), world.home());
+    let (data_dir, runtime_dir) = (home.join("data"), home.join("run"));
+    let engine = Engine::new(EngineConfig { data_dir, runtime_dir, exe: program() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (text, code, status) in [(bad, 1, "False"), (good, 0, "True")] {
+        // Not by the command line, which would put it right.
+        let restarted = async {
+            engine.stop(&id, Duration::from_secs(5)).await?;
+            fs::write(&record, text).unwrap();
+            engine.start(&id).await
+        };
+        runtime.block_on(restarted).unwrap();
+        let verified = world.run(&["doctor", "--isolation", "lonely", "-o", "json"]).ends(code).json();
+        assert_eq!(verified["condition"]["status"], status, "{verified:#}");
+        let open: Vec<_> = verified["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|check| check["verdict"] == "broken")
+            .map(|check| check["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(open.contains(&"interfaces"), code == 1, "{verified:#}");
+    }
+
+    // Its service ended with its first life.
+    world.apply();
     world.assert_converged();
     world.destroy_and_see_nothing_left(&[]);
 }
